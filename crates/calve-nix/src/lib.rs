@@ -1,0 +1,7 @@
+//! Nix formats, pure: base32, hashes, store paths, NAR.
+//!
+//! *Invariant*: no I/O beyond `Read` and `Write` handed in, no async, no clock; the same bytes give the same result.
+
+pub mod store_path;
+
+pub use store_path::{StorePath, StorePathError};

@@ -1,0 +1,124 @@
+//! How a node makes machines: one trait, one file a driver, one conformance suite (`tests/conformance.rs`).
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use calve_core::{DriverName, MachineId, MachineName};
+use calve_store::Closure;
+use calve_wire::agent::Remaining;
+use calve_wire::doctor::Check;
+use calve_wire::machine::MachineSpec;
+
+/// Everything that a driver needs to make one machine; nothing is left to choose.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The machine.
+    pub id: MachineId,
+    /// Its name, which becomes its host name.
+    pub name: MachineName,
+    /// Which creation of it this is; a run directory of an earlier one is destroyed first.
+    pub attempt: u32,
+    /// The agent speaks only to who knows it: 32 hexadecimal digits.
+    pub token: String,
+    /// What it shall be.
+    pub spec: MachineSpec,
+    /// The closure that it sees under `/nix/store`.
+    pub closure: Closure,
+    /// The lease, enforced by the machine's own supervisor even where the server is dead.
+    pub remaining: Remaining,
+}
+
+/// A machine that a driver found on its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The machine.
+    pub id: MachineId,
+    /// Which creation of it.
+    pub attempt: u32,
+}
+
+/// Makes machines in one way.
+///
+/// Guarantees: `create` is keyed by id and attempt: repeated, it changes nothing and succeeds. When it fails, nothing is
+/// left. `destroy` accepts absence, and returns only once nothing of the machine is alive and its run directory is gone.
+/// `list` shows every machine from the moment `create` returned until `destroy` returned, also to another process.
+/// A machine outlives the process that created it, and is told its lease at creation, so that it ends in time all the same.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// Its name.
+    fn name(&self) -> DriverName;
+
+    /// Checks what it needs; `Missing` in its area means that `create` would fail. May take seconds the first time.
+    async fn preflight(&self) -> Vec<Check>;
+
+    /// Makes the machine; on return its agent can be reached at [`Driver::agent_socket`].
+    async fn create(&self, order: &Order) -> Result<(), DriverError>;
+
+    /// Every machine of this driver that has anything left on this node, alive or not.
+    async fn list(&self) -> Result<Vec<Found>, DriverError>;
+
+    /// Tells the host-side supervisor of the machine what remains of its lease; without one this does nothing, as the
+    /// agent is told by the server.
+    async fn set_lease(&self, id: MachineId, remaining: Remaining) -> Result<(), DriverError>;
+
+    /// Ends and removes everything of the machine.
+    async fn destroy(&self, id: MachineId) -> Result<(), DriverError>;
+
+    /// The Unix socket on which the machine's agent listens.
+    fn agent_socket(&self, id: MachineId) -> PathBuf;
+
+    /// The console output of the machine (kernel and boot messages), where it has one.
+    fn console_log(&self, id: MachineId) -> Option<PathBuf>;
+}
+
+/// Why a driver could not do it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct DriverError {
+    /// What kind of failure.
+    pub kind: DriverErrorKind,
+    /// One sentence for people.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// What lies behind it.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Kinds of driver failures; they say whether trying again helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverErrorKind {
+    /// The order cannot be done by this driver on this host; trying again does not help.
+    Unusable,
+    /// No space or other resource left; trying again later may help.
+    NoSpace,
+    /// Anything else; trying again may help.
+    Failed,
+}
+
+impl DriverError {
+    /// A failure of `kind` in one sentence.
+    pub fn new(kind: DriverErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None, source: None }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with what lies behind it; a full disk sets the kind.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let source = source.into();
+        let full = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(full, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)) {
+            self.kind = DriverErrorKind::NoSpace;
+        }
+        self.source = Some(source);
+        self
+    }
+}

@@ -1,0 +1,90 @@
+//! State: a key-value store with revisions; one trait, one file a backend, one conformance suite.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// Largest value: what NATS KV carries with room for its headers; a record is a few KiB.
+pub const VALUE_MAX_BYTES: usize = 512 * 1024;
+
+/// Position of a change in the order of all changes of a store; counts from 1.
+pub type Revision = u64;
+
+/// A key with its value as of a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key: `[-/_=.a-zA-Z0-9]+`.
+    pub key: String,
+    /// The revision of its last change.
+    pub revision: Revision,
+    /// Its value.
+    pub value: Bytes,
+}
+
+/// What must be true of a key for a change to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Nothing.
+    Any,
+    /// The key has no value.
+    Absent,
+    /// The key was last changed at this revision.
+    Revision(Revision),
+}
+
+/// How soon a change must survive a power failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Before the call returns.
+    Now,
+    /// With the next change that is `Now`; a killed process loses nothing either way, a power failure may.
+    Soon,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The expectation does not hold: look again and decide anew. Waiting does not help.
+    #[error("the key {key:?} was changed by somebody else")]
+    Conflict {
+        /// The key.
+        key: String,
+    },
+    /// The key or value breaks a limit. Waiting does not help.
+    #[error("{0}")]
+    Invalid(String),
+    /// No space left. Waiting may help.
+    #[error("the state directory's disk is full")]
+    Full,
+    /// The store is at fault. Waiting may help.
+    #[error("the state store failed")]
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A key-value store with revisions.
+///
+/// Guarantees: changes of one store are totally ordered; `put` and `delete` check their expectation and change in one
+/// step; `list` shows one moment; after `changed` returned a revision, `list` shows that revision or a later one.
+#[async_trait]
+pub trait State: Send + Sync {
+    /// The key's value, if it has one.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StateError>;
+
+    /// Every key that begins with `prefix`, in order, and the revision of that moment.
+    async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StateError>;
+
+    /// Sets the key's value; gives the change's revision.
+    async fn put(
+        &self,
+        key: &str,
+        value: Bytes,
+        expect: Expect,
+        durability: Durability,
+    ) -> Result<Revision, StateError>;
+
+    /// Removes the key's value; gives the change's revision. Removing an absent value under `Any` succeeds.
+    async fn delete(&self, key: &str, expect: Expect, durability: Durability)
+    -> Result<Revision, StateError>;
+
+    /// Waits until the store's revision is above `seen`, and gives it: "look again".
+    async fn changed(&self, seen: Revision) -> Revision;
+}

@@ -1,0 +1,234 @@
+//! What a machine is asked to be: shared by the API and the stored record.
+
+use std::collections::BTreeMap;
+
+use calve_core::{DriverName, ExitCause, Kind};
+use calve_nix::StorePath;
+use serde::{Deserialize, Serialize};
+
+/// What runs in the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Workload {
+    /// A program out of a closure.
+    Program(Program),
+    /// A system: the store path holds `init`, `kernel`, `initrd` and `kernel-params`.
+    System {
+        /// The toplevel's store path.
+        #[serde(with = "crate::text")]
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        toplevel: StorePath,
+    },
+    /// Nothing but the agent, to exec into.
+    Base,
+}
+
+/// A program with everything that it is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Absolute path inside the store, e.g. `/nix/store/…-hello-2.12/bin/hello`.
+    pub path: String,
+    /// Arguments without the program's own name.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Environment; nothing is inherited.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory; `/` where none is said.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Further store paths whose closures the machine holds besides the program's own.
+    #[serde(default, with = "store_paths")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub extra_roots: Vec<StorePath>,
+    /// A store path whose tree is copied, writable, to `cwd` before the start.
+    #[serde(default, with = "crate::text::option")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub work_tree: Option<StorePath>,
+    /// Whether standard input stays open for a client; otherwise the program reads an empty one.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+mod store_paths {
+    use super::{Deserialize, StorePath};
+    use serde::{Deserializer, Serializer, de};
+
+    pub fn serialize<S: Serializer>(paths: &[StorePath], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(paths.iter().map(ToString::to_string))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<StorePath>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
+    }
+}
+
+/// When an ended program is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never: what jobs do.
+    Never,
+    /// After an exit code other than 0, or a signal.
+    OnFailure,
+    /// Always: what services do.
+    Always,
+}
+
+/// What a health check does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Probe {
+    /// A command in the machine; healthy where it exits with 0.
+    Command {
+        /// The program and its arguments.
+        argv: Vec<String>,
+    },
+    /// Something accepts connections on this port of the machine.
+    Tcp {
+        /// Port number.
+        port: u16,
+    },
+    /// `GET` answers with a status of 200 to 399.
+    Http {
+        /// Port number.
+        port: u16,
+        /// Path, beginning with a slash.
+        path: String,
+    },
+}
+
+/// A health check: a probe with its times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    /// What is done.
+    pub probe: Probe,
+    /// Time from one probe to the next.
+    pub interval_ms: u64,
+    /// Time after which a probe counts as failed.
+    pub timeout_ms: u64,
+    /// Failures in a row after which the machine counts as unhealthy (and a service is restarted).
+    pub retries: u32,
+}
+
+/// What a machine may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Thousandths of a CPU: 1500 is one and a half; a guest gets that many CPUs, rounded up.
+    #[serde(default)]
+    pub cpus_milli: Option<u32>,
+    /// Memory in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads at once.
+    #[serde(default)]
+    pub pids: Option<u32>,
+}
+
+/// How a machine sees the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// A loopback of its own and nothing else; published ports still reach it.
+    None,
+    /// The host's: a sandbox shares it, a guest reaches out through it.
+    Host,
+}
+
+/// A port of the machine published on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PortMapping {
+    /// Address on the node; 127.0.0.1 where none was said.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub host_addr: std::net::IpAddr,
+    /// Port on the node; 0 lets the node choose.
+    pub host_port: u16,
+    /// TCP port in the machine.
+    pub machine_port: u16,
+}
+
+/// Where a closure came from, as the user wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// The argument of `calve run`: a path, a flake reference, `-A attr file`.
+    pub given: String,
+    /// The Git revision that was built, where there was one.
+    #[serde(default)]
+    pub revision: Option<String>,
+}
+
+/// Everything that a machine is asked to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// What it does.
+    #[serde(with = "crate::text")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub kind: Kind,
+    /// What runs in it.
+    pub workload: Workload,
+    /// The driver, where the user chose one.
+    #[serde(default, with = "crate::text::option")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub driver: Option<DriverName>,
+    /// When an ended program is started again.
+    pub restart: Restart,
+    /// How its health is told.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
+    /// What it may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How it sees the network.
+    pub network: Network,
+    /// Its published ports.
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
+    /// Where its closure came from.
+    #[serde(default)]
+    pub source: Source,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Exit {
+    /// The exit code, where it ended by itself.
+    #[serde(default)]
+    pub code: Option<i32>,
+    /// The signal, where one ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// What was behind it.
+    #[serde(with = "crate::text")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub cause: ExitCause,
+}
+
+impl From<Exit> for calve_core::Exit {
+    fn from(exit: Exit) -> Self {
+        Self { code: exit.code, signal: exit.signal, cause: exit.cause }
+    }
+}
+
+impl From<calve_core::Exit> for Exit {
+    fn from(exit: calve_core::Exit) -> Self {
+        Self { code: exit.code, signal: exit.signal, cause: exit.cause }
+    }
+}
