@@ -254,11 +254,15 @@ fn a_character_device_carries_connections_one_after_the_other() {
     rustix::pty::grantpt(&master).expect("granted");
     rustix::pty::unlockpt(&master).expect("unlocked");
     let name = rustix::pty::ptsname(&master, Vec::new()).expect("a name").into_string().expect("ASCII");
-    // Held open, so that the agent's mode stays.
-    let _held = std::fs::File::open(&name).expect("the other end");
+    // Held open, so that its modes stay.
+    let held = std::fs::File::open(&name).expect("the other end");
+    let mut modes = rustix::termios::tcgetattr(&held).expect("a terminal");
+    modes.make_raw();
+    rustix::termios::tcsetattr(&held, rustix::termios::OptionalActions::Now, &modes).expect("set");
     let machine = Machine::custom(HOUR, "run", &["--device", &name]);
     let again = || -> OwnedFd { master.try_clone().expect("a descriptor") };
     let mut first = Client::new(again());
+    first.keeps = false;
     first.preamble();
     first.hello(0);
     first.start("echo up; exec sleep 87657", Restart::Never);
