@@ -11,6 +11,7 @@ mod enclosure;
 mod init;
 mod modes;
 mod plain;
+mod sandbox_mode;
 mod service;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let arguments = std::env::args().collect();
     let ended = modes::parse(arguments).and_then(|mode| match mode {
         Mode::Plain { run_dir, device, ready } => plain::run(run_dir, device, ready),
+        Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
         Mode::Version => {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));
