@@ -26,6 +26,8 @@ pub enum Mode {
         /// The socket of the driver that waits for the machine.
         ready: OwnedFd,
     },
+    /// `probe`
+    Probe,
     /// `service --server HOST:PORT --fingerprint HEX --token-file F`
     Service {
         /// Who is dialled.
@@ -52,6 +54,7 @@ pub fn parse(arguments: Vec<String>) -> anyhow::Result<Mode> {
             run_dir: options.need("--run-dir")?.into(),
             ready: options.ready_descriptor()?.context("--ready-fd is missing")?,
         },
+        "probe" => Mode::Probe,
         "service" => Mode::Service {
             server: Server {
                 address: options.need("--server")?,
@@ -62,7 +65,7 @@ pub fn parse(arguments: Vec<String>) -> anyhow::Result<Mode> {
         "--version" => Mode::Version,
         other => {
             bail!(
-                "{other:?} is no mode of calve-agent: plain, sandbox, service; calve starts it, people rarely do"
+                "{other:?} is no mode of calve-agent: plain, sandbox, service, probe; calve starts it, people rarely do"
             )
         }
     };

@@ -1,5 +1,7 @@
 //! How a node makes machines: one trait, one file a driver, one conformance suite (`tests/conformance.rs`).
 
+pub mod sandbox;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;

@@ -4,6 +4,7 @@
 //! again by listing run directories, so that a host without any memory can adopt or destroy it.
 
 pub mod driver;
+pub mod preflight;
 pub mod run_dir;
 
 pub use driver::{Driver, DriverError, DriverErrorKind, Found, Order};
