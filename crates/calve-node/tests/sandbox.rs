@@ -83,8 +83,9 @@ async fn a_program_that_runs_into_its_limit_of_processes_is_told() {
     let bench = Bench::new();
     let mut order = bench.order();
     order.spec.limits.pids = Some(3);
-    let script = "for n in 1 2 3 4 5 6; do /proc/self/exe sleep 60 & done; exit 9";
-    let (exit, _) = bench.run(&order, script).await;
+    let script =
+        format!("for n in 1 2 3 4 5 6; do /nix/store/{BASE_NAME}/bin/busybox sleep 60 & done; exit 9");
+    let (exit, _) = bench.run(&order, &script).await;
     assert_eq!(exit.cause, ExitCause::Limit, "{exit:?}");
 }
 
@@ -94,8 +95,9 @@ async fn what_a_killed_supervisor_ran_is_gone_with_it() {
     let order = bench.order();
     let mark = format!("{}", 1_000_000 + std::process::id());
     let mut client = bench.create(&order).await;
-    let sleep = format!("/proc/self/exe sleep {mark}");
-    let script = format!("(trap '' TERM HUP; {sleep}) & (/proc/self/exe setsid {sleep} &); {sleep}");
+    let busybox = format!("/nix/store/{BASE_NAME}/bin/busybox");
+    let sleep = format!("{busybox} sleep {mark}");
+    let script = format!("(trap '' TERM HUP; {sleep}) & ({busybox} setsid {sleep} &); {sleep}");
     client.start(&format!("/nix/store/{BASE_NAME}/bin/busybox"), &["sh", "-c", &script]);
     wait_for("the program's processes", || processes_with(&mark).len() >= 4);
     let pid = RunDirs::new(&bench.dir.path().join("run"), DriverName::Sandbox)
