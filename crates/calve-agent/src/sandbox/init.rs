@@ -10,12 +10,11 @@ use rustix::thread::{Gid, Uid, UnshareFlags, set_thread_groups, set_thread_res_g
 use super::ids::Map;
 use super::talk::Talk;
 use super::{SandboxFailureKind, etc, failed, net, own_network, tree};
+use crate::cgroup::Entrance;
 use crate::confine::Confinement;
 
 /// The agent has written the id map.
 pub const MAPPED: u8 = b'm';
-/// The agent has moved init into its cgroups.
-pub const PLACED: u8 = b'p';
 /// Longest report, in bytes: a sentence or two.
 const REPORT_MAX_BYTES: usize = 16 * 1024;
 /// Exit code of an init that could not begin; nobody but the agent sees it.
@@ -31,14 +30,16 @@ pub struct Job<'a> {
     pub files: &'a etc::Files,
     /// The way to the agent.
     pub agent: &'a Talk,
+    /// The cgroups that it must enter by itself.
+    pub entrances: Vec<Entrance>,
 }
 
 /// What init tells the agent: notes for people, or why there is no sandbox.
 type Report = Result<Vec<String>, SandboxError>;
 
 /// Enters the sandbox and becomes what the caller wants.
-pub fn run(job: &Job, confinement: Confinement, init: impl FnOnce(Confinement) -> Infallible) -> ! {
-    let report = enter(job);
+pub fn run(job: Job, confinement: Confinement, init: impl FnOnce(Confinement) -> Infallible) -> ! {
+    let report = enter(&job);
     let entered = report.is_ok();
     let text = serde_json::to_vec(&report).expect("sentences");
     if job.agent.say(&text).is_err() || !entered {
@@ -55,6 +56,9 @@ fn exit(code: i32) -> ! {
 
 fn enter(job: &Job) -> Report {
     let step = |what: &'static str| move |error: rustix::io::Errno| failed(what, &error.into());
+    for entrance in &job.entrances {
+        entrance.enter().map_err(|e| failed("init cannot enter its cgroup", &e))?;
+    }
     super::raise_open_files();
     let sources = tree::Sources::open(job)?;
     wait_for(job.agent, MAPPED);
@@ -79,7 +83,6 @@ fn enter(job: &Job) -> Report {
                 .to_owned(),
         );
     }
-    wait_for(job.agent, PLACED);
     // SAFETY: no descriptor table is shared or unshared; this thread is the only one.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
         .map_err(step("no cgroup namespace"))?;
