@@ -143,10 +143,21 @@ impl Child {
         traces: &traces::Traces,
     ) -> Result<Vec<String>, SandboxError> {
         traces.write(Some(self.pid)).map_err(|e| failed("the run directory cannot be written", &e))?;
-        map.write(self.pid).map_err(|e| failed("the user id map cannot be written", &e))?;
-        // An error here means that init is gone: its report, or the lack of one, says why.
-        let _ = socket.say(&[init::MAPPED]);
-        init::read_report(socket)
+        let mapped = map.write(self.pid);
+        match &mapped {
+            // An error here means that init is gone: its report, or the lack of one, says why.
+            Ok(()) => drop(socket.say(&[init::MAPPED])),
+            Err(_) => socket.fall_silent(),
+        }
+        match (init::read_report(socket), mapped) {
+            (Some(report), _) => report,
+            (None, Err(error)) => Err(failed("the user id map cannot be written", &error)),
+            (None, Ok(())) => Err(SandboxFailure {
+                kind: SandboxFailureKind::Failed,
+                message: "the sandbox's first process was killed before it could begin".to_owned(),
+                hint: Some("its memory limit may be too small, or the host is out of memory".to_owned()),
+            }),
+        }
     }
 
     fn keep(self) -> (i32, OwnedFd) {

@@ -1,7 +1,6 @@
 //! Init's own way into the sandbox, from the clone to the caller's code.
 
 use std::convert::Infallible;
-use std::io;
 
 use calve_wire::agent::{SandboxFailure as SandboxError, SandboxSpec};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
@@ -35,7 +34,7 @@ pub struct Job<'a> {
 }
 
 /// What init tells the agent: notes for people, or why there is no sandbox.
-type Report = Result<Vec<String>, SandboxError>;
+pub type Report = Result<Vec<String>, SandboxError>;
 
 /// Enters the sandbox and becomes what the caller wants.
 pub fn run(job: Job, confinement: Confinement, init: impl FnOnce(Confinement) -> Infallible) -> ! {
@@ -98,18 +97,9 @@ fn wait_for(agent: &Talk, expected: u8) {
     }
 }
 
-/// Reads init's report; its end without one is a failure.
-pub fn read_report(socket: &Talk) -> Report {
+/// Reads init's report; none where it ended without one.
+pub fn read_report(socket: &Talk) -> Option<Report> {
     let mut text = vec![0; REPORT_MAX_BYTES];
-    let read = socket.hear(&mut text);
-    let report = read
-        .map_err(io::Error::from)
-        .and_then(|n| serde_json::from_slice(&text[..n]).map_err(io::Error::from));
-    report.unwrap_or_else(|_| {
-        Err(SandboxError {
-            kind: SandboxFailureKind::Failed,
-            message: "the sandbox's first process was killed before it could begin".to_owned(),
-            hint: Some("its memory limit may be too small, or the host is out of memory".to_owned()),
-        })
-    })
+    let length = socket.hear(&mut text).ok()?;
+    serde_json::from_slice(&text[..length]).ok()
 }
