@@ -59,10 +59,10 @@ pub fn launch(
     check(spec)?;
     let host = cgroup::Hierarchies::of_host();
     let plan = cgroup::Plan::new(&host, &spec.machine_id, &spec.limits);
-    let traces = traces::Traces::new(run_dir, plan.dirs());
-    traces.write(None).map_err(|e| failed("the run directory cannot be written", &e))?;
+    traces::write_cgroups(run_dir, plan.dirs())
+        .map_err(|e| failed("the run directory cannot be written", &e))?;
     let cgroup = plan.make();
-    launch_in(spec, &traces, &cgroup, init)
+    launch_in(spec, run_dir, &cgroup, init)
         .map(|(pid, pidfd, notes)| {
             let notes = cgroup.notes().iter().cloned().chain(notes).collect();
             (pid, pidfd, notes)
@@ -75,7 +75,7 @@ type Launched = (i32, OwnedFd, Vec<String>);
 
 fn launch_in(
     spec: &SandboxSpec,
-    traces: &traces::Traces,
+    run_dir: &Path,
     cgroup: &Cgroup,
     init: impl FnOnce(Confinement) -> Infallible,
 ) -> Result<Launched, SandboxError> {
@@ -102,7 +102,7 @@ fn launch_in(
         clone::Cloned::Parent { pid, pidfd } => Child { pid, pidfd },
     };
     drop((theirs, entrances));
-    let notes = child.bring_up(&ours, map, traces)?;
+    let notes = child.bring_up(&ours, map, run_dir)?;
     let notes = map.note().into_iter().chain(notes).collect();
     let (pid, pidfd) = child.keep();
     Ok((pid, pidfd, notes))
@@ -140,9 +140,10 @@ impl Child {
         &self,
         socket: &talk::Talk,
         map: ids::Map,
-        traces: &traces::Traces,
+        run_dir: &Path,
     ) -> Result<Vec<String>, SandboxError> {
-        traces.write(Some(self.pid)).map_err(|e| failed("the run directory cannot be written", &e))?;
+        traces::write_init(run_dir, self.pid)
+            .map_err(|e| failed("the run directory cannot be written", &e))?;
         let mapped = map.write(self.pid);
         match &mapped {
             // An error here means that init is gone: its report, or the lack of one, says why.

@@ -8,7 +8,7 @@ use rustix::thread::{Gid, Uid, UnshareFlags, set_thread_groups, set_thread_res_g
 
 use super::ids::Map;
 use super::talk::Talk;
-use super::{SandboxFailureKind, etc, failed, net, own_network, tree};
+use super::{etc, failed, net, own_network, tree};
 use crate::cgroup::Entrance;
 use crate::confine::Confinement;
 

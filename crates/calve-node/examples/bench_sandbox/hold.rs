@@ -7,7 +7,7 @@ use calve_core::{DriverName, MachineId};
 use calve_node::Driver;
 use calve_node::driver::sandbox::SandboxDriver;
 use calve_node::run_dir::RunDirs;
-use calve_wire::agent::{Phase, SandboxTraces};
+use calve_wire::agent::{Phase, SandboxInit};
 
 use crate::Store;
 use crate::support::{Client, agent_binary, cgroups_named, processes_with};
@@ -76,9 +76,9 @@ pub async fn hold(count: usize) {
 
 fn pids(dirs: &RunDirs, ids: impl Iterator<Item = MachineId>) -> (Vec<i32>, Vec<i32>) {
     let both = ids.map(|id| {
-        let traces = fs::read(dirs.path(id).join("traces.json")).expect("written");
-        let traces: SandboxTraces = serde_json::from_slice(&traces).expect("JSON");
-        (dirs.meta(id).expect("written").process.pid, traces.init.expect("made").pid)
+        let init = fs::read(dirs.path(id).join("init.json")).expect("written");
+        let init: SandboxInit = serde_json::from_slice(&init).expect("JSON");
+        (dirs.meta(id).expect("written").process.pid, init.pid)
     });
     both.unzip()
 }

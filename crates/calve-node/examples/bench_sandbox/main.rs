@@ -1,4 +1,5 @@
 //! Measures the sandbox driver; `benches/sandbox` runs it.
+#![allow(missing_docs, reason = "a program of its own")]
 
 mod hold;
 mod peers;
@@ -76,11 +77,13 @@ async fn compare(store: &Store, rounds: usize) {
     let runtime = tempfile::tempdir().expect("a directory");
     let driver = SandboxDriver::new(runtime.path(), agent_binary());
     let peers = peers::peers(store);
+    let mut created = Vec::new();
     let mut program_ended = Vec::new();
     let mut all_gone = Vec::new();
     let mut theirs = vec![Vec::new(); peers.len()];
     for _ in 0..rounds {
-        let (ended, gone) = ours(&driver, store).await;
+        let [made, ended, gone] = ours(&driver, store).await;
+        created.push(made);
         program_ended.push(ended);
         all_gone.push(gone);
         for (peer, times) in peers.iter().zip(&mut theirs) {
@@ -89,6 +92,7 @@ async fn compare(store: &Store, rounds: usize) {
     }
     println!("{} store paths, {rounds} rounds: median (fastest) in ms", store.names.len());
     let base = median(&mut program_ended);
+    show("calve: created", &mut created, base);
     show("calve: program ended", &mut program_ended, base);
     show("calve: all of it gone", &mut all_gone, base);
     for (peer, times) in peers.iter().zip(&mut theirs) {
@@ -96,11 +100,12 @@ async fn compare(store: &Store, rounds: usize) {
     }
 }
 
-/// Time until the program's end was heard, and until the machine was destroyed.
-async fn ours(driver: &SandboxDriver, store: &Store) -> (Duration, Duration) {
+/// Time until the machine was made, until the program's end was heard, and until the machine was destroyed.
+async fn ours(driver: &SandboxDriver, store: &Store) -> [Duration; 3] {
     let order = store.order();
     let begun = Instant::now();
     driver.create(&order).await.expect("it can be made");
+    let created = begun.elapsed();
     let mut client = Client::connect(&driver.agent_socket(order.id));
     client.start(&store.program(), &["true"]);
     let exit = client.until_ended().last_exit.expect("it ended");
@@ -108,7 +113,7 @@ async fn ours(driver: &SandboxDriver, store: &Store) -> (Duration, Duration) {
     driver.destroy(order.id).await.expect("it can be destroyed");
     let gone = begun.elapsed();
     assert_eq!(exit.code, Some(0), "the program ran");
-    (ended, gone)
+    [created, ended, gone]
 }
 
 fn show(name: &str, times: &mut [Duration], base: Duration) {
