@@ -90,8 +90,7 @@ fn launch_in(
     let into =
         cgroup.clone_into().transpose().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
     let entrances = cgroup.entrances().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
-    let (cloned, map) =
-        clone::clone(map, spec.network, into.as_ref().map(AsFd::as_fd)).map_err(unclonable)?;
+    let (cloned, map) = clone::clone(map, into.as_ref().map(AsFd::as_fd)).map_err(unclonable)?;
     let child = match cloned {
         clone::Cloned::Child { in_cgroup } => {
             drop(ours);

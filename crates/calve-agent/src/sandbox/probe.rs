@@ -40,7 +40,7 @@ pub fn probe(scratch_dir: &Path) -> Vec<Check> {
 
 fn user_namespaces(id: &str) -> Check {
     let map = Map::choose(id);
-    let made = clone::clone_as(map, Network::None, None);
+    let made = clone::clone_as(map, None);
     let mend = || FORBIDDING.iter().find(|(file, value, _)| reads(file, value)).map(|(_, _, mend)| *mend);
     let error = match made {
         // SAFETY: ends the child at once.
