@@ -80,7 +80,8 @@ fn sandbox(scratch_dir: &Path, id: &str) -> Vec<Check> {
         limits: LIMITS,
         network: Network::None,
     };
-    let sandbox = match launch(&spec, scratch_dir, confine_and_end) {
+    let launched = launch(&spec, scratch_dir, confine_and_end);
+    let sandbox = match launched.and_then(|mut sandbox| sandbox.entered().map(|()| sandbox)) {
         Ok(sandbox) => sandbox,
         Err(SandboxFailure { message, hint, .. }) => {
             let restricted =
