@@ -102,6 +102,10 @@ fn keep_only(link: &OwnedFd) -> io::Result<()> {
 struct Confined(Confinement);
 
 impl Confine for Confined {
+    fn prepare(&self) -> io::Result<()> {
+        self.0.filter_calls()
+    }
+
     fn apply(&self) -> io::Result<()> {
         self.0.apply()
     }
