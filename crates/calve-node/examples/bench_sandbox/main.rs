@@ -28,7 +28,7 @@ async fn main() {
         rounds => {
             let rounds = rounds.map_or(ROUNDS_DEFAULT, |n| n.parse().expect("a count"));
             for paths in PATHS {
-                compare(&Store::new(paths), rounds).await;
+                compare(&Store::new(paths), rounds, args.get(1..).unwrap_or_default()).await;
             }
         }
     }
@@ -73,10 +73,10 @@ impl Store {
     }
 }
 
-async fn compare(store: &Store, rounds: usize) {
+async fn compare(store: &Store, rounds: usize, only: &[String]) {
     let runtime = tempfile::tempdir().expect("a directory");
     let driver = SandboxDriver::new(runtime.path(), agent_binary());
-    let peers = peers::peers(store);
+    let peers = peers::peers(store, only);
     let mut created = Vec::new();
     let mut program_ended = Vec::new();
     let mut all_gone = Vec::new();

@@ -77,7 +77,8 @@ fn mount(path: &ClosurePath) -> Result<StoreMount, DriverError> {
 }
 
 /// Its standard input is the socket on which it answers: descriptors with other numbers would be inherited by whatever
-/// else this process starts at the same moment.
+/// else this process starts at the same moment. Nothing is asked for that would take a fork(2) of this whole process in
+/// place of posix_spawn(3), such as another directory: the supervisor goes to `/` by itself.
 fn spawn(agent_binary: &Path, dir: &Path, ready: OwnedFd, log: &File) -> Result<Child, DriverError> {
     let to_log = || log.try_clone().map(Stdio::from);
     let spawned = (|| {
@@ -86,7 +87,6 @@ fn spawn(agent_binary: &Path, dir: &Path, ready: OwnedFd, log: &File) -> Result<
             .args(["--ready-fd", "0", "--run-dir"])
             .arg(dir)
             .env_clear()
-            .current_dir("/")
             .stdin(Stdio::from(ready))
             .stdout(to_log()?)
             .stderr(to_log()?)
