@@ -17,6 +17,8 @@ use support::{Client, agent_binary, new_id, order};
 
 /// Closures: a static program alone, and a middling one.
 const PATHS: [usize; 2] = [1, 300];
+/// Pause before each measurement.
+const SETTLE: Duration = Duration::from_millis(40);
 /// Rounds where none are said; each makes one of each peer.
 const ROUNDS_DEFAULT: usize = 40;
 
@@ -82,11 +84,13 @@ async fn compare(store: &Store, rounds: usize, only: &[String]) {
     let mut all_gone = Vec::new();
     let mut theirs = vec![Vec::new(); peers.len()];
     for _ in 0..rounds {
+        settle();
         let [made, ended, gone] = ours(&driver, store).await;
         created.push(made);
         program_ended.push(ended);
         all_gone.push(gone);
         for (peer, times) in peers.iter().zip(&mut theirs) {
+            settle();
             times.push(peer.run());
         }
     }
@@ -98,6 +102,12 @@ async fn compare(store: &Store, rounds: usize, only: &[String]) {
     for (peer, times) in peers.iter().zip(&mut theirs) {
         show(peer.name, times, base);
     }
+}
+
+/// Namespaces go some time after their last process, and what begins meanwhile waits for the same locks: nobody shall pay
+/// for who ran before.
+fn settle() {
+    std::thread::sleep(SETTLE);
 }
 
 /// Time until the machine was made, until the program's end was heard, and until the machine was destroyed.
