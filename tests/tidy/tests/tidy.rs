@@ -69,7 +69,8 @@ fn crates_depend_only_on_what_the_architecture_allows() {
     let ours: BTreeSet<&str> = EDGES.iter().map(|(name, _)| *name).collect();
     for (name, allowed) in EDGES {
         let dependencies = &found[*name];
-        let edges: BTreeSet<&str> = dependencies.iter().map(String::as_str).filter(|d| ours.contains(d)).collect();
+        let edges: BTreeSet<&str> =
+            dependencies.iter().map(String::as_str).filter(|d| ours.contains(d)).collect();
         let allowed: BTreeSet<&str> = allowed.iter().copied().collect();
         assert!(edges.is_subset(&allowed), "{name} depends on {:?}", edges.difference(&allowed));
     }
@@ -79,7 +80,10 @@ fn crates_depend_only_on_what_the_architecture_allows() {
         }
     }
     let crates = found.keys().filter(|name| name.starts_with("calve"));
-    assert!(crates.clone().all(|name| ours.contains(name.as_str())), "a crate without a line in EDGES: {found:?}");
+    assert!(
+        crates.clone().all(|name| ours.contains(name.as_str())),
+        "a crate without a line in EDGES: {found:?}"
+    );
 }
 
 #[test]
@@ -96,7 +100,11 @@ fn files_stay_short() {
 fn occurrences(needle: &str, allowed: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in files(".rs") {
-        if !path.starts_with("crates/") || path.contains("/tests/") || path.contains("/examples/") || allowed(&path) {
+        if !path.starts_with("crates/")
+            || path.contains("/tests/")
+            || path.contains("/examples/")
+            || allowed(&path)
+        {
             continue;
         }
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -160,7 +168,11 @@ fn every_promise_names_a_test_that_exists() {
 fn the_readme_has_exactly_two_commands_and_they_exist() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     for command in ["./demo", "./test"] {
-        assert_eq!(readme.matches(&format!("\n{command}\n")).count(), 1, "{command} stands in the README once");
+        assert_eq!(
+            readme.matches(&format!("\n{command}\n")).count(),
+            1,
+            "{command} stands in the README once"
+        );
         assert!(root().join(command).exists());
     }
 }
