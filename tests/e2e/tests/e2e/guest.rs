@@ -55,9 +55,8 @@ fn a_guest_whose_supervisor_is_killed_does_not_live_on() {
     let home = Home::new();
     home.ok(&["run", "-d", "--name", "vm", "--driver", "qemu"]);
     home.wait_for_running("vm");
-    let guard =
-        std::process::Command::new("pgrep").args(["-f", &format!("guard.*{}", home.path().display())]);
-    let guard = { guard }.output().unwrap();
+    let pattern = format!("guard.*{}", home.path().display());
+    let guard = std::process::Command::new("pgrep").args(["-f", &pattern]).output().unwrap();
     let guard: i32 = String::from_utf8_lossy(&guard.stdout).lines().next().unwrap().parse().unwrap();
     kill(guard, 9);
     home.wait_for_state("vm", "failed");
