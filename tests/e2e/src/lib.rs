@@ -86,6 +86,15 @@ impl Home {
         wait_until(&format!("{name} to be {state}"), || self.state(name) == state);
     }
 
+    /// Waits until the machine exists and runs.
+    #[track_caller]
+    pub fn wait_for_running(&self, name: &str) {
+        wait_until(&format!("{name} to run"), || {
+            let ran = self.run(&["status", name, "--json"]);
+            ran.code == 0 && ran.stdout.contains("\"running\"")
+        });
+    }
+
     /// A closure-to-be with one static program: `DIR/bin/busybox`.
     pub fn app(&self) -> String {
         let bin = self.path().join("app/bin");

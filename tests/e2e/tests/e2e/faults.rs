@@ -4,8 +4,6 @@ use std::process::Stdio;
 
 use e2e::{Home, finish, kill, wait_until};
 
-use crate::program::WaitForRunning;
-
 #[test]
 fn a_killed_server_loses_no_machine_and_no_line_of_its_log() {
     let home = Home::new();

@@ -4,8 +4,6 @@ use std::process::Stdio;
 
 use e2e::{Home, finish, kill, wait_until};
 
-use crate::program::WaitForRunning;
-
 #[test]
 fn a_program_runs_in_a_guest_with_a_kernel_of_its_own() {
     let home = Home::new();

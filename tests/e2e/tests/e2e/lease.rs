@@ -2,8 +2,6 @@
 
 use e2e::{Home, wait_until};
 
-use crate::program::WaitForRunning;
-
 #[test]
 fn a_lease_stops_the_program_and_then_destroys_the_machine() {
     let home = Home::new();

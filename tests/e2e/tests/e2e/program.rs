@@ -165,18 +165,3 @@ fn fifty_at_once_get_fifty_machines_and_fifty_numbers() {
         assert_eq!(home.ok(&["logs", name]).trim(), name);
     }
 }
-
-/// Waiting that several tests need.
-pub trait WaitForRunning {
-    /// Waits until the machine exists and runs.
-    fn wait_for_running(&self, name: &str);
-}
-
-impl WaitForRunning for Home {
-    fn wait_for_running(&self, name: &str) {
-        wait_until(&format!("{name} to run"), || {
-            let ran = self.run(&["status", name, "--json"]);
-            ran.code == 0 && ran.stdout.contains("\"running\"")
-        });
-    }
-}

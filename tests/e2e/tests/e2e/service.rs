@@ -6,8 +6,6 @@ use std::process::Stdio;
 
 use e2e::{Home, finish, wait_until};
 
-use crate::program::WaitForRunning;
-
 fn get(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).ok()?;
