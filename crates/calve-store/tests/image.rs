@@ -96,19 +96,17 @@ fn the_kernel_sees_the_closure() {
             metadata.mtime_nsec(),
         );
         assert_eq!(seen, (mode, 0, 0, 1, 0), "{name:?}");
-        let below =
-            || fs::read_dir(root.join(&name)).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir());
-        let nlink = if kind == "directory" {
-            2 + below().filter(|e| !e.as_ref().unwrap().path().is_symlink()).count()
-        } else {
-            1
-        };
+        let nlink = if kind == "directory" { 2 + directories(&root.join(&name)) } else { 1 };
         assert_eq!(metadata.nlink(), nlink as u64, "{name:?}");
     }
     // Every name of the wide directory is found by its name, too.
     let wide = root.join(base(1, "wide"));
     assert!(names(&wide).iter().all(|name| wide.join(name).exists()));
     assert!(!wide.join("entry-").exists() && !wide.join("zzz").exists());
+}
+
+fn directories(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count()
 }
 
 #[test]
@@ -127,7 +125,9 @@ fn fsck_finds_nothing_and_mkfs_is_not_smaller() {
     let fields: BTreeMap<_, _> = summary.lines().filter_map(|line| line.split_once(':')).collect();
     let inodes = expected(&closure).len().to_string();
     assert_eq!(fields.get("Filesystem inode count").map(|count| count.trim()), Some(&*inodes), "{summary}");
-    // The peer gets the same trees, without the one hard link that it would share.
+    // The peer gets the same trees, without the one hard link that it would share and the name of 255 bytes on which
+    // version 1.5 of it fails.
+    fs::remove_file(host.path("in/odd/names").join("n".repeat(255))).unwrap();
     fs::remove_file(host.path("in/odd/hard-link")).unwrap();
     fs::write(host.path("in/odd/hard-link"), support::noise(1)).unwrap();
     let peer = host.path("peer.erofs");
