@@ -196,9 +196,10 @@ impl fmt::Display for Action {
         match self {
             Self::Write { changes, .. } => {
                 f.write_str("write")?;
-                changes.iter().enumerate().try_for_each(|(i, change)| {
-                    write!(f, "{}{change}", if i == 0 { " " } else { ", " })
-                })
+                changes
+                    .iter()
+                    .enumerate()
+                    .try_for_each(|(i, change)| write!(f, "{}{change}", if i == 0 { " " } else { ", " }))
             }
             Self::Link { .. } => f.write_str("link"),
             Self::Create { attempt, .. } => write!(f, "create attempt {attempt}"),

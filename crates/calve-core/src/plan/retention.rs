@@ -14,7 +14,8 @@ pub(super) fn plan(world: &World<'_>, now: Timestamp, plan: &mut Plan) {
         let sight = world.sights.get(&machine.id);
         if !over {
             plan.wake_at(Some(until));
-        } else if sight.is_none_or(|sight| !sight.busy && sight.pause_until.is_none_or(|pause| now >= pause)) {
+        } else if sight.is_none_or(|sight| !sight.busy && sight.pause_until.is_none_or(|pause| now >= pause))
+        {
             plan.actions.push(Action::Forget { id: machine.id });
         } else {
             plan.wake_at(sight.and_then(|sight| sight.pause_until).filter(|pause| now < *pause));

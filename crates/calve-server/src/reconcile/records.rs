@@ -19,10 +19,10 @@ use calve_wire::api::{Problem, ProblemKind};
 use calve_wire::record::MachineRecord;
 
 use crate::state::{Durability, Expect, Revision, State, StateError};
+pub(super) use change::remove;
 pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create};
 pub use names::NAME_CLAIM_MAX;
-pub(super) use change::remove;
 pub(super) use names::sweep;
 pub use view::View;
 
@@ -68,7 +68,9 @@ impl From<RecordsError> for Problem {
     fn from(error: RecordsError) -> Self {
         let title = error.to_string();
         match error {
-            RecordsError::NotFound(_) => Self::new(ProblemKind::NotFound, title).hint("`calve ps` lists machines"),
+            RecordsError::NotFound(_) => {
+                Self::new(ProblemKind::NotFound, title).hint("`calve ps` lists machines")
+            }
             RecordsError::NameTaken(name) => Self::new(ProblemKind::Conflict, title)
                 .hint(format!("choose another --name, or free it with `calve rm {name}`")),
             RecordsError::Ended(_) => Self::new(ProblemKind::Conflict, title).hint("run it again"),
@@ -79,8 +81,9 @@ impl From<RecordsError> for Problem {
                 Self::new(ProblemKind::LimitReached, title).hint("remove some with `calve rm`")
             }
             RecordsError::Busy => Self::new(ProblemKind::Conflict, title).hint("try again"),
-            RecordsError::Unreadable(_) => Self::new(ProblemKind::Internal, title)
-                .hint("use the newer calve that wrote it"),
+            RecordsError::Unreadable(_) => {
+                Self::new(ProblemKind::Internal, title).hint("use the newer calve that wrote it")
+            }
             RecordsError::State(StateError::Full) => {
                 Self::new(ProblemKind::DiskFull, title).hint("make space, e.g. with `calve prune`")
             }
@@ -95,7 +98,11 @@ pub fn machine_key(id: MachineId) -> String {
 }
 
 /// The record of the machine with this name or id.
-pub async fn get(state: &dyn State, view: &View, name_or_id: &str) -> Result<Arc<MachineRecord>, RecordsError> {
+pub async fn get(
+    state: &dyn State,
+    view: &View,
+    name_or_id: &str,
+) -> Result<Arc<MachineRecord>, RecordsError> {
     view.refresh(state).await?;
     view.find(name_or_id).ok_or_else(|| RecordsError::NotFound(name_or_id.to_owned()))
 }

@@ -64,7 +64,11 @@ pub async fn request_remove(
 
 /// Removes an ended machine's record, then its name. Cut off in between, the name is free all the same, as no record
 /// stands behind it.
-pub(in crate::reconcile) async fn remove(state: &dyn State, view: &View, id: MachineId) -> Result<(), RecordsError> {
+pub(in crate::reconcile) async fn remove(
+    state: &dyn State,
+    view: &View,
+    id: MachineId,
+) -> Result<(), RecordsError> {
     let Some((revision, record)) = view.record(id) else { return Ok(()) };
     match state.delete(&machine_key(id), Expect::Revision(revision), Durability::Soon).await {
         // Somebody else removed it, or an answer was lost.

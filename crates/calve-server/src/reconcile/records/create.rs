@@ -66,7 +66,11 @@ pub async fn create(
             names::release(state, &record.name, record.id).await?;
             Err(error.into())
         }
-        Err(error) => Err(error.into()),
+        // The answer may have been lost, and the loop at work on the record already.
+        Err(error) => match view.refresh(state).await {
+            Ok(()) => view.record(record.id).map(|(_, record)| record).ok_or(error.into()),
+            Err(_) => Err(error.into()),
+        },
     }
 }
 

@@ -37,7 +37,9 @@ pub(super) async fn claim(
         expect = match holder(state, name).await? {
             None => Expect::Absent,
             Some((_, holder)) if holder.id == id => return Ok(()),
-            Some((revision, holder)) if is_abandoned(state, &holder, now).await? => Expect::Revision(revision),
+            Some((revision, holder)) if is_abandoned(state, &holder, now).await? => {
+                Expect::Revision(revision)
+            }
             Some(_) => return Err(RecordsError::NameTaken(name.to_string())),
         };
     }
@@ -65,7 +67,11 @@ pub(super) async fn claim_number(
 }
 
 /// Gives a name back, if the machine `id` holds it.
-pub(super) async fn release(state: &dyn State, name: &MachineName, id: MachineId) -> Result<(), RecordsError> {
+pub(super) async fn release(
+    state: &dyn State,
+    name: &MachineName,
+    id: MachineId,
+) -> Result<(), RecordsError> {
     let Some((revision, holder)) = holder(state, name).await? else { return Ok(()) };
     if holder.id == id {
         state.delete(&name_key(name), Expect::Revision(revision), Durability::Soon).await?;

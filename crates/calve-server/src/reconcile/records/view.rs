@@ -118,7 +118,7 @@ impl View {
     }
 
     pub(in crate::reconcile) fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
-        self.content().records.get(&id).cloned()
+        self.content().record(id)
     }
 
     pub(super) fn voids(&self) -> Vec<(MachineId, Revision, Timestamp)> {
@@ -143,6 +143,10 @@ impl Content {
     /// Whether every record could be read.
     pub fn complete(&self) -> bool {
         self.unreadable.is_empty()
+    }
+
+    pub fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
+        self.records.get(&id).cloned()
     }
 
     fn set(&mut self, entry: &Entry) {
