@@ -203,7 +203,12 @@ impl Logs {
         self.stream(id, query, true).await
     }
 
-    async fn stream(self: &Arc<Self>, id: MachineId, query: Query, live: bool) -> Result<LogStream, LogError> {
+    async fn stream(
+        self: &Arc<Self>,
+        id: MachineId,
+        query: Query,
+        live: bool,
+    ) -> Result<LogStream, LogError> {
         let logs = self.clone();
         let machine = self.blocking(move || logs.machine(id)).await?;
         Ok(Reader::new(machine, query, live).into_stream())
@@ -232,14 +237,18 @@ impl Logs {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// How many entries came from earlier agents of the machine: the present one's numbers count behind them.
-    pub(crate) fn base(&self, id: MachineId) -> Result<u64, LogError> {
-        Ok(self.machine(id)?.tip.borrow().base)
+    /// The last kept entry, and how many came from earlier agents of the machine: the present one counts behind them.
+    pub(crate) async fn position(self: &Arc<Self>, id: MachineId) -> Result<(u64, u64), LogError> {
+        let logs = self.clone();
+        let machine = self.blocking(move || logs.machine(id)).await?;
+        let tip = *machine.tip.borrow();
+        Ok((tip.last_seq, tip.base))
     }
 
-    /// Notes that the machine has a new agent that counts from 1 again.
-    pub(crate) fn rebase(&self, id: MachineId) -> Result<(), LogError> {
-        self.machine(id)?.rebase()
+    /// Notes that the machine has a new agent, which counts from 1 again.
+    pub(crate) async fn rebase(self: &Arc<Self>, id: MachineId) -> Result<(), LogError> {
+        let logs = self.clone();
+        self.blocking(move || logs.machine(id)?.rebase()).await
     }
 
     fn machine(&self, id: MachineId) -> Result<Arc<MachineLog>, LogError> {

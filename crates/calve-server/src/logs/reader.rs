@@ -164,7 +164,9 @@ impl Place {
                 let segments = lock(&log.segments);
                 match &self.open {
                     Some(open) => match segments.holding(open.segment.first_seq) {
-                        Some((segment, grows)) if segment.first_seq == open.segment.first_seq => (segment, grows),
+                        Some((segment, grows)) if segment.first_seq == open.segment.first_seq => {
+                            (segment, grows)
+                        }
                         // Rotation has removed it; it is read to its end all the same.
                         _ => return Some((false, open.file.metadata().map_or(0, |meta| meta.len()))),
                     },

@@ -211,7 +211,11 @@ fn scan(path: &Path, first_seq: u64) -> io::Result<(u64, u64)> {
         let body = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
         let seq = u64::from_be_bytes(head[5..13].try_into().expect("eight bytes"));
         let end = len + 4 + body as u64;
-        if !(HEAD_BYTES - 4..=FRAME_MAX_BYTES).contains(&body) || head[4] != 1 || seq != next_seq || end > size {
+        if !(HEAD_BYTES - 4..=FRAME_MAX_BYTES).contains(&body)
+            || head[4] != 1
+            || seq != next_seq
+            || end > size
+        {
             break;
         }
         reader.seek_relative((4 + body - HEAD_BYTES) as i64)?;
