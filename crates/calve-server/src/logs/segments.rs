@@ -97,9 +97,11 @@ impl Segments {
         entries: &[LogEntry],
     ) -> Result<(), LogError> {
         let mut buffer = Vec::new();
-        let kept_seq = self.last_seq;
-        let mut buffered_seq = kept_seq;
-        for entry in entries.iter().filter(|entry| entry.seq > kept_seq) {
+        let mut buffered_seq = self.last_seq;
+        for entry in entries {
+            if entry.seq <= buffered_seq {
+                continue;
+            }
             if entry.seq != buffered_seq + 1 {
                 self.write(dir, options, &buffer, buffered_seq)?;
                 return Err(LogError::Gap { expected: buffered_seq + 1, found: entry.seq });
