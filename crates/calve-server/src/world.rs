@@ -1,0 +1,304 @@
+//! The loop's eyes and hands: drivers, agents, store, ports, clock.
+
+pub mod host;
+mod leases;
+mod preflight;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use calve_core::{DriverName, MachineId, MachineName, Timestamp};
+use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
+use calve_nix::StorePath;
+use calve_store::{Closure, Store, StoreError};
+use calve_wire::agent::{Remaining, ToAgent};
+use calve_wire::doctor::Check;
+use calve_wire::event::What;
+use calve_wire::machine::{MachineSpec, PortMapping, Workload};
+use calve_wire::record::MachineRecord;
+use futures_util::future::join_all;
+use tokio::sync::{Notify, watch};
+
+use crate::agents::{Agents, LinkError};
+use crate::events::EventLog;
+use crate::logs::Logs;
+use crate::ports::Ports;
+use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
+use crate::chain;
+use leases::Leases;
+use preflight::Preflights;
+
+/// The principal of what the loop does.
+const LOOP: &str = "loop";
+
+/// Everything besides the records.
+pub struct World {
+    drivers: BTreeMap<DriverName, Arc<dyn Driver>>,
+    preflights: Preflights,
+    store: Arc<Store>,
+    agents: Arc<Agents>,
+    logs: Arc<Logs>,
+    ports: Ports,
+    leases: Leases,
+    events: EventLog,
+    /// Counts what may have changed outside of the records.
+    changes: watch::Sender<u64>,
+}
+
+/// What a world is made of.
+pub struct Parts {
+    /// The node's drivers.
+    pub drivers: Vec<Arc<dyn Driver>>,
+    /// Closures.
+    pub store: Arc<Store>,
+    /// Output of machines.
+    pub logs: Arc<Logs>,
+    /// What happened.
+    pub events: EventLog,
+}
+
+impl World {
+    /// A world; to be called within a tokio runtime.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let bell = Arc::new(Notify::new());
+        let changes = watch::Sender::new(0);
+        let agents = Agents::new(parts.logs.clone(), bell.clone());
+        let world = Arc::new(Self {
+            drivers: parts.drivers.iter().map(|driver| (driver.name(), driver.clone())).collect(),
+            preflights: Preflights::new(parts.drivers, changes.clone()),
+            ports: Ports::default(),
+            leases: Leases::default(),
+            store: parts.store,
+            agents,
+            logs: parts.logs,
+            events: parts.events,
+            changes: changes.clone(),
+        });
+        // The agents ring for one listener; the loop and every waiting request want to hear it.
+        let bell_task = tokio::spawn(async move {
+            loop {
+                bell.notified().await;
+                changes.send_modify(|count| *count += 1);
+            }
+        });
+        world
+    }
+
+    /// The links to agents.
+    pub fn agents(&self) -> &Arc<Agents> {
+        &self.agents
+    }
+
+    /// Closures.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Counts what may have changed outside of the records, for waiting.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A machine's published ports with the ports that the node chose.
+    pub fn published(&self, id: MachineId) -> Vec<PortMapping> {
+        self.ports.published(id)
+    }
+
+    /// Whether a driver can be used, known for sure: waits for its preflight, which may take seconds the first time.
+    pub async fn driver_state(&self, driver: DriverName) -> DriverState {
+        self.preflights.state(driver).await
+    }
+
+    /// Every driver's preflight, done anew.
+    pub async fn preflight(&self) -> Vec<Check> {
+        self.preflights.run_all().await
+    }
+
+    fn driver(&self, name: DriverName) -> Result<&Arc<dyn Driver>, EffectError> {
+        self.drivers.get(&name).ok_or_else(|| EffectError {
+            message: format!("this server has no driver {name}"),
+            retry: false,
+        })
+    }
+
+    fn publish(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        if record.spec.ports.is_empty() {
+            return Ok(());
+        }
+        match self.ports.publish(record.id, &record.spec.ports, &self.agents) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(EffectError { message: chain(&error), retry: false }),
+        }
+    }
+
+    fn tell(&self, id: MachineId, message: ToAgent) -> Result<(), EffectError> {
+        self.agents
+            .send(id, message)
+            .map_err(|error| EffectError { message: error.to_string(), retry: error != LinkError::BadToken })
+    }
+
+    async fn closure(&self, spec: &MachineSpec) -> Result<Closure, EffectError> {
+        let roots = roots(spec);
+        let store = self.store.clone();
+        let closure = tokio::task::spawn_blocking(move || store.closure(&roots)).await;
+        let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        closure.map_err(|error| store_error(&error))
+    }
+}
+
+/// The store paths whose closures a machine holds.
+pub fn roots(spec: &MachineSpec) -> Vec<StorePath> {
+    match &spec.workload {
+        Workload::Program(program) => {
+            let own = StorePath::split(&program.path).ok().map(|(path, _)| path);
+            own.into_iter().chain(program.extra_roots.iter().chain(&program.work_tree).cloned()).collect()
+        }
+        Workload::System { toplevel } => vec![toplevel.clone()],
+        Workload::Base => Vec::new(),
+    }
+}
+
+/// What remains of a record's lease at `now`.
+pub fn remaining(record: &MachineRecord, now: Timestamp) -> Remaining {
+    Remaining {
+        until_deadline_ms: record.deadline_unix_ms.map(|deadline| deadline.saturating_sub(now.0)),
+        grace_ms: record.grace_ms,
+    }
+}
+
+/// The time.
+pub fn now() -> Timestamp {
+    Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
+}
+
+fn placed(record: &MachineRecord) -> Result<DriverName, EffectError> {
+    let unplaced = || EffectError { message: "the machine has no driver yet".to_owned(), retry: true };
+    record.driver.ok_or_else(unplaced)
+}
+
+fn driver_error(error: &DriverError) -> EffectError {
+    let hint = error.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+    EffectError {
+        message: format!("{}{hint}", chain(error)),
+        retry: match error.kind {
+            DriverErrorKind::Unusable => false,
+            DriverErrorKind::NoSpace | DriverErrorKind::Failed => true,
+        },
+    }
+}
+
+fn store_error(error: &StoreError) -> EffectError {
+    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    EffectError { message: format!("{}{hint}", chain(error)), retry: error.is_disk_full() }
+}
+
+#[async_trait]
+impl Effects for World {
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    async fn changed(&self, until: Timestamp) {
+        let mut changes = self.changes.subscribe();
+        let _ = tokio::time::timeout(until.since(now()), changes.changed()).await;
+    }
+
+    async fn drivers(&self) -> Vec<DriverState> {
+        self.preflights.known()
+    }
+
+    async fn list(&self) -> BTreeMap<DriverName, Result<Vec<Found>, EffectError>> {
+        let lists = self.drivers.iter().map(async |(name, driver)| {
+            (*name, driver.list().await.map_err(|error| driver_error(&error)))
+        });
+        join_all(lists).await.into_iter().collect()
+    }
+
+    fn agents(&self) -> BTreeMap<MachineId, AgentReport> {
+        self.agents.reports()
+    }
+
+    async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        let driver = self.driver(placed(record)?)?;
+        let closure = self.closure(&record.spec).await?;
+        self.publish(record)?;
+        let order = Order {
+            id: record.id,
+            name: record.name.clone(),
+            attempt: record.attempt,
+            token: record.agent_token.clone(),
+            spec: record.spec.clone(),
+            closure,
+            remaining: remaining(record, now()),
+        };
+        driver.create(&order).await.map_err(|error| driver_error(&error))
+    }
+
+    fn link(&self, record: &MachineRecord) {
+        let Ok(driver) = placed(record).and_then(|name| self.driver(name)) else { return };
+        self.leases.set(record);
+        let (leases, id) = (self.leases.clone(), record.id);
+        let remaining = Arc::new(move || leases.remaining(id));
+        let token = record.agent_token.clone();
+        if let Err(error) = self.agents.link(id, driver.agent_socket(id), token, remaining) {
+            tracing::error!(machine = %id, %error, "a machine cannot be linked");
+        }
+        // Of a machine that an earlier server made, nobody listens on the ports any more.
+        if let Err(error) = self.publish(record) {
+            tracing::error!(machine = %id, %error, "a machine's ports are not published");
+        }
+    }
+
+    async fn start(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        let program = match &record.spec.workload {
+            Workload::Program(program) => Some(program.clone()),
+            Workload::System { .. } | Workload::Base => None,
+        };
+        let (restart, health) = (record.spec.restart, record.spec.health.clone());
+        self.tell(record.id, ToAgent::Start { program, restart, health })
+    }
+
+    async fn set_lease(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        self.leases.set(record);
+        let remaining = remaining(record, now());
+        let driver = self.driver(placed(record)?)?;
+        driver.set_lease(record.id, remaining).await.map_err(|error| driver_error(&error))?;
+        self.tell(record.id, ToAgent::Lease { remaining })
+    }
+
+    async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), EffectError> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.tell(id, ToAgent::Stop { grace_ms })
+    }
+
+    async fn destroy(&self, id: MachineId, driver: DriverName) -> Result<(), EffectError> {
+        let driver = self.driver(driver)?;
+        driver.destroy(id).await.map_err(|error| driver_error(&error))?;
+        self.agents.unlink(id);
+        self.ports.unpublish(id);
+        self.leases.forget(id);
+        let logs = self.logs.clone();
+        let finished = tokio::task::spawn_blocking(move || logs.finish(id)).await;
+        match finished {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(machine = %id, error = chain(&error), "a log was not completed"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, id: MachineId) {
+        let logs = self.logs.clone();
+        match tokio::task::spawn_blocking(move || logs.remove(id)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(machine = %id, error = chain(&error), "a log was not removed"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    fn emit(&self, id: MachineId, name: &MachineName, what: What) {
+        self.events.append(LOOP, id, name, what);
+    }
+}
