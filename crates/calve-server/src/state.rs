@@ -1,6 +1,7 @@
 //! State: a key-value store with revisions; one trait, one file a backend, one conformance suite.
 
 pub mod embedded;
+pub mod memory;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,6 +26,17 @@ pub struct Entry {
     pub revision: Revision,
     /// Its value.
     pub value: Bytes,
+}
+
+/// What changed behind a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Keys whose value was set, as they are now.
+    pub set: Vec<Entry>,
+    /// Keys that have no value any more.
+    pub removed: Vec<String>,
+    /// The revision of this moment.
+    pub revision: Revision,
 }
 
 /// What must be true of a key for a change to be made.
@@ -78,6 +90,13 @@ pub trait State: Send + Sync {
 
     /// Every key that begins with `prefix`, in order, and the revision of that moment.
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StateError>;
+
+    /// What changed under `prefix` behind the revision `seen`; none where the store does not remember that far, so that
+    /// everything must be listed.
+    async fn list_since(&self, prefix: &str, seen: Revision) -> Result<Option<Changes>, StateError> {
+        let _ = (prefix, seen);
+        Ok(None)
+    }
 
     /// Sets the key's value; gives the change's revision.
     async fn put(

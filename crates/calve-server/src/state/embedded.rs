@@ -12,7 +12,7 @@ mod disk;
 mod tail;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, RwLock, mpsc};
 
@@ -20,11 +20,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::{Durability, Entry, Expect, Revision, State, StateError, check_key, check_value};
+use super::{Changes, Durability, Entry, Expect, Revision, State, StateError, check_key, check_value};
 pub use disk::OpenError;
 
 /// Most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_MAX: usize = 512;
+
+/// Changes that [`State::list_since`] remembers: every reader that is awake asks far more often.
+const REMEMBERED_MAX: usize = 16 * 1024;
 
 /// The state of one server, in its data directory. Dropping it waits for the writer.
 pub struct EmbeddedState {
@@ -43,6 +46,8 @@ struct Mirror {
 struct Content {
     values: BTreeMap<String, (Revision, Bytes)>,
     revision: Revision,
+    /// The keys of the last changes.
+    changed: VecDeque<(Revision, String)>,
 }
 
 /// A change that somebody wants.
@@ -66,11 +71,42 @@ struct Change {
 impl Content {
     fn apply(&mut self, change: Change) {
         self.revision = change.revision;
+        if self.changed.len() == REMEMBERED_MAX {
+            self.changed.pop_front();
+        }
+        self.changed.push_back((change.revision, change.key.clone()));
         match change.value {
             Some(value) => self.values.insert(change.key, (change.revision, value)),
             None => self.values.remove(&change.key),
         };
     }
+
+    fn since(&self, prefix: &str, seen: Revision) -> Option<Changes> {
+        let mut changes = Changes { revision: self.revision, ..Changes::default() };
+        if seen >= self.revision {
+            return Some(changes);
+        }
+        let (oldest, _) = self.changed.front()?;
+        if seen + 1 < *oldest {
+            return None;
+        }
+        let mut removed = BTreeSet::new();
+        let behind = usize::try_from(seen + 1 - oldest).ok()?;
+        for (revision, key) in self.changed.range(behind..).filter(|(_, key)| key.starts_with(prefix)) {
+            match self.values.get(key) {
+                Some((latest, value)) if latest == revision => changes.set.push(entry(key, *latest, value)),
+                // A later change of it follows.
+                Some(_) => {}
+                None => drop(removed.insert(key)),
+            }
+        }
+        changes.removed = removed.into_iter().cloned().collect();
+        Some(changes)
+    }
+}
+
+fn entry(key: &str, revision: Revision, value: &Bytes) -> Entry {
+    Entry { key: key.to_owned(), revision, value: value.clone() }
 }
 
 impl EmbeddedState {
@@ -135,11 +171,7 @@ impl State for EmbeddedState {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StateError> {
         check_key(key)?;
         let content = self.mirror.read();
-        Ok(content.values.get(key).map(|(revision, value)| Entry {
-            key: key.to_owned(),
-            revision: *revision,
-            value: value.clone(),
-        }))
+        Ok(content.values.get(key).map(|(revision, value)| entry(key, *revision, value)))
     }
 
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StateError> {
@@ -148,13 +180,13 @@ impl State for EmbeddedState {
             .values
             .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, (revision, value))| Entry {
-                key: key.clone(),
-                revision: *revision,
-                value: value.clone(),
-            })
+            .map(|(key, (revision, value))| entry(key, *revision, value))
             .collect();
         Ok((entries, content.revision))
+    }
+
+    async fn list_since(&self, prefix: &str, seen: Revision) -> Result<Option<Changes>, StateError> {
+        Ok(self.mirror.read().since(prefix, seen))
     }
 
     async fn put(
