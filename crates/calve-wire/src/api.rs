@@ -212,6 +212,8 @@ pub struct Problem {
 pub enum ProblemKind {
     /// The request makes no sense. 400
     BadRequest,
+    /// The token is missing or wrong. 401
+    Unauthorized,
     /// No such machine or path. 404
     NotFound,
     /// The name is taken, or the machine is not in a state for it. 409
@@ -231,6 +233,7 @@ impl ProblemKind {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
+            Self::Unauthorized => 401,
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Unusable => 422,

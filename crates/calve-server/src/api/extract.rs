@@ -66,7 +66,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
         query.map(|Query(params)| Self(params)).map_err(|error| {
             ApiError::bad_request(format!(
                 "the URL's parameters do not parse: {}",
-                super::problem::chain(&error)
+                crate::chain(&error)
             ))
             .hint("GET /v1/openapi.json describes them")
         })

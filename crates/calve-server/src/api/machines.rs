@@ -1,5 +1,6 @@
 //! `/v1/machines`: asking for machines and looking at them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -10,12 +11,14 @@ use calve_store::{ProgramError, StoreError};
 use calve_wire::api::{CreateMachine, MachineSummary, MachineView, Problem, ProblemKind};
 use calve_wire::event::What;
 use calve_wire::machine::{MachineSpec, Workload};
+use calve_wire::record::MachineRecord;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::extract::{JsonBody, Params};
-use super::problem::{ApiError, ApiResult, chain};
+use super::problem::{ApiError, ApiResult};
 use super::{Api, Principal, check, show};
+use crate::chain;
 use crate::reconcile::records::{self, NewMachine};
 
 #[derive(Deserialize, IntoParams)]
@@ -33,9 +36,10 @@ pub async fn list(State(api): State<Api>, params: Params<ListParams>) -> ApiResu
     let records = records::list(&*api.state, &api.view).await?;
     let reports = api.world.agents().reports();
     let shown = records.iter().filter(|record| params.0.all || !record.state.is_terminal());
-    let summary =
-        |id| show::summary(id, reports.get(&id.id), &api.world.published(id.id));
-    Ok(Json(shown.map(|record| summary(record)).collect()))
+    let summary = |record: &Arc<MachineRecord>| {
+        show::summary(record, reports.get(&record.id), &api.world.published(record.id))
+    };
+    Ok(Json(shown.map(summary).collect()))
 }
 
 /// A machine in full.

@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use calve_wire::api::{Problem, ProblemKind};
 
+use crate::chain;
 use crate::state::StateError;
 
 /// The error of every handler.
@@ -43,18 +44,6 @@ impl ApiError {
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self(self.0.hint(hint))
     }
-}
-
-/// An error with everything behind it, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 impl From<StateError> for ApiError {

@@ -11,7 +11,7 @@ use crate::reconcile::AgentReport;
 pub fn summary(
     record: &MachineRecord,
     report: Option<&AgentReport>,
-    ports: Option<Vec<PortMapping>>,
+    published: &[PortMapping],
 ) -> MachineSummary {
     let status = report.and_then(|report| report.status.as_ref());
     MachineSummary {
@@ -26,7 +26,7 @@ pub fn summary(
         created_unix_ms: record.created_unix_ms,
         deadline_unix_ms: record.deadline_unix_ms,
         exit: record.exit,
-        ports: ports.unwrap_or_else(|| record.spec.ports.clone()),
+        ports: if published.is_empty() { record.spec.ports.clone() } else { published.to_vec() },
     }
 }
 
@@ -34,12 +34,12 @@ pub fn summary(
 pub fn view(
     record: &MachineRecord,
     report: Option<&AgentReport>,
-    ports: Option<Vec<PortMapping>>,
+    published: &[PortMapping],
 ) -> MachineView {
     let status = report.and_then(|report| report.status.as_ref());
     let notes = status.map(|status| status.notes.clone()).unwrap_or_default();
     MachineView {
-        summary: summary(record, report, ports),
+        summary: summary(record, report, published),
         spec: record.spec.clone(),
         stop_reason: record.stop.map(|stop| stop.reason),
         attempt: record.attempt,
