@@ -16,7 +16,7 @@ mod token;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use calve_node::Driver;
 use calve_store::{Store, StoreError};
@@ -29,7 +29,7 @@ use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
 use crate::logs::{LogOptions, Logs};
 use crate::reconcile::records::View;
-use crate::reconcile::{self, Effects};
+use crate::reconcile;
 use crate::state::embedded::OpenError;
 use crate::state::{EmbeddedState, State};
 use crate::world::{Parts, World, now};
@@ -42,6 +42,11 @@ use lock::{Lock, Taken};
 pub const IDLE_EXIT_DEFAULT: Duration = Duration::from_secs(300);
 /// How long an ending server waits for requests under way.
 const REQUESTS_END_MAX: Duration = Duration::from_secs(2);
+
+/// How long a starting server waits for one that holds the lock without listening: it ends, or is about to listen.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(4);
+/// Pause between two tries at the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a server is started with.
 pub struct Config {
@@ -141,10 +146,10 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     end_on_signals(&shutdown)?;
     raise_descriptor_limit();
     config.dirs.create()?;
-    let _lock = lock(&config.dirs)?;
+    let _lock = lock(&config.dirs).await?;
+    let state = open_state(&config.dirs)?;
     let listeners = Listeners::open(&config).await?;
     let told = listeners.ready();
-    let state = open_state(&config.dirs)?;
     let context = open(&config, state.clone(), told.listens.clone(), shutdown.clone())?;
     let (view, world) = (context.view.clone(), context.world.clone());
     let looping = tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
@@ -168,10 +173,19 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     Ok(())
 }
 
-fn lock(dirs: &Dirs) -> Result<Lock, ServeError> {
-    match Lock::take(&dirs.lock()).map_err(ServeError::io("the lock of the data directory"))? {
-        Taken::Ours(lock) => Ok(lock),
-        Taken::Theirs(pid) => Err(ServeError::AlreadyRunning { pid, data: dirs.data.clone() }),
+/// Takes the lock; waits for one that ends, which has removed its socket already.
+async fn lock(dirs: &Dirs) -> Result<Lock, ServeError> {
+    let waited = Instant::now();
+    loop {
+        match Lock::take(&dirs.lock()).map_err(ServeError::io("the lock of the data directory"))? {
+            Taken::Ours(lock) => return Ok(lock),
+            Taken::Theirs(pid) => {
+                if listen::somebody_listens(&dirs.socket()).await || waited.elapsed() > LOCK_WAIT_MAX {
+                    return Err(ServeError::AlreadyRunning { pid, data: dirs.data.clone() });
+                }
+            }
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
     }
 }
 

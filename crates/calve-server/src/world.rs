@@ -4,12 +4,14 @@ pub mod host;
 mod leases;
 mod preflight;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
+use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
 use calve_nix::StorePath;
 use calve_store::{Closure, Store, StoreError};
@@ -20,9 +22,10 @@ use calve_wire::machine::{MachineSpec, PortMapping, Workload};
 use calve_wire::record::MachineRecord;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::agents::{Agents, LinkError};
-use crate::events::EventLog;
+use crate::events::{Cursor, EventLog};
 use crate::logs::Logs;
 use crate::ports::Ports;
 use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
@@ -43,14 +46,20 @@ pub struct World {
     ports: Ports,
     leases: Leases,
     events: EventLog,
+    run_dir: PathBuf,
     /// Counts what may have changed outside of the records.
     changes: watch::Sender<u64>,
+    /// What the loop has seen of the changes.
+    seen: Mutex<watch::Receiver<u64>>,
+    bell_task: AbortOnDropHandle<()>,
 }
 
 /// What a world is made of.
 pub struct Parts {
     /// The node's drivers.
     pub drivers: Vec<Arc<dyn Driver>>,
+    /// The runtime directory, under which drivers keep what runs.
+    pub run_dir: PathBuf,
     /// Closures.
     pub store: Arc<Store>,
     /// Output of machines.
@@ -65,7 +74,15 @@ impl World {
         let bell = Arc::new(Notify::new());
         let changes = watch::Sender::new(0);
         let agents = Agents::new(parts.logs.clone(), bell.clone());
-        let world = Arc::new(Self {
+        // The agents ring for one listener; the loop and every waiting request want to hear it.
+        let rung = changes.clone();
+        let bell_task = tokio::spawn(async move {
+            loop {
+                bell.notified().await;
+                rung.send_modify(|count| *count += 1);
+            }
+        });
+        Arc::new(Self {
             drivers: parts.drivers.iter().map(|driver| (driver.name(), driver.clone())).collect(),
             preflights: Preflights::new(parts.drivers, changes.clone()),
             ports: Ports::default(),
@@ -74,16 +91,11 @@ impl World {
             agents,
             logs: parts.logs,
             events: parts.events,
-            changes: changes.clone(),
-        });
-        // The agents ring for one listener; the loop and every waiting request want to hear it.
-        let bell_task = tokio::spawn(async move {
-            loop {
-                bell.notified().await;
-                changes.send_modify(|count| *count += 1);
-            }
-        });
-        world
+            run_dir: parts.run_dir,
+            seen: Mutex::new(changes.subscribe()),
+            changes,
+            bell_task: AbortOnDropHandle::new(bell_task),
+        })
     }
 
     /// The links to agents.
@@ -121,6 +133,10 @@ impl World {
             message: format!("this server has no driver {name}"),
             retry: false,
         })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, watch::Receiver<u64>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, record: &MachineRecord) -> Result<(), EffectError> {
@@ -201,8 +217,11 @@ impl Effects for World {
     }
 
     async fn changed(&self, until: Timestamp) {
-        let mut changes = self.changes.subscribe();
-        let _ = tokio::time::timeout(until.since(now()), changes.changed()).await;
+        // Waits on a copy, and marks the change as seen only when it returns: dropped in between, nothing is missed.
+        let mut changes = self.seen().clone();
+        if let Ok(Ok(())) = tokio::time::timeout(until.since(now()), changes.changed()).await {
+            *self.seen() = changes;
+        }
     }
 
     async fn drivers(&self) -> Vec<DriverState> {
@@ -214,6 +233,11 @@ impl Effects for World {
             (*name, driver.list().await.map_err(|error| driver_error(&error)))
         });
         join_all(lists).await.into_iter().collect()
+    }
+
+    fn is_alive(&self, driver: DriverName, found: Found) -> bool {
+        let meta = RunDirs::new(&self.run_dir, driver).meta(found.id);
+        meta.is_none_or(|meta| meta.attempt == found.attempt && meta.process.is_alive())
     }
 
     fn agents(&self) -> BTreeMap<MachineId, AgentReport> {
@@ -301,4 +325,37 @@ impl Effects for World {
     fn emit(&self, id: MachineId, name: &MachineName, what: What) {
         self.events.append(LOOP, id, name, what);
     }
+
+    async fn unannounced(&self, ended: &[(MachineId, Timestamp)]) -> Vec<MachineId> {
+        let mut cursor = self.events.after(0);
+        let ended = ended.to_vec();
+        let search = tokio::task::spawn_blocking(move || unannounced(&mut cursor, ended)).await;
+        match search {
+            Ok(Ok(ids)) => ids,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the events cannot be read");
+                Vec::new()
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// Of the ended machines, those whose `Stopped` is not among the kept events though others of their time are.
+fn unannounced(cursor: &mut Cursor, ended: Vec<(MachineId, Timestamp)>) -> std::io::Result<Vec<MachineId>> {
+    let mut oldest = None;
+    let mut announced = BTreeSet::new();
+    loop {
+        let events = cursor.kept()?;
+        if events.is_empty() {
+            break;
+        }
+        oldest = oldest.or(events.first().map(|event| event.time_unix_ms));
+        let stopped = events.iter().filter(|event| event.what == What::Stopped);
+        announced.extend(stopped.map(|event| event.machine));
+    }
+    let missing = ended.into_iter().filter(|(id, at)| {
+        !announced.contains(id) && oldest.is_some_and(|oldest| oldest <= at.0)
+    });
+    Ok(missing.map(|(id, _)| id).collect())
 }

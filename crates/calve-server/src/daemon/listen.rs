@@ -186,11 +186,25 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether a server answers at the socket.
+pub(super) async fn somebody_listens(path: &Path) -> bool {
+    if path.as_os_str().len() <= SOCKET_PATH_MAX_BYTES {
+        return UnixStream::connect(path).await.is_ok();
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    let Ok(directory) = File::open(parent) else { return false };
+    UnixStream::connect(through(&directory, name)).await.is_ok()
+}
+
+fn through(directory: &File, name: &std::ffi::OsStr) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
+}
+
 /// Binds where the path is too long for `sun_path`, through its open directory.
 fn bind_through_directory(path: &Path) -> io::Result<UnixListener> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::NotFound.into());
     };
     let directory = File::open(parent)?;
-    UnixListener::bind(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
+    UnixListener::bind(through(&directory, name))
 }
