@@ -4,7 +4,6 @@
 //!  <dir>/<machine id>/00000000000000000001.log   frames of entry 1 and on; the name is the first entry's number
 //!                     00000000000000004711.log   the last segment alone grows
 //!                     complete                   nothing will be added any more
-//!                     base                       entries of the machine's earlier agents
 //! ```
 //! Entries are handed to the kernel and not forced to the disk: they survive the death of the server, not of the host.
 //! What a reader sees was written; a reader reads from the files at its own pace and never holds up the writer.
@@ -143,7 +142,6 @@ struct MachineLog {
 struct Tip {
     last_seq: u64,
     size_bytes: u64,
-    base: u64,
     complete: bool,
     removed: bool,
 }
@@ -237,18 +235,16 @@ impl Logs {
         Ok(names.filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// The last kept entry, and how many came from earlier agents of the machine: the present one counts behind them.
-    pub(crate) async fn position(self: &Arc<Self>, id: MachineId) -> Result<(u64, u64), LogError> {
+    /// [`Self::last_seq`] for async callers.
+    pub(crate) async fn last_seq_async(self: &Arc<Self>, id: MachineId) -> Result<u64, LogError> {
         let logs = self.clone();
-        let machine = self.blocking(move || logs.machine(id)).await?;
-        let tip = *machine.tip.borrow();
-        Ok((tip.last_seq, tip.base))
+        self.blocking(move || logs.last_seq(id)).await
     }
 
-    /// Notes that the machine has a new agent, which counts from 1 again.
-    pub(crate) async fn rebase(self: &Arc<Self>, id: MachineId) -> Result<(), LogError> {
-        let logs = self.clone();
-        self.blocking(move || logs.machine(id)?.rebase()).await
+    /// Notes that the entries before `next_seq` will never come: the log goes on there, and readers see the jump.
+    pub fn skip_to(&self, id: MachineId, next_seq: u64) -> Result<(), LogError> {
+        self.machine(id)?.skip_to(next_seq);
+        Ok(())
     }
 
     fn machine(&self, id: MachineId) -> Result<Arc<MachineLog>, LogError> {
@@ -274,7 +270,6 @@ impl MachineLog {
         let tip = Tip {
             last_seq: segments.last_seq(),
             size_bytes: segments.size_bytes(),
-            base: read_base(&dir)?,
             complete: dir.join("complete").exists(),
             removed: false,
         };
@@ -299,16 +294,16 @@ impl MachineLog {
         if !self.tip.borrow().complete {
             // Followers end even where the marker cannot be written: nobody is going to add anything.
             self.tip.send_modify(|tip| tip.complete = true);
-            self.write("complete", b"")?;
+            segments::make_dir(&self.dir)?;
+            let path = self.dir.join("complete");
+            std::fs::write(&path, "").map_err(|error| LogError::io(&path, error))?;
         }
         Ok(())
     }
 
-    fn rebase(&self) -> Result<(), LogError> {
-        let base = lock(&self.segments).last_seq();
-        self.write("base", base.to_string().as_bytes())?;
-        self.tip.send_modify(|tip| tip.base = base);
-        Ok(())
+    fn skip_to(&self, next_seq: u64) {
+        // The tip stays: it is the last entry that there is.
+        lock(&self.segments).skip_to(next_seq);
     }
 
     fn remove(&self) -> Result<u64, LogError> {
@@ -323,25 +318,6 @@ impl MachineLog {
         *segments = Segments::default();
         self.tip.send_modify(|tip| *tip = Tip { removed: true, complete: true, ..Tip::default() });
         Ok(freed)
-    }
-
-    fn write(&self, name: &str, content: &[u8]) -> Result<(), LogError> {
-        segments::make_dir(&self.dir)?;
-        let (new, path) = (self.dir.join(format!("{name}.new")), self.dir.join(name));
-        std::fs::write(&new, content)
-            .and_then(|()| std::fs::rename(&new, &path))
-            .map_err(|error| LogError::io(&path, error))
-    }
-}
-
-fn read_base(dir: &Path) -> Result<u64, LogError> {
-    let path = dir.join("base");
-    match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(LogError::io(&path, error)),
-        Ok(text) => text.parse().map_err(|error| {
-            LogError::io(&path, std::io::Error::new(std::io::ErrorKind::InvalidData, error))
-        }),
     }
 }
 

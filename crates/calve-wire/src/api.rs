@@ -159,6 +159,7 @@ pub struct ExecRequest {
 /// Control messages of the `attach` and `exec` WebSockets (text frames). Data goes in binary frames whose first byte is
 /// the channel ([`crate::frame::Channel`]); an empty one closes the channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum StreamControl {
     /// Client: send this signal to the program.

@@ -53,10 +53,19 @@ pub(super) struct Link {
 struct LinkState {
     session: Option<Arc<Session>>,
     status: Option<Status>,
+    /// The last log entry that was kept.
+    kept_seq: u64,
     /// Why the log is not being kept.
     log_failure: Option<String>,
     /// Where dialled connections go, for an agent that dials.
     dialled: Option<mpsc::Sender<Dialled>>,
+}
+
+impl LinkState {
+    /// Whether everything is kept that the program had written when the status was said.
+    fn log_complete(&self) -> bool {
+        self.status.as_ref().is_none_or(|status| self.kept_seq >= status.log_seq)
+    }
 }
 
 /// A link with its task, which ends with it.
@@ -105,7 +114,7 @@ impl Link {
         if let (Some(status), Some(failure)) = (&mut status, &state.log_failure) {
             status.notes.push(failure.clone());
         }
-        AgentReport { linked: state.session.is_some(), status }
+        AgentReport { linked: state.session.is_some(), status, log_complete: state.log_complete() }
     }
 
     /// The session, while the agent is heard.
@@ -145,6 +154,19 @@ impl Link {
     pub(super) fn heard(&self, status: Status) {
         lock(&self.state).status = Some(status);
         self.bell.notify_one();
+    }
+
+    /// Notes that the log is kept up to `seq`.
+    pub(super) fn log_kept(&self, seq: u64) {
+        let completes = {
+            let mut state = lock(&self.state);
+            let was_complete = state.log_complete();
+            state.kept_seq = seq;
+            !was_complete && state.log_complete()
+        };
+        if completes {
+            self.bell.notify_one();
+        }
     }
 
     /// Notes why the log is not kept at the moment, or that it is.

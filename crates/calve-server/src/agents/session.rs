@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Phase, Status, ToAgent};
+use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Status, ToAgent};
 use calve_wire::frame::{Decoder, Frame, FrameError, Incoming, LogEntry};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until};
@@ -51,8 +51,6 @@ pub(super) enum SessionEnd {
     Version(u32),
     #[error("the agent has begun anew")]
     Restarted,
-    #[error("the agent is a new one, which counts its log from 1")]
-    NewAgent,
     #[error("the log can be kept again; asking for what was missed")]
     LogResumed,
     #[error("the log does not go on where it ended")]
@@ -77,15 +75,15 @@ pub(super) async fn run<C>(link: &Arc<Link>, connection: C, begun: &[u8]) -> (Se
 where
     C: AsyncRead + AsyncWrite,
 {
-    let (kept_seq, base) = match link.logs.position(link.id).await {
-        Ok(position) => position,
+    let kept_seq = match link.logs.last_seq_async(link.id).await {
+        Ok(kept_seq) => kept_seq,
         Err(error) => {
             link.note_log(Some(&error));
             return (SessionEnd::Log(error), false);
         }
     };
     let (reader, mut writer) = tokio::io::split(connection);
-    if let Err(error) = greet(link, &mut writer, kept_seq - base).await {
+    if let Err(error) = greet(link, &mut writer, kept_seq).await {
         return (error.into(), false);
     }
     let (outbox, outgoing) = Outbox::new();
@@ -93,7 +91,9 @@ where
     let mut decoder = Decoder::new(link.token.clone());
     decoder.push(begun);
     let stage = Stage::Greeting;
-    let mut reading = Reading { link, session: &session, decoder, stage, log: Vec::new(), kept_seq, base };
+    link.log_kept(kept_seq);
+    let log = Vec::new();
+    let mut reading = Reading { link, session: &session, decoder, stage, log, kept_seq, resumed: false };
     let _closing = Closing { link, session: &session };
     let end = tokio::select! {
         end = reading.read_all(reader) => end,
@@ -141,10 +141,10 @@ struct Reading<'a> {
     stage: Stage,
     /// Entries that came and are not written yet.
     log: Vec<LogEntry>,
-    /// The last kept entry, counted over all agents of the machine.
+    /// The last kept entry.
     kept_seq: u64,
-    /// Entries of earlier agents.
-    base: u64,
+    /// Whether the log has gone on on this connection.
+    resumed: bool,
 }
 
 /// A log that cannot be written at the moment: the entries to try again with. What comes meanwhile is dropped and asked
@@ -200,15 +200,15 @@ impl Reading<'_> {
                 // An agent may have answered a former connection as well; the last preamble counts.
                 Incoming::Connected => {}
                 Incoming::Frame(Frame::Control(json)) => {
-                    // What is said behind output is heard behind it: an ended program's log is whole.
+                    // What is said behind output is heard behind it.
                     self.flush_log(stalled).await?;
-                    self.control(serde_json::from_slice(&json)?, stalled.is_some()).await?;
+                    self.control(serde_json::from_slice(&json)?)?;
                 }
                 Incoming::Frame(_) if self.stage == Stage::Greeting => {
                     return Err(SessionEnd::NotWelcomed("data"));
                 }
-                Incoming::Frame(Frame::Log(mut entry)) if stalled.is_none() => {
-                    entry.seq += self.base;
+                Incoming::Frame(Frame::Log(entry)) if stalled.is_none() => {
+                    self.resume_log(entry.seq)?;
                     self.log.push(entry);
                 }
                 Incoming::Frame(Frame::Log(_)) => {}
@@ -220,6 +220,17 @@ impl Reading<'_> {
             }
         }
         self.flush_log(stalled).await
+    }
+
+    /// The first entry of a connection may lie ahead of what was kept: the log was lost here after it was acknowledged,
+    /// so the agent has it no more, and asking for it again would never end.
+    fn resume_log(&mut self, seq: u64) -> Result<(), SessionEnd> {
+        if !self.resumed && seq > self.kept_seq + 1 {
+            tracing::warn!(machine = %self.link.id, "log entries {} to {} are lost", self.kept_seq + 1, seq - 1);
+            self.link.logs.skip_to(self.link.id, seq).map_err(SessionEnd::Log)?;
+        }
+        self.resumed = true;
+        Ok(())
     }
 
     async fn flush_log(&mut self, stalled: &mut Option<Stalled>) -> Result<(), SessionEnd> {
@@ -235,8 +246,9 @@ impl Reading<'_> {
         match self.link.logs.append_async(self.link.id, entries).await {
             Ok(kept_seq) => {
                 self.link.note_log(None);
+                self.link.log_kept(kept_seq);
                 self.kept_seq = kept_seq;
-                self.session.outbox.log_kept(kept_seq - self.base);
+                self.session.outbox.log_kept(kept_seq);
                 Ok(None)
             }
             Err((error @ (LogError::Gap { .. } | LogError::Removed), _)) => Err(SessionEnd::Log(error)),
@@ -247,18 +259,13 @@ impl Reading<'_> {
         }
     }
 
-    async fn control(&mut self, message: FromAgent, stalled: bool) -> Result<(), SessionEnd> {
+    fn control(&mut self, message: FromAgent) -> Result<(), SessionEnd> {
         match (message, self.stage) {
             (FromAgent::Welcome { version, agent, status }, _) => {
-                self.welcome(version, &agent, status).await?;
+                self.welcome(version, &agent, status)?;
             }
             (_, Stage::Greeting) => return Err(SessionEnd::NotWelcomed("a message")),
-            (FromAgent::Status { status }, Stage::Linked) => {
-                // The end of a program is not passed on before its output is kept; the next Welcome repeats it.
-                if !(stalled && status.phase == Phase::Ended) {
-                    self.link.heard(status);
-                }
-            }
+            (FromAgent::Status { status }, Stage::Linked) => self.link.heard(status),
             (FromAgent::Opened { .. }, Stage::Linked) => {}
             (FromAgent::StreamFailed { stream, message }, Stage::Linked) => {
                 self.session.streams.ended(stream, StreamEvent::Failed(message));
@@ -275,13 +282,9 @@ impl Reading<'_> {
         Ok(())
     }
 
-    async fn welcome(&mut self, version: u32, agent: &str, status: Status) -> Result<(), SessionEnd> {
+    fn welcome(&mut self, version: u32, agent: &str, status: Status) -> Result<(), SessionEnd> {
         if version != AGENT_PROTOCOL_VERSION {
             return Err(SessionEnd::Version(version));
-        }
-        if status.log_seq < self.kept_seq - self.base {
-            self.link.logs.rebase(self.link.id).await.map_err(SessionEnd::Log)?;
-            return Err(SessionEnd::NewAgent);
         }
         tracing::debug!(machine = %self.link.id, agent, "linked");
         self.stage = Stage::Linked;

@@ -21,6 +21,8 @@ pub(super) struct Segments {
     /// Oldest first; the last one grows.
     list: VecDeque<Segment>,
     last_seq: u64,
+    /// The next entry begins a file, as numbers are without gaps within each.
+    jumps: bool,
 }
 
 /// One file.
@@ -56,7 +58,7 @@ impl Segments {
             }
             (last_seq, last.len) = (seq, len);
         }
-        Ok(Self { list, last_seq })
+        Ok(Self { list, last_seq, jumps: false })
     }
 
     /// The number of the last entry; 0 before the first.
@@ -97,9 +99,11 @@ impl Segments {
         entries: &[LogEntry],
     ) -> Result<(), LogError> {
         let mut buffer = Vec::new();
-        let kept_seq = self.last_seq;
-        let mut buffered_seq = kept_seq;
-        for entry in entries.iter().filter(|entry| entry.seq > kept_seq) {
+        let mut buffered_seq = self.last_seq;
+        for entry in entries {
+            if entry.seq <= buffered_seq {
+                continue;
+            }
             if entry.seq != buffered_seq + 1 {
                 self.write(dir, options, &buffer, buffered_seq)?;
                 return Err(LogError::Gap { expected: buffered_seq + 1, found: entry.seq });
@@ -115,6 +119,14 @@ impl Segments {
         self.write(dir, options, &buffer, buffered_seq)
     }
 
+    /// Goes on with entry `next_seq`; backwards nothing is skipped.
+    pub(super) fn skip_to(&mut self, next_seq: u64) {
+        if next_seq > self.last_seq + 1 {
+            self.last_seq = next_seq - 1;
+            self.jumps = true;
+        }
+    }
+
     fn open_len(&self) -> u64 {
         self.list.back().map_or(0, |segment| segment.len)
     }
@@ -126,7 +138,10 @@ impl Segments {
         }
         let full = self.open_len() > 0 && self.open_len() + buffer.len() as u64 > options.segment_bytes;
         let mut file = None;
-        if !full && let Some(segment) = self.list.back() {
+        if !full
+            && !self.jumps
+            && let Some(segment) = self.list.back()
+        {
             let path = segment.path(dir);
             match OpenOptions::new().write(true).open(&path) {
                 Ok(opened) => file = Some(opened),
@@ -172,6 +187,7 @@ impl Segments {
             }
         }
         self.list.push_back(segment);
+        self.jumps = false;
         Ok(file)
     }
 }
