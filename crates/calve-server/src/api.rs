@@ -1,6 +1,8 @@
 //! HTTP `/v1`: one file a resource. Requests are parsed and checked at the edge; what they change are records, and the
 //! loop does the rest.
 
+#![allow(unused_qualifications, reason = "utoipa's attribute writes out paths that are imported as well")]
+
 mod attach;
 mod check;
 mod events;

@@ -28,8 +28,8 @@ use crate::api::{self, Context};
 use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
 use crate::logs::{LogOptions, Logs};
-use crate::reconcile::records::View;
 use crate::reconcile;
+use crate::reconcile::records::View;
 use crate::state::embedded::OpenError;
 use crate::state::{EmbeddedState, State};
 use crate::world::{Parts, World, now};
@@ -152,7 +152,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     let told = listeners.ready();
     let context = open(&config, state.clone(), told.listens.clone(), shutdown.clone())?;
     let (view, world) = (context.view.clone(), context.world.clone());
-    let looping = tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
+    let looping =
+        tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
     let connections = Connections::default();
     let router = api::router(context);
     tracing::info!(listens = ?told.listens, version = config.version, "serving");
@@ -206,7 +207,8 @@ fn open(
     let logs = Arc::new(Logs::open(dirs.logs(), LogOptions::default()));
     let store = Arc::new(Store::open(&dirs.store()).map_err(ServeError::Store)?);
     let drivers = config.drivers.clone();
-    let parts = Parts { drivers, run_dir: dirs.run.clone(), store, logs: logs.clone(), events: events.clone() };
+    let parts =
+        Parts { drivers, run_dir: dirs.run.clone(), store, logs: logs.clone(), events: events.clone() };
     let world = World::new(parts);
     Ok(Context {
         state,

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
+use calve_nix::StorePath;
 use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
-use calve_nix::StorePath;
 use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::Check;
@@ -25,11 +25,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agents::{Agents, LinkError};
+use crate::chain;
 use crate::events::{Cursor, EventLog};
 use crate::logs::Logs;
 use crate::ports::Ports;
 use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
-use crate::chain;
 use leases::Leases;
 use preflight::Preflights;
 
@@ -51,7 +51,7 @@ pub struct World {
     changes: watch::Sender<u64>,
     /// What the loop has seen of the changes.
     seen: Mutex<watch::Receiver<u64>>,
-    bell_task: AbortOnDropHandle<()>,
+    _bell_task: AbortOnDropHandle<()>,
 }
 
 /// What a world is made of.
@@ -94,7 +94,7 @@ impl World {
             run_dir: parts.run_dir,
             seen: Mutex::new(changes.subscribe()),
             changes,
-            bell_task: AbortOnDropHandle::new(bell_task),
+            _bell_task: AbortOnDropHandle::new(bell_task),
         })
     }
 
@@ -129,10 +129,9 @@ impl World {
     }
 
     fn driver(&self, name: DriverName) -> Result<&Arc<dyn Driver>, EffectError> {
-        self.drivers.get(&name).ok_or_else(|| EffectError {
-            message: format!("this server has no driver {name}"),
-            retry: false,
-        })
+        self.drivers
+            .get(&name)
+            .ok_or_else(|| EffectError { message: format!("this server has no driver {name}"), retry: false })
     }
 
     fn seen(&self) -> MutexGuard<'_, watch::Receiver<u64>> {
@@ -229,9 +228,10 @@ impl Effects for World {
     }
 
     async fn list(&self) -> BTreeMap<DriverName, Result<Vec<Found>, EffectError>> {
-        let lists = self.drivers.iter().map(async |(name, driver)| {
-            (*name, driver.list().await.map_err(|error| driver_error(&error)))
-        });
+        let lists = self
+            .drivers
+            .iter()
+            .map(async |(name, driver)| (*name, driver.list().await.map_err(|error| driver_error(&error))));
         join_all(lists).await.into_iter().collect()
     }
 
@@ -354,8 +354,8 @@ fn unannounced(cursor: &mut Cursor, ended: Vec<(MachineId, Timestamp)>) -> std::
         let stopped = events.iter().filter(|event| event.what == What::Stopped);
         announced.extend(stopped.map(|event| event.machine));
     }
-    let missing = ended.into_iter().filter(|(id, at)| {
-        !announced.contains(id) && oldest.is_some_and(|oldest| oldest <= at.0)
-    });
+    let missing = ended
+        .into_iter()
+        .filter(|(id, at)| !announced.contains(id) && oldest.is_some_and(|oldest| oldest <= at.0));
     Ok(missing.map(|(id, _)| id).collect())
 }

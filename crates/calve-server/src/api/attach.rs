@@ -3,13 +3,13 @@
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
 use axum::response::Response;
+use bytes::Bytes;
 use calve_core::{MachineId, StopReason};
 use calve_wire::agent::{Phase, ToAgent};
 use calve_wire::api::{Problem, StreamControl};
 use calve_wire::frame::LogEntry;
 use calve_wire::machine::Exit;
 use calve_wire::record::MachineRecord;
-use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 
@@ -61,7 +61,11 @@ async fn serve(api: &Api, id: MachineId, socket: WebSocket) {
     }
 }
 
-async fn send_output(api: &Api, id: MachineId, to_client: &mut ToClient) -> Result<ApiResult<StreamControl>, Gone> {
+async fn send_output(
+    api: &Api,
+    id: MachineId,
+    to_client: &mut ToClient,
+) -> Result<ApiResult<StreamControl>, Gone> {
     let mut entries = match followed(api, id, Query::default()).await {
         Ok(entries) => entries,
         Err(error) => return Ok(Err(error)),

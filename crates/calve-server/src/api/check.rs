@@ -119,8 +119,11 @@ fn workload(spec: &MachineSpec) -> ApiResult<()> {
         _ => {}
     }
     if spec.kind != Kind::Service && spec.restart == Restart::Always {
-        return Err(ApiError::bad_request(format!("a {} is not started again after it succeeded", spec.kind))
-            .hint("use the kind service, or the restart policy on-failure"));
+        return Err(ApiError::bad_request(format!(
+            "a {} is not started again after it succeeded",
+            spec.kind
+        ))
+        .hint("use the kind service, or the restart policy on-failure"));
     }
     if spec.driver == Some(DriverName::Sandbox) && matches!(spec.workload, Workload::System { .. }) {
         return Err(ApiError::new(
@@ -148,7 +151,9 @@ fn program(program: &Program) -> ApiResult<()> {
     let mut total = 0;
     for (what, text) in texts(program) {
         if text.contains('\0') {
-            return Err(ApiError::bad_request(format!("{what} holds a zero byte, which no program can be given")));
+            return Err(ApiError::bad_request(format!(
+                "{what} holds a zero byte, which no program can be given"
+            )));
         }
         if text.len() > ARG_MAX_BYTES {
             return Err(ApiError::bad_request(format!(
@@ -174,7 +179,8 @@ fn program(program: &Program) -> ApiResult<()> {
 /// Every text that the kernel takes for the program.
 fn texts(program: &Program) -> impl Iterator<Item = (String, &str)> {
     let args = program.args.iter().enumerate().map(|(n, arg)| (format!("argument {}", n + 1), arg.as_str()));
-    let names = program.env.keys().map(|name| ("the name of an environment variable".to_owned(), name.as_str()));
+    let names =
+        program.env.keys().map(|name| ("the name of an environment variable".to_owned(), name.as_str()));
     let values = program
         .env
         .iter()
@@ -271,8 +277,10 @@ fn record_size(spec: &MachineSpec) -> ApiResult<()> {
     if size <= most {
         return Ok(());
     }
-    Err(ApiError::bad_request(format!("the machine's description has {size} bytes, at most {most} can be stored"))
-        .hint("put the environment and arguments into a file of the closure"))
+    Err(ApiError::bad_request(format!(
+        "the machine's description has {size} bytes, at most {most} can be stored"
+    ))
+    .hint("put the environment and arguments into a file of the closure"))
 }
 
 fn text(duration: Duration) -> String {
@@ -328,7 +336,11 @@ mod tests {
             ("/spec/workload/path", json!(HELLO.replace("bin", "..")), "is not plain"),
             ("/spec/workload/cwd", json!("tmp"), "is not absolute"),
             ("/spec/workload/args", json!(["a\0b"]), "argument 1 holds a zero byte"),
-            ("/spec/workload/env", json!({"A": "x".repeat(200_000)}), "the environment variable A has 200000 bytes"),
+            (
+                "/spec/workload/env",
+                json!({"A": "x".repeat(200_000)}),
+                "the environment variable A has 200000 bytes",
+            ),
             ("/spec/workload/env", json!({"A=B": ""}), "cannot be the name"),
             ("/spec/limits", json!({"pids": 0}), "without processes"),
             ("/spec/limits", json!({"memory_bytes": 1}), "1 bytes of memory"),
@@ -349,7 +361,8 @@ mod tests {
 
     #[test]
     fn ports_and_probes_are_checked() {
-        let port = |host, machine| json!({"host_addr": "127.0.0.1", "host_port": host, "machine_port": machine});
+        let port =
+            |host, machine| json!({"host_addr": "127.0.0.1", "host_port": host, "machine_port": machine});
         let twice = refusal(|r| set(r, "/spec/ports", json!([port(80, 1), port(80, 2)])));
         assert_eq!(twice, "port 80 of 127.0.0.1 is published twice");
         assert_eq!(refusal(|r| set(r, "/spec/ports", json!([port(0, 1), port(0, 2)]))), "");

@@ -2,11 +2,11 @@
 
 use std::convert::Infallible;
 
+use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use calve_wire::api::Problem;
 use calve_wire::event::Event;
 use serde::Deserialize;

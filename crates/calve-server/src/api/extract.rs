@@ -39,8 +39,8 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
     let mut read = 0;
     let mut chunks = request.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk
-            .map_err(|error| ApiError::bad_request(format!("the request's body broke off: {error}")))?;
+        let chunk =
+            chunk.map_err(|error| ApiError::bad_request(format!("the request's body broke off: {error}")))?;
         read += chunk.len();
         if read <= BODY_MAX_BYTES {
             bytes.extend_from_slice(&chunk);
@@ -64,11 +64,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let query = Query::<T>::try_from_uri(&parts.uri);
         query.map(|Query(params)| Self(params)).map_err(|error| {
-            ApiError::bad_request(format!(
-                "the URL's parameters do not parse: {}",
-                crate::chain(&error)
-            ))
-            .hint("GET /v1/openapi.json describes them")
+            ApiError::bad_request(format!("the URL's parameters do not parse: {}", crate::chain(&error)))
+                .hint("GET /v1/openapi.json describes them")
         })
     }
 }

@@ -68,12 +68,13 @@ pub async fn write(
 ) -> ApiResult<StatusCode> {
     check(&path)?;
     let record = api.reach(&name).await?;
-    let (sender, mut receiver) = api.world.agents().open(record.id, Target::Write { path: path.clone() })?.split();
+    let (sender, mut receiver) =
+        api.world.agents().open(record.id, Target::Write { path: path.clone() })?.split();
     let mut pieces = request.into_body().into_data_stream();
     let sending = async {
         while let Some(piece) = pieces.next().await {
-            let piece = piece
-                .map_err(|error| ApiError::bad_request(format!("the archive broke off: {error}")))?;
+            let piece =
+                piece.map_err(|error| ApiError::bad_request(format!("the archive broke off: {error}")))?;
             match sender.send(&piece).await {
                 // Why, is told by the other direction.
                 Err(LinkError::StreamClosed) => return Ok(()),

@@ -61,7 +61,9 @@ pub async fn logs(
     let wanted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     Ok(match wanted.contains(LOG_FRAMES) {
         true => answer(LOG_FRAMES, entries, frame),
-        false => answer("text/plain; charset=utf-8", entries, |entry, out| out.extend_from_slice(&entry.bytes)),
+        false => {
+            answer("text/plain; charset=utf-8", entries, |entry, out| out.extend_from_slice(&entry.bytes))
+        }
     })
 }
 

@@ -32,7 +32,10 @@ pub struct ListParams {
 /// Machines, the oldest first: those that have not ended, or all.
 #[utoipa::path(get, path = "/v1/machines", params(ListParams), responses(
     (status = 200, body = Vec<MachineSummary>), (status = "default", body = Problem)))]
-pub async fn list(State(api): State<Api>, params: Params<ListParams>) -> ApiResult<Json<Vec<MachineSummary>>> {
+pub async fn list(
+    State(api): State<Api>,
+    params: Params<ListParams>,
+) -> ApiResult<Json<Vec<MachineSummary>>> {
     let records = records::list(&*api.state, &api.view).await?;
     let reports = api.world.agents().reports();
     let shown = records.iter().filter(|record| params.0.all || !record.state.is_terminal());

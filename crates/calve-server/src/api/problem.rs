@@ -35,8 +35,9 @@ impl ApiError {
 
     /// The disk of the data directory is full.
     pub fn disk_full() -> Self {
-        Self::new(ProblemKind::DiskFull, "the disk of the server's data directory is full")
-            .hint("free some space there (`calve prune` removes ended machines and their logs), then try again")
+        Self::new(ProblemKind::DiskFull, "the disk of the server's data directory is full").hint(
+            "free some space there (`calve prune` removes ended machines and their logs), then try again",
+        )
     }
 
     /// The same with what to do about it.

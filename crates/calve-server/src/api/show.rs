@@ -31,11 +31,7 @@ pub fn summary(
 }
 
 /// In full.
-pub fn view(
-    record: &MachineRecord,
-    report: Option<&AgentReport>,
-    published: &[PortMapping],
-) -> MachineView {
+pub fn view(record: &MachineRecord, report: Option<&AgentReport>, published: &[PortMapping]) -> MachineView {
     let status = report.and_then(|report| report.status.as_ref());
     let notes = status.map(|status| status.notes.clone()).unwrap_or_default();
     MachineView {

@@ -57,7 +57,8 @@ impl ToClient {
 
     /// Sends the last message and says goodbye.
     pub async fn end(mut self, last: StreamControl) {
-        let json = serde_json::to_string(&last).expect("a control message holds nothing that JSON cannot say");
+        let json =
+            serde_json::to_string(&last).expect("a control message holds nothing that JSON cannot say");
         if self.send(Message::text(json)).await.is_ok() {
             let _ = self.send(Message::Close(None)).await;
         }
@@ -98,7 +99,9 @@ impl Client {
                 Message::Text(text) => Some(serde_json::from_str(&text).map_err(|error| {
                     ApiError::bad_request(format!("the first message does not parse: {error}"))
                 })),
-                Message::Binary(_) => Some(Err(ApiError::bad_request("the first message must be a text message"))),
+                Message::Binary(_) => {
+                    Some(Err(ApiError::bad_request("the first message must be a text message")))
+                }
                 Message::Ping(_) | Message::Pong(_) => continue,
                 Message::Close(_) => None,
             };
@@ -108,7 +111,7 @@ impl Client {
 
 fn parse(text: &str) -> Result<FromClient, ApiError> {
     let control = serde_json::from_str(text);
-    control.map(FromClient::Control).map_err(|error| {
-        ApiError::bad_request(format!("a control message does not parse: {error}"))
-    })
+    control
+        .map(FromClient::Control)
+        .map_err(|error| ApiError::bad_request(format!("a control message does not parse: {error}")))
 }

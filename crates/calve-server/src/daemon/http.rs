@@ -37,8 +37,13 @@ pub enum Gate {
 }
 
 /// Serves a connection until its end; after `shutdown` no further request is taken.
-pub async fn serve<S>(stream: S, gate: Gate, router: Router, connection: Connection, shutdown: CancellationToken)
-where
+pub async fn serve<S>(
+    stream: S,
+    gate: Gate,
+    router: Router,
+    connection: Connection,
+    shutdown: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {

@@ -33,7 +33,8 @@ impl Token {
             Ok(text) => {
                 let text = text.trim();
                 if text.len() < TOKEN_MIN_CHARS || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-                    let message = format!("it holds no token of {TOKEN_MIN_CHARS} or more printable characters");
+                    let message =
+                        format!("it holds no token of {TOKEN_MIN_CHARS} or more printable characters");
                     return Err(io::Error::new(io::ErrorKind::InvalidData, message));
                 }
                 Ok(Opened { token: Self(text.into()), made: None })

@@ -38,8 +38,7 @@ fn space(dir: &Path, name: &str) -> Check {
         return check(CheckStatus::Ok, found);
     }
     let found = if few_inodes { format!("{found}, {} inodes free", stat.f_favail) } else { found };
-    let status =
-        if free < SPACE_MISSING_BYTES { CheckStatus::Missing } else { CheckStatus::Degraded };
+    let status = if free < SPACE_MISSING_BYTES { CheckStatus::Missing } else { CheckStatus::Degraded };
     Check {
         cost: "logs and images will not fit; machines stop or cannot be made".to_owned(),
         mend: Some("calve prune".to_owned()),
@@ -62,7 +61,9 @@ fn nix() -> Check {
     };
     let install = Some("sh <(curl -L https://nixos.org/nix/install)");
     match (found("nix").or_else(|| found("nix-build")), Path::new(NIX_DATABASE).exists()) {
-        (Some(nix), true) => check(CheckStatus::Ok, format!("{} and {NIX_DATABASE}", nix.display()), "", None),
+        (Some(nix), true) => {
+            check(CheckStatus::Ok, format!("{} and {NIX_DATABASE}", nix.display()), "", None)
+        }
         (None, true) => check(
             CheckStatus::Degraded,
             format!("{NIX_DATABASE}, but no `nix` in PATH"),

@@ -107,7 +107,10 @@ impl Checked {
         }
         let this = self.clone();
         tokio::spawn(async move {
-            let checks = this.driver.preflight().await;
+            let driver = this.driver.clone();
+            // In a task of its own, so that one that panics is found wanting and not waited for.
+            let checks = tokio::spawn(async move { driver.preflight().await }).await;
+            let checks = checks.unwrap_or_else(|error| vec![broken(this.driver.name(), &error)]);
             this.found.send_replace(Found { latest: Some((Instant::now(), checks)), running: false });
             this.changes.send_modify(|count| *count += 1);
         });
@@ -124,6 +127,18 @@ impl Found {
         let Some((at, checks)) = &self.latest else { return true };
         let usable = checks.iter().all(|check| check.status != CheckStatus::Missing);
         at.elapsed() > if usable { USABLE_FOR } else { UNUSABLE_FOR }
+    }
+}
+
+fn broken(driver: DriverName, error: &tokio::task::JoinError) -> Check {
+    tracing::error!(%driver, %error, "a preflight failed");
+    Check {
+        area: driver.to_string(),
+        name: "preflight".to_owned(),
+        status: CheckStatus::Missing,
+        found: "it failed, which is a bug of calve".to_owned(),
+        cost: "the driver cannot be used".to_owned(),
+        mend: None,
     }
 }
 

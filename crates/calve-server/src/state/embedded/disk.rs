@@ -149,8 +149,8 @@ fn load(database: &Database) -> Result<Content, OpenError> {
     let reading = database.begin_read().map_err(lift)?;
     let values = reading.open_table(VALUES).map_err(lift)?;
     let meta = reading.open_table(META).map_err(lift)?;
-    let mut content = Content::default();
-    content.revision = meta.get(META_REVISION).map_err(lift)?.map_or(0, |revision| revision.value());
+    let revision = meta.get(META_REVISION).map_err(lift)?.map_or(0, |revision| revision.value());
+    let mut content = Content { revision, ..Content::default() };
     for row in values.iter().map_err(lift)? {
         let (key, value) = row.map_err(lift)?;
         let (revision, bytes) = value.value();

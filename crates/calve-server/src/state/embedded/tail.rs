@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn change(revision: Revision) -> Change {
-        let value = (revision % 3 != 0).then(|| Bytes::from(vec![revision as u8; 5]));
+        let value = (!revision.is_multiple_of(3)).then(|| Bytes::from(vec![revision as u8; 5]));
         Change { revision, key: format!("k/{revision}"), value }
     }
 
