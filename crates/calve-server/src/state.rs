@@ -1,12 +1,18 @@
 //! State: a key-value store with revisions; one trait, one file a backend, one conformance suite.
 
+pub mod embedded;
+pub mod memory;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub mod memory;
+pub use embedded::EmbeddedState;
 
 /// Largest value: what NATS KV carries with room for its headers; a record is a few KiB.
 pub const VALUE_MAX_BYTES: usize = 512 * 1024;
+
+/// Longest key: what every backend can carry; ours are below 80.
+pub const KEY_MAX_BYTES: usize = 255;
 
 /// Position of a change in the order of all changes of a store; counts from 1.
 pub type Revision = u64;
@@ -107,4 +113,24 @@ pub trait State: Send + Sync {
 
     /// Waits until the store's revision is above `seen`, and gives it: "look again".
     async fn changed(&self, seen: Revision) -> Revision;
+}
+
+/// Refuses a key that some backend could not hold.
+fn check_key(key: &str) -> Result<(), StateError> {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"-/_=.".contains(&c);
+    if !key.is_empty() && key.len() <= KEY_MAX_BYTES && key.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(StateError::Invalid(format!("the key {key:?} is not 1 to {KEY_MAX_BYTES} of -/_=.a-zA-Z0-9")))
+}
+
+/// Refuses a value that some backend could not hold.
+fn check_value(key: &str, value: &[u8]) -> Result<(), StateError> {
+    if value.len() <= VALUE_MAX_BYTES {
+        return Ok(());
+    }
+    Err(StateError::Invalid(format!(
+        "the value of {key:?} has {} bytes, at most {VALUE_MAX_BYTES} can be stored",
+        value.len()
+    )))
 }

@@ -88,6 +88,11 @@ impl View {
         content.records.get(&id).map(|(_, record)| record.clone())
     }
 
+    /// The record of a machine.
+    pub fn by_id(&self, id: MachineId) -> Option<Arc<MachineRecord>> {
+        self.record(id).map(|(_, record)| record)
+    }
+
     /// Every machine's record, the oldest first.
     pub fn all(&self) -> Vec<Arc<MachineRecord>> {
         self.content().records.values().map(|(_, record)| record.clone()).collect()
