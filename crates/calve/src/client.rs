@@ -47,7 +47,9 @@ impl Client {
         let stream = match endpoint.connect().await {
             Ok(stream) => stream,
             Err(error) => match &endpoint {
-                Endpoint::Local(dirs) if connect::nobody_listens(&error) => start::start(dirs, &endpoint).await?,
+                Endpoint::Local(dirs) if connect::nobody_listens(&error) => {
+                    start::start(dirs, &endpoint).await?
+                }
                 _ => return Err(endpoint.unreachable(error)),
             },
         };
@@ -94,8 +96,7 @@ impl Client {
     pub async fn submit(&self, method: Method, path: &str, body: &impl Serialize) -> Outcome<Bytes> {
         let json = serde_json::to_vec(body).expect("requests hold nothing that JSON cannot say");
         let body = Full::from(json).map_err(|never| match never {}).boxed();
-        let answer =
-            self.send(method, path, Some((header::CONTENT_TYPE, "application/json")), body).await?;
+        let answer = self.send(method, path, Some((header::CONTENT_TYPE, "application/json")), body).await?;
         self.collect(answer.into_body()).await
     }
 
@@ -164,20 +165,26 @@ impl Client {
     async fn collect(&self, body: Incoming) -> Outcome<Bytes> {
         let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await;
         body.map(|body| body.to_bytes()).map_err(|error| {
-            Failure::failed(format!("the answer of the server at {} broke off", self.server())).caused_by(error)
+            Failure::failed(format!("the answer of the server at {} broke off", self.server()))
+                .caused_by(error)
         })
     }
 
     fn parse<T: DeserializeOwned>(&self, bytes: &[u8]) -> Outcome<T> {
         serde_json::from_slice(bytes).map_err(|error| {
-            Failure::failed(format!("the answer of the server at {} is not what calve {} knows", self.server(), VERSION))
-                .hint("client and server may be of different versions: `calve version` shows both")
-                .caused_by(error)
+            Failure::failed(format!(
+                "the answer of the server at {} is not what calve {} knows",
+                self.server(),
+                VERSION
+            ))
+            .hint("client and server may be of different versions: `calve version` shows both")
+            .caused_by(error)
         })
     }
 
     fn broken(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
-        Failure::failed(format!("the connection to the server at {} broke off", self.server())).caused_by(error)
+        Failure::failed(format!("the connection to the server at {} broke off", self.server()))
+            .caused_by(error)
     }
 }
 
@@ -194,7 +201,8 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
         return problem.into();
     }
     if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
-        return Failure::failed("the server does not accept this token").hint("set CALVE_TOKEN to a valid one");
+        return Failure::failed("the server does not accept this token")
+            .hint("set CALVE_TOKEN to a valid one");
     }
     let kind = match status {
         StatusCode::NOT_FOUND => ProblemKind::NotFound,
@@ -203,7 +211,11 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
     };
     let text = String::from_utf8_lossy(body);
     let said = text.lines().next().unwrap_or_default().trim();
-    Problem::new(kind, format!("the server answered {status}{}{said}", if said.is_empty() { "" } else { ": " })).into()
+    Problem::new(
+        kind,
+        format!("the server answered {status}{}{said}", if said.is_empty() { "" } else { ": " }),
+    )
+    .into()
 }
 
 /// Escapes a value for a query (RFC 3986): everything but unreserved characters and `/`.
@@ -240,7 +252,10 @@ mod tests {
 
     #[test]
     fn queries_are_escaped() {
-        let path = with_query("/v1/x", &[("a", Some("b c&d/é".to_owned())), ("no", None), ("n", Some("1".to_owned()))]);
+        let path = with_query(
+            "/v1/x",
+            &[("a", Some("b c&d/é".to_owned())), ("no", None), ("n", Some("1".to_owned()))],
+        );
         assert_eq!(path, "/v1/x?a=b%20c%26d/%C3%A9&n=1");
     }
 

@@ -63,8 +63,6 @@ pub enum Ending {
     Ended {
         /// How; none where it never ran.
         exit: Option<Exit>,
-        /// The machine's state.
-        state: Option<String>,
         /// What went wrong, for people.
         message: Option<String>,
     },
@@ -129,14 +127,18 @@ async fn receive(
     loop {
         let (channel, bytes) = match reader.next().await {
             Ok(Some(Received::Data(channel, bytes))) => (channel, bytes),
-            Ok(Some(Received::Control(StreamControl::Exit { exit, state, message }))) => {
-                return Ok(Ending::Ended { exit, state, message });
+            Ok(Some(Received::Control(StreamControl::Exit { exit, message, .. }))) => {
+                return Ok(Ending::Ended { exit, message });
             }
             Ok(Some(Received::Control(StreamControl::Error { problem }))) => return Err(problem.into()),
             // Only clients say these.
-            Ok(Some(Received::Control(StreamControl::Signal { .. } | StreamControl::Resize { .. }))) => continue,
+            Ok(Some(Received::Control(StreamControl::Signal { .. } | StreamControl::Resize { .. }))) => {
+                continue;
+            }
             Ok(None) => {
-                return Ok(Ending::Lost(Failure::failed("the server ended the connection before the program")));
+                return Ok(Ending::Lost(Failure::failed(
+                    "the server ended the connection before the program",
+                )));
             }
             Err(failure) => return Ok(Ending::Lost(failure)),
         };

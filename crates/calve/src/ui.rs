@@ -177,11 +177,6 @@ impl Progress {
         bar.enable_steady_tick(SPINNER_TICK);
         Self { bar }
     }
-
-    /// Says how many bytes have gone by.
-    pub fn bytes(&self, what: &str, bytes: u64) {
-        self.bar.set_message(format!("{what}: {}", crate::args::show_size(bytes)));
-    }
 }
 
 impl Drop for Progress {

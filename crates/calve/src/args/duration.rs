@@ -22,7 +22,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             return Err(format!("{number} has no unit; write {number}s, {number}m, {number}h or {number}d"));
         }
         let unit_ms = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, ms)| *ms);
-        let unit_ms = unit_ms.ok_or_else(|| format!("{unit:?} is no unit of time; there are ms, s, m, h, d, w"))?;
+        let unit_ms =
+            unit_ms.ok_or_else(|| format!("{unit:?} is no unit of time; there are ms, s, m, h, d, w"))?;
         total_ms = number
             .parse::<u64>()
             .ok()
@@ -60,7 +61,10 @@ pub fn parse_ttl(text: &str) -> Result<Ttl, String> {
         return Err(format!("a lease lasts at least {}", show(TTL_MIN)));
     }
     if ttl > TTL_MAX {
-        return Err(format!("a lease lasts at most {}; a machine without an end needs `none`", show(TTL_MAX)));
+        return Err(format!(
+            "a lease lasts at most {}; a machine without an end needs `none`",
+            show(TTL_MAX)
+        ));
     }
     Ok(Ttl::For(ttl))
 }
@@ -91,13 +95,15 @@ mod tests {
     #[test]
     fn durations_add_up_and_are_shown_in_two_units() {
         let seconds = |text| parse_duration(text).unwrap().as_secs_f64();
-        assert_eq!(["30s", "90m", "2h", "1d", "1h30m", "250ms"].map(seconds), [
-            30.0, 5400.0, 7200.0, 86400.0, 5400.0, 0.25
-        ]);
+        assert_eq!(
+            ["30s", "90m", "2h", "1d", "1h30m", "250ms"].map(seconds),
+            [30.0, 5400.0, 7200.0, 86400.0, 5400.0, 0.25]
+        );
         let shown = |text| show(parse_duration(text).unwrap());
-        assert_eq!(["90m", "45s", "0s", "25h", "250ms", "1h5s", "9d"].map(shown), [
-            "1h30m", "45s", "0s", "1d1h", "250ms", "1h", "9d"
-        ]);
+        assert_eq!(
+            ["90m", "45s", "0s", "25h", "250ms", "1h5s", "9d"].map(shown),
+            ["1h30m", "45s", "0s", "1d1h", "250ms", "1h", "9d"]
+        );
     }
 
     #[test]

@@ -59,9 +59,9 @@ fn read_file(path: &Path) -> Outcome<Environment> {
             continue;
         }
         let wrong = |why: &str| Failure::usage(format!("{shown}, line {}: {why}", index + 1));
-        let (name, value) = line
-            .split_once('=')
-            .ok_or_else(|| wrong("there is no `=`").hint("each line reads NAME=VALUE; comments begin with #"))?;
+        let (name, value) = line.split_once('=').ok_or_else(|| {
+            wrong("there is no `=`").hint("each line reads NAME=VALUE; comments begin with #")
+        })?;
         check_name(name).map_err(|why| wrong(&why))?;
         if value.contains('\0') {
             return Err(wrong("an environment variable cannot hold a zero byte"));
@@ -84,7 +84,8 @@ fn check_name(name: &str) -> Result<(), String> {
 /// Refuses what the kernel would refuse in the machine, where the error would come late and say little.
 pub fn check_size(env: &Environment) -> Outcome<()> {
     let longest = env.iter().max_by_key(|(name, value)| name.len() + value.len());
-    if let Some((name, value)) = longest.filter(|(name, value)| name.len() + value.len() + 2 > ARG_MAX_BYTES) {
+    if let Some((name, value)) = longest.filter(|(name, value)| name.len() + value.len() + 2 > ARG_MAX_BYTES)
+    {
         return Err(Failure::usage(format!(
             "the environment variable {name} has {}, the kernel takes {} in one",
             show_size(value.len() as u64),
@@ -119,7 +120,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         std::fs::write(&file, "# talk\n\nA=1\nB= two = 'x' \n").unwrap();
-        let env = gather(&[&file], &["A=2".to_owned(), "HOME".to_owned()], |_| Some("/h".to_owned())).unwrap();
+        let env =
+            gather(&[&file], &["A=2".to_owned(), "HOME".to_owned()], |_| Some("/h".to_owned())).unwrap();
         let pairs: Vec<_> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(pairs, [("A", "2"), ("B", " two = 'x' "), ("HOME", "/h")]);
     }
@@ -135,7 +137,7 @@ mod tests {
         assert!(sentence(&[Path::new("/no/such")], &[]).contains("cannot be read"));
         assert!(sentence(&[], &["GONE"]).contains("not set"));
         assert!(sentence(&[], &["=x"]).contains("needs a name"));
-        assert!(sentence(&[], &[&format!("A={}", "x".repeat(200_000))]).contains("A has 195.3K"));
+        assert!(sentence(&[], &[&format!("A={}", "x".repeat(200_000))]).contains("A has 195K"));
         let many: Vec<String> = (0..100).map(|n| format!("V{n}={}", "x".repeat(100_000))).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(sentence(&[], &many), "the environment has 9.5M, a program takes at most 1M");

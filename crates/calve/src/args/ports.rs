@@ -18,7 +18,8 @@ pub fn parse_port_mapping(text: &str) -> Result<PortMapping, String> {
 fn parse_addr(text: &str) -> Result<IpAddr, String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let parsed = bare.map_or_else(|| text.parse().ok().filter(IpAddr::is_ipv4), |text| text.parse().ok());
-    parsed.ok_or_else(|| format!("{text:?} is no IP address; IPv6 addresses stand in brackets: [::1]:8080:80"))
+    parsed
+        .ok_or_else(|| format!("{text:?} is no IP address; IPv6 addresses stand in brackets: [::1]:8080:80"))
 }
 
 fn port_or_zero(text: &str) -> Result<u16, String> {
@@ -75,10 +76,8 @@ mod tests {
     use super::*;
 
     fn shown(text: &str) -> String {
-        parse_port_mapping(text).map_or_else(
-            |error| error,
-            |p| format!("{} {} {}", p.host_addr, p.host_port, p.machine_port),
-        )
+        parse_port_mapping(text)
+            .map_or_else(|error| error, |p| format!("{} {} {}", p.host_addr, p.host_port, p.machine_port))
     }
 
     #[test]

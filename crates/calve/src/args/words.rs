@@ -35,9 +35,10 @@ mod tests {
 
     #[test]
     fn quotes_and_backslashes_keep_words_together() {
-        assert_eq!(split_words(r#"curl -f 'a  b' "c\"d" e\ f """#).unwrap(), [
-            "curl", "-f", "a  b", "c\"d", "e f", ""
-        ]);
+        assert_eq!(
+            split_words(r#"curl -f 'a  b' "c\"d" e\ f """#).unwrap(),
+            ["curl", "-f", "a  b", "c\"d", "e f", ""]
+        );
         for bad in ["", "  ", "'a", "a\\"] {
             assert!(split_words(bad).is_err(), "{bad:?}");
         }

@@ -72,7 +72,8 @@ impl Endpoint {
         match self {
             Self::Local(dirs) => connect_unix(&dirs.socket()).await.map(Stream::Unix),
             Self::Tcp { authority, .. } => {
-                let connecting = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(authority.as_str()));
+                let connecting =
+                    tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(authority.as_str()));
                 let stream = connecting.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
@@ -196,7 +197,9 @@ mod tests {
 
     #[test]
     fn addresses_of_servers_are_http_urls() {
-        for (url, shown) in [("http://h:7/", "http://h:7"), ("http://h", "http://h:80"), ("http://[::1]:7", "http://[::1]:7")] {
+        for (url, shown) in
+            [("http://h:7/", "http://h:7"), ("http://h", "http://h:80"), ("http://[::1]:7", "http://[::1]:7")]
+        {
             assert_eq!(Endpoint::from_url(url, None).unwrap().to_string(), shown);
         }
         for bad in ["h:7", "https://h", "http://", "http://a b", "http://u@h"] {

@@ -94,7 +94,8 @@ impl SocketReader {
             match message.map_err(broken)? {
                 Message::Binary(bytes) => {
                     let channel = bytes.first().copied().and_then(Channel::from_u8);
-                    let channel = channel.ok_or_else(|| Failure::failed("the server sent bytes of no channel"))?;
+                    let channel =
+                        channel.ok_or_else(|| Failure::failed("the server sent bytes of no channel"))?;
                     return Ok(Some(Received::Data(channel, bytes.slice(1..))));
                 }
                 Message::Text(text) => {

@@ -78,7 +78,8 @@ pub async fn run(args: Args) -> Outcome {
                 .hint("calve cp A:/x - | calve cp - B:/dir"))
         }
         (Place::Here(_) | Place::Archive, Place::Here(_) | Place::Archive) => {
-            Err(Failure::usage("one side of a copy is in a machine, and neither is").hint("write it as NAME:/PATH"))
+            Err(Failure::usage("one side of a copy is in a machine, and neither is")
+                .hint("write it as NAME:/PATH"))
         }
     }
 }
@@ -209,9 +210,12 @@ mod tests {
         assert_eq!(place("./web:/etc"), Place::Here("./web:/etc".into()));
         assert_eq!(place("file"), Place::Here("file".into()));
         assert_eq!(place("-"), Place::Archive);
-        for (bad, sentence) in
-            [("web:etc", "web:/etc"), ("W_b:/x", "not a machine name"), ("", "empty"), ("web:/a/../b", "`..`")]
-        {
+        for (bad, sentence) in [
+            ("web:etc", "web:/etc"),
+            ("W_b:/x", "not a machine name"),
+            ("", "empty"),
+            ("web:/a/../b", "`..`"),
+        ] {
             assert!(parse_place(bad).unwrap_err().contains(sentence), "{bad}");
         }
     }

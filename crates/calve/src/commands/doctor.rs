@@ -32,7 +32,12 @@ fn show(checks: &[Check]) -> Outcome<()> {
     let mut table = Table::new(["AREA", "CHECK", "STATUS", "FOUND"]);
     for check in checks {
         let area = Cell::new(check.area.as_str());
-        table.row([area, Cell::new(check.name.as_str()), ui::check(check.status), Cell::new(check.found.as_str())]);
+        table.row([
+            area,
+            Cell::new(check.name.as_str()),
+            ui::check(check.status),
+            Cell::new(check.found.as_str()),
+        ]);
     }
     table.print()?;
     for check in checks.iter().filter(|check| check.status != CheckStatus::Ok) {

@@ -26,10 +26,8 @@ pub struct Args {
 pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
     let since = args.since.map(|since| ps::now().0.saturating_sub(since.as_millis() as u64));
-    let parts = [
-        ("follow", args.follow.then(|| "true".to_owned())),
-        ("since_ms", since.map(|ms| ms.to_string())),
-    ];
+    let parts =
+        [("follow", args.follow.then(|| "true".to_owned())), ("since_ms", since.map(|ms| ms.to_string()))];
     let path = with_query("/v1/events", &parts);
     if args.follow {
         return follow(&client, &path, args.json).await;

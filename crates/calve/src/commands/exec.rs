@@ -67,7 +67,7 @@ pub async fn run(args: Args) -> Outcome {
     let raw = (args.tty && args.interactive).then(RawMode::enter);
     let mut session = Session::new(signals, args.interactive, None)?;
     let mut interrupts = 0;
-    let ending = session.drive((writer, reader), &mut |signal| {
+    let mut on_signal = |signal| {
         if signal == RESIZED {
             return Reaction::Send(StreamControl::Resize { size: terminal::size() });
         }
@@ -77,10 +77,10 @@ pub async fn run(args: Args) -> Outcome {
             return Reaction::Leave(ExitStatus::Program(128 + signal));
         }
         Reaction::Send(StreamControl::Signal { signal })
-    });
-    let ending = ending.await;
+    };
+    let ending = session.drive((writer, reader), &mut on_signal).await;
     let outcome = match ending {
-        Ok(Ending::Ended { exit, message, .. }) => {
+        Ok(Ending::Ended { exit, message }) => {
             session.finish().await.and_then(|()| run::conclude(exit, message))
         }
         Ok(Ending::Left(status)) => Ok(status),

@@ -38,7 +38,8 @@ pub async fn run(args: Args) -> Outcome {
             .hint("0 takes a free port: calve forward NAME 0:REMOTE")
             .caused_by(error)
     })?;
-    let here = listener.local_addr().map_err(|error| Failure::failed("the port has no address").caused_by(error))?;
+    let here =
+        listener.local_addr().map_err(|error| Failure::failed("the port has no address").caused_by(error))?;
     ui::line(&here.to_string())?;
     ui::note(&format!("{here} leads to port {} of {}; Ctrl-C ends it", args.ports.remote, args.name));
     let path = names::path(&args.name, &format!("/forward?port={}", args.ports.remote));

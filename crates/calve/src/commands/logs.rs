@@ -61,12 +61,15 @@ pub async fn run(args: Args) -> Outcome {
         _ => "stdout,stderr",
     };
     let since = args.since.map(|since| ps::now().0.saturating_sub(since.as_millis() as u64));
-    let path = with_query(&names::path(&args.name, "/logs"), &[
-        ("follow", args.follow.then(|| "true".to_owned())),
-        ("since_ms", since.map(|ms| ms.to_string())),
-        ("tail", args.tail.map(|lines| lines.to_string())),
-        ("stream", Some(streams.to_owned())),
-    ]);
+    let path = with_query(
+        &names::path(&args.name, "/logs"),
+        &[
+            ("follow", args.follow.then(|| "true".to_owned())),
+            ("since_ms", since.map(|ms| ms.to_string())),
+            ("tail", args.tail.map(|lines| lines.to_string())),
+            ("stream", Some(streams.to_owned())),
+        ],
+    );
     let mut body = client.get_stream(&path, LOG_MEDIA_TYPE).await?;
     let mut printer = Printer { args, lines: Lines::default() };
     let mut waiting = BytesMut::new();
@@ -75,7 +78,9 @@ pub async fn run(args: Args) -> Outcome {
         let part = part.map_err(|error| broken().caused_by(error))?;
         let Ok(part) = part.into_data() else { continue };
         waiting.extend_from_slice(&part);
-        while let Some((frame, length)) = Frame::decode(&waiting).map_err(|error| broken().caused_by(error))? {
+        while let Some((frame, length)) =
+            Frame::decode(&waiting).map_err(|error| broken().caused_by(error))?
+        {
             waiting.advance(length);
             if let Frame::Log(entry) = frame {
                 printer.print(&entry)?;
@@ -152,7 +157,12 @@ mod tests {
 
     #[test]
     fn entries_that_are_no_text_keep_their_bytes_in_json() {
-        let entry = |bytes: &[u8]| LogEntry { seq: 1, time_unix_ms: 2, channel: Channel::Stderr, bytes: bytes.into() };
+        let entry = |bytes: &[u8]| LogEntry {
+            seq: 1,
+            time_unix_ms: 2,
+            channel: Channel::Stderr,
+            bytes: bytes.into(),
+        };
         let line = |bytes| String::from_utf8(json_line(&entry(bytes))).unwrap();
         assert_eq!(line(b"a\n"), "{\"seq\":1,\"time_unix_ms\":2,\"stream\":\"stderr\",\"text\":\"a\\n\"}\n");
         assert!(line(b"\xff").contains("\"base64\":\"/w==\""));

@@ -32,7 +32,10 @@ pub async fn wait_for_end(client: &Client, told: &[u8]) -> Outcome<()> {
 }
 
 /// Does one thing for each machine, several at once; the results come in the order of the names.
-pub async fn each<T, F>(names: Vec<MachineName>, act: impl Fn(MachineName) -> F) -> Vec<(MachineName, Outcome<T>)>
+pub async fn each<T, F>(
+    names: Vec<MachineName>,
+    act: impl Fn(MachineName) -> F,
+) -> Vec<(MachineName, Outcome<T>)>
 where
     F: Future<Output = Outcome<T>>,
 {

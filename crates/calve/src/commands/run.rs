@@ -68,7 +68,9 @@ impl Attached {
         };
         if matches!(spec.workload, Workload::Base | Workload::System { .. }) {
             let name = &self.machine.summary.name;
-            ui::note(&format!("{name} is being started; Ctrl-C lets go of it; calve exec -it {name} -- sh looks inside"));
+            ui::note(&format!(
+                "{name} is being started; Ctrl-C lets go of it; calve exec -it {name} -- sh looks inside"
+            ));
         }
         let mut letting_go = LettingGo::new(&self);
         while let Some(early) = signals.pending() {
@@ -77,7 +79,7 @@ impl Attached {
         let mut session = Session::new(signals, reads, console)?;
         let ending = self.drive(&mut session, &mut letting_go).await;
         match ending {
-            Ok(Ending::Ended { exit, message, .. }) => {
+            Ok(Ending::Ended { exit, message }) => {
                 session.finish().await?;
                 self.conclude(exit, message, letting_go.first)
             }
@@ -139,12 +141,7 @@ impl Attached {
     }
 
     /// The status of a machine that has ended. `interrupt` is the signal that let go of it, if one did.
-    fn conclude(
-        &self,
-        exit: Option<Exit>,
-        message: Option<String>,
-        interrupt: Option<i32>,
-    ) -> Outcome {
+    fn conclude(&self, exit: Option<Exit>, message: Option<String>, interrupt: Option<i32>) -> Outcome {
         match (interrupt, exit) {
             // A program that ended by itself had the last word; otherwise the interrupt has.
             (Some(_), Some(Exit { code: Some(code), .. })) => return Ok(ExitStatus::Program(code)),
@@ -169,7 +166,8 @@ pub fn conclude(exit: Option<Exit>, message: Option<String>) -> Outcome {
         ExitCause::Limit => ui::note("the program was ended by a limit"),
         ExitCause::MachineLost => ui::note("the machine went away under the program"),
         ExitCause::NotStarted => {
-            let failure = Failure::failed(message.unwrap_or_else(|| "the program could not be started".to_owned()));
+            let failure =
+                Failure::failed(message.unwrap_or_else(|| "the program could not be started".to_owned()));
             let status = match exit.code {
                 Some(126) => ExitStatus::NotExecutable,
                 Some(127) => ExitStatus::NotFound,

@@ -77,10 +77,13 @@ fn describe(machine: &MachineView, lines: &mut Lines) {
     if let Some(health) = &machine.spec.health {
         lines.add("health", show_probe(&health.probe));
     }
-    lines.add("network", match machine.spec.network {
-        Network::None => "none",
-        Network::Host => "host",
-    });
+    lines.add(
+        "network",
+        match machine.spec.network {
+            Network::None => "none",
+            Network::Host => "host",
+        },
+    );
     let limits = show_limits(machine);
     if !limits.is_empty() {
         lines.add("limits", limits);

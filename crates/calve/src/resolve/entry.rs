@@ -36,8 +36,11 @@ pub fn choose(host: &Path, name: &str, main_program: &mut dyn FnMut() -> Option<
     }
     let programs = programs_in(&host.join("bin"));
     match programs.as_slice() {
-        [] => Err(Failure::new(ExitStatus::NotFound, format!("{name} holds no program: it has no bin with a file in it"))
-            .hint("name the program: calve run PATH/TO/PROGRAM")),
+        [] => Err(Failure::new(
+            ExitStatus::NotFound,
+            format!("{name} holds no program: it has no bin with a file in it"),
+        )
+        .hint("name the program: calve run PATH/TO/PROGRAM")),
         [only] => Ok(Entry::Bin(only.clone())),
         _ => {
             let plain = without_version(name);
@@ -53,8 +56,12 @@ fn ambiguous(name: &str, programs: &[String]) -> Failure {
     if programs.len() > LISTED_MAX {
         listed.push_str(&format!(" and {} more", programs.len() - LISTED_MAX));
     }
-    Failure::usage(format!("{name} holds {} programs and none is called {}", programs.len(), without_version(name)))
-        .hint(format!("name one behind /bin/: {listed}"))
+    Failure::usage(format!(
+        "{name} holds {} programs and none is called {}",
+        programs.len(),
+        without_version(name)
+    ))
+    .hint(format!("name one behind /bin/: {listed}"))
 }
 
 /// The names in a `bin` directory, sorted, without what a wrapper hides (`.name-wrapped`).
@@ -68,9 +75,9 @@ fn programs_in(bin: &Path) -> Vec<String> {
 
 /// A package's name without its version: up to the first dash that no letter follows (Nix manual, `parseDrvName`).
 fn without_version(name: &str) -> &str {
-    let version = name.match_indices('-').find(|(at, _)| {
-        name[at + 1..].chars().next().is_some_and(|next| !next.is_ascii_alphabetic())
-    });
+    let version = name
+        .match_indices('-')
+        .find(|(at, _)| name[at + 1..].chars().next().is_some_and(|next| !next.is_ascii_alphabetic()));
     version.map_or(name, |(at, _)| &name[..at])
 }
 
@@ -117,7 +124,10 @@ mod tests {
         assert_eq!(choice(&["bin/only", "bin/.only-wrapped"], None).unwrap(), Entry::Bin("only".to_owned()));
         assert_eq!(choice(&["bin/a", "bin/my-tool"], None).unwrap(), Entry::Bin("my-tool".to_owned()));
         assert_eq!(choice(&["bin/a", "bin/my-tool"], Some("a")).unwrap(), Entry::Bin("a".to_owned()));
-        assert_eq!(choice(&["bin/my-tool", "bin/b"], Some("gone")).unwrap(), Entry::Bin("my-tool".to_owned()));
+        assert_eq!(
+            choice(&["bin/my-tool", "bin/b"], Some("gone")).unwrap(),
+            Entry::Bin("my-tool".to_owned())
+        );
         let file = tree(&["f"]);
         assert_eq!(choose(&file.path().join("f"), "f", &mut || None).unwrap(), Entry::File);
     }
@@ -136,7 +146,8 @@ mod tests {
 
     #[test]
     fn versions_begin_behind_a_dash_without_a_letter() {
-        let cases = [("hello-2.12", "hello"), ("a-b-1", "a-b"), ("x", "x"), ("gtk+3-3.24", "gtk+3"), ("a-", "a-")];
+        let cases =
+            [("hello-2.12", "hello"), ("a-b-1", "a-b"), ("x", "x"), ("gtk+3-3.24", "gtk+3"), ("a-", "a-")];
         for (name, plain) in cases {
             assert_eq!(without_version(name), plain);
         }

@@ -33,7 +33,8 @@ pub enum Form {
 }
 
 /// Schemes that only flake references have (Nix manual, "Flake references", "Types").
-const FLAKE_SCHEMES: [&str; 8] = ["github:", "gitlab:", "sourcehut:", "git+", "hg+", "path:", "flake:", "tarball+"];
+const FLAKE_SCHEMES: [&str; 8] =
+    ["github:", "gitlab:", "sourcehut:", "git+", "hg+", "path:", "flake:", "tarball+"];
 
 /// The form of what the user typed.
 pub fn classify(wish: &Wish) -> Outcome<Form> {
@@ -97,7 +98,9 @@ fn shell(wish: &Wish) -> Outcome<Form> {
             .hint("write it behind `--`: calve run --shell -A env default.nix -- make"));
     }
     match wish.what.as_deref() {
-        Some(what) if is_flake(what) || (Path::new(what).join("flake.nix").is_file() && wish.attr.is_none()) => {
+        Some(what)
+            if is_flake(what) || (Path::new(what).join("flake.nix").is_file() && wish.attr.is_none()) =>
+        {
             if wish.attr.is_some() {
                 return Err(Failure::usage("-A belongs to a Nix file, and this is a flake reference")
                     .hint(format!("write the attribute behind a #: {what}#…")));
@@ -121,7 +124,11 @@ fn shell(wish: &Wish) -> Outcome<Form> {
 
 fn first_of(directory: &Path, names: &[&str]) -> Outcome<PathBuf> {
     let found = names.iter().map(|name| directory.join(name)).find(|file| file.is_file());
-    let place = if directory.as_os_str().is_empty() { "here".to_owned() } else { format!("in {}", directory.display()) };
+    let place = if directory.as_os_str().is_empty() {
+        "here".to_owned()
+    } else {
+        format!("in {}", directory.display())
+    };
     found.ok_or_else(|| {
         Failure::not_found(format!("there is no {} {place}", names.join(" and no ")))
             .hint("name the Nix file: calve run … FILE.nix")
@@ -146,7 +153,8 @@ fn nix_file(wish: &Wish) -> Outcome<String> {
 fn nothing_there(what: &str) -> Failure {
     let failure = Failure::not_found(format!("there is no {what}"));
     if what.contains('/') {
-        failure.hint("give a store path, a file, a link such as ./result, or a flake reference such as .#hello")
+        failure
+            .hint("give a store path, a file, a link such as ./result, or a flake reference such as .#hello")
     } else {
         failure.hint(format!("a file here is ./{what}, an attribute of nixpkgs is nixpkgs#{what}"))
     }
@@ -163,7 +171,14 @@ mod tests {
 
     #[test]
     fn flake_references_are_told_from_paths() {
-        for reference in [".#web", "nixpkgs#hello", "github:a/b", "git+https://h/r?rev=1#web", "path:/x", "https://h/x.tar.gz"] {
+        for reference in [
+            ".#web",
+            "nixpkgs#hello",
+            "github:a/b",
+            "git+https://h/r?rev=1#web",
+            "path:/x",
+            "https://h/x.tar.gz",
+        ] {
             assert_eq!(form(reference).unwrap(), Form::Flake(reference.to_owned()));
         }
         let dir = tempfile::tempdir().unwrap();

@@ -51,7 +51,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("d")).unwrap();
         fs::write(dir.path().join("d/f"), "12345").unwrap();
-        let refusal = |bytes, files| check(dir.path(), Limit { bytes, files }).err().map(|failure| failure.sentence);
+        let refusal =
+            |bytes, files| check(dir.path(), Limit { bytes, files }).err().map(|failure| failure.sentence);
         assert_eq!(refusal(5, 3), None);
         assert!(refusal(4, 3).unwrap().contains("more than 4B"));
         assert!(refusal(5, 2).unwrap().contains("more than 2 files"));

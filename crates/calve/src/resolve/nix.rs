@@ -61,7 +61,9 @@ pub fn one_path(printed: &[u8], what: &str) -> Outcome<StorePath> {
         return Err(Failure::usage(format!("{what} gives {} store paths, and one is needed", more + 1))
             .hint("name one: an attribute with -A, or behind the # of a flake reference"));
     }
-    first.parse().map_err(|error| Failure::failed(format!("{what} gives {first}, which is no store path")).caused_by(error))
+    first.parse().map_err(|error| {
+        Failure::failed(format!("{what} gives {first}, which is no store path")).caused_by(error)
+    })
 }
 
 /// The text that `nix eval --raw` or `nix-instantiate --eval --json` printed; none where it is empty or null.
@@ -80,7 +82,12 @@ mod tests {
         let path = "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-x";
         assert_eq!(one_path(format!("{path}\n").as_bytes(), "x").unwrap().to_string(), path);
         assert!(one_path(b"", "x").unwrap_err().sentence.contains("no store path"));
-        assert!(one_path(format!("{path}\n{path}\n").as_bytes(), "x").unwrap_err().sentence.contains("2 store paths"));
+        assert!(
+            one_path(format!("{path}\n{path}\n").as_bytes(), "x")
+                .unwrap_err()
+                .sentence
+                .contains("2 store paths")
+        );
     }
 
     #[test]

@@ -23,9 +23,30 @@ const WORK_DIR: &str = "/work";
 const SCRIPT: &str = r#"eval "${shellHook:-}"; exec "$@""#;
 /// Variables of the sandbox in which Nix builds, which mean nothing in a machine (`nix develop` drops the same ones).
 const DROPPED: [&str; 24] = [
-    "BASHOPTS", "EUID", "HOME", "NIX_BUILD_CORES", "NIX_BUILD_TOP", "NIX_ENFORCE_PURITY", "NIX_LOG_FD", "NIX_REMOTE",
-    "OLDPWD", "PPID", "PWD", "SHELLOPTS", "SHLVL", "SSL_CERT_FILE", "TEMP", "TEMPDIR", "TERM", "TMP", "TMPDIR", "TZ",
-    "UID", "_", "dontAddDisableDepTrack", "out",
+    "BASHOPTS",
+    "EUID",
+    "HOME",
+    "NIX_BUILD_CORES",
+    "NIX_BUILD_TOP",
+    "NIX_ENFORCE_PURITY",
+    "NIX_LOG_FD",
+    "NIX_REMOTE",
+    "OLDPWD",
+    "PPID",
+    "PWD",
+    "SHELLOPTS",
+    "SHLVL",
+    "SSL_CERT_FILE",
+    "TEMP",
+    "TEMPDIR",
+    "TERM",
+    "TMP",
+    "TMPDIR",
+    "TZ",
+    "UID",
+    "_",
+    "dontAddDisableDepTrack",
+    "out",
 ];
 
 /// What `nix print-dev-env --json` says.
@@ -48,7 +69,9 @@ pub fn from_file(stores: &Stores, file: &Path, attr: Option<&str>, wish: &Wish) 
     let mut args = vec!["print-dev-env", "--json", "-f", shown.as_str()];
     args.extend(attr);
     let env = parse(&nix::nix(&args, Talk::Shown)?)?;
-    let file = file.canonicalize().map_err(|error| Failure::not_found(format!("{shown} cannot be read")).caused_by(error))?;
+    let file = file
+        .canonicalize()
+        .map_err(|error| Failure::not_found(format!("{shown} cannot be read")).caused_by(error))?;
     let directory = file.parent().expect("a file lies in a directory");
     workload(stores, &env, Some(directory), wish)
 }
@@ -76,7 +99,8 @@ fn parse(printed: &[u8]) -> Outcome<DevEnv> {
 
 fn workload(stores: &Stores, env: &DevEnv, directory: Option<&Path>, wish: &Wish) -> Outcome<Workload> {
     let bash = env.text("BASH").filter(|bash| bash.starts_with(STORE_DIR)).ok_or_else(|| {
-        Failure::failed("the shell has no bash out of the Nix store").hint("make it with mkShell or stdenv.mkDerivation")
+        Failure::failed("the shell has no bash out of the Nix store")
+            .hint("make it with mkShell or stdenv.mkDerivation")
     })?;
     let mut args = vec!["-c".to_owned(), SCRIPT.to_owned(), "bash".to_owned()];
     args.extend(wish.args.iter().cloned());
@@ -103,15 +127,19 @@ impl DevEnv {
 
     /// What a command sees: exported variables that mean something outside of a build.
     fn exported(&self) -> BTreeMap<String, String> {
-        let exported = self.variables.iter().filter(|(name, variable)| {
-            variable.kind == "exported" && !DROPPED.contains(&name.as_str())
-        });
+        let exported = self
+            .variables
+            .iter()
+            .filter(|(name, variable)| variable.kind == "exported" && !DROPPED.contains(&name.as_str()));
         exported.filter_map(|(name, v)| Some((name.clone(), v.value.as_str()?.to_owned()))).collect()
     }
 }
 
 /// The store paths that texts mention and that are there: what the environment refers to.
-fn referred<'a>(texts: impl Iterator<Item = &'a String>, is_there: impl Fn(&StorePath) -> bool) -> Vec<StorePath> {
+fn referred<'a>(
+    texts: impl Iterator<Item = &'a String>,
+    is_there: impl Fn(&StorePath) -> bool,
+) -> Vec<StorePath> {
     let mut paths = BTreeSet::new();
     for text in texts {
         for (at, _) in text.match_indices(STORE_DIR) {
@@ -132,7 +160,8 @@ fn referred<'a>(texts: impl Iterator<Item = &'a String>, is_there: impl Fn(&Stor
 fn snapshot(stores: &Stores, directory: &Path) -> Outcome<StorePath> {
     let progress = Progress::new(&format!("copying {}", directory.display()));
     measure::check(directory, WORK_TREE_LIMIT).map_err(|failure| {
-        failure.hint("the directory of the shell's Nix file comes along; move what it does not need elsewhere")
+        failure
+            .hint("the directory of the shell's Nix file comes along; move what it does not need elsewhere")
     })?;
     let path = stores.get()?.add(directory, Some("work")).map_err(|error| refused(error, directory));
     drop(progress);

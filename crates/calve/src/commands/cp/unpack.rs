@@ -18,7 +18,8 @@ const SKIPPED_SHOWN_MAX: usize = 20;
 /// nor link. Files appear whole or not at all.
 pub fn unpack(archive: impl Read, target: &Path) -> Outcome<Vec<String>> {
     let mut archive = tar::Archive::new(archive);
-    let mut unpacker = Unpacker { target: target.to_owned(), top: None, modes: Vec::new(), skipped: Vec::new() };
+    let mut unpacker =
+        Unpacker { target: target.to_owned(), top: None, modes: Vec::new(), skipped: Vec::new() };
     for entry in archive.entries().map_err(unreadable)? {
         unpacker.entry(entry.map_err(unreadable)?)?;
     }
@@ -27,7 +28,8 @@ pub fn unpack(archive: impl Read, target: &Path) -> Outcome<Vec<String>> {
     }
     // Last and innermost first: a directory that is not writable could not be filled.
     for (directory, mode) in unpacker.modes.iter().rev() {
-        fs::set_permissions(directory, Permissions::from_mode(*mode)).map_err(|error| failed(directory, error))?;
+        fs::set_permissions(directory, Permissions::from_mode(*mode))
+            .map_err(|error| failed(directory, error))?;
     }
     Ok(unpacker.skipped)
 }
@@ -92,7 +94,9 @@ impl Unpacker {
             match component {
                 Component::Normal(part) => plain.push(part),
                 Component::CurDir => {}
-                Component::RootDir | Component::ParentDir | Component::Prefix(_) => return Err(hostile(name)),
+                Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
+                    return Err(hostile(name));
+                }
             }
         }
         let top = self.top.get_or_insert_with(|| plain.components().take(1).collect());
@@ -123,11 +127,19 @@ impl Unpacker {
     }
 
     fn file(&mut self, entry: &mut tar::Entry<'_, impl Read>, path: &Path, mode: u32) -> Outcome<()> {
-        let modified = entry.header().mtime().ok().and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)));
+        let modified = entry
+            .header()
+            .mtime()
+            .ok()
+            .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s)));
         let mut broken = None;
         let made = replace(path, |new| {
             let mut file = File::options().write(true).create_new(true).mode(mode).open(new)?;
-            let copied = io::copy(entry, &mut file);
+            let size = entry.size();
+            let copied = io::copy(entry, &mut file).and_then(|length| match length == size {
+                true => Ok(()),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            });
             if let Err(error) = copied {
                 broken = Some(io::Error::new(error.kind(), error.to_string()));
                 return Err(error);
@@ -205,7 +217,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("new");
         let tar = archive(&[
-            ("etc/", "d"), ("etc/sub/", "d"), ("etc/sub/f", "fhello"), ("etc/l", "l/nowhere"), ("etc/h", "hetc/sub/f"),
+            ("etc/", "d"),
+            ("etc/sub/", "d"),
+            ("etc/sub/f", "fhello"),
+            ("etc/l", "l/nowhere"),
+            ("etc/h", "hetc/sub/f"),
             ("etc/p", "p"),
         ]);
         let skipped = unpack(tar.as_slice(), &target).unwrap();

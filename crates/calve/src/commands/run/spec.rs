@@ -12,8 +12,8 @@ use clap::ValueEnum;
 
 use super::health::HealthArgs;
 use crate::args::{
-    Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size, parse_ttl,
-    show_duration,
+    Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
+    parse_ttl, show_duration,
 };
 use crate::failure::{Failure, Outcome};
 use crate::resolve::{self, Wish};
@@ -160,8 +160,9 @@ impl Args {
             Workload::Program(mut program) => {
                 let kind = self.kind.unwrap_or(Kind::Job);
                 if kind == Kind::System {
-                    return Err(Failure::usage("a program is no system")
-                        .hint("leave --kind out, or name a system's store path, which holds init and kernel"));
+                    return Err(Failure::usage("a program is no system").hint(
+                        "leave --kind out, or name a system's store path, which holds init and kernel",
+                    ));
                 }
                 program.env.extend(env);
                 program.stdin = stdin;
