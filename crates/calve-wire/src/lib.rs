@@ -11,3 +11,5 @@ pub mod frame;
 pub mod machine;
 pub mod record;
 pub mod text;
+
+pub use calve_core::limits;
