@@ -105,7 +105,8 @@ impl From<Problem> for Failure {
         let status = match problem.kind {
             ProblemKind::BadRequest => ExitStatus::Usage,
             ProblemKind::NotFound => ExitStatus::NotFound,
-            ProblemKind::Conflict
+            ProblemKind::Unauthorized
+            | ProblemKind::Conflict
             | ProblemKind::Unusable
             | ProblemKind::LimitReached
             | ProblemKind::DiskFull

@@ -13,9 +13,10 @@ mod stored;
 use std::cell::OnceCell;
 use std::path::Path;
 
+use calve_nix::StorePath;
 use calve_server::dirs::Dirs;
-use calve_store::{Store, StoreError};
-use calve_wire::machine::{Source, Workload};
+use calve_store::{ProgramError, Store, StoreError};
+use calve_wire::machine::{Program, Source, Workload};
 
 use crate::failure::{ExitStatus, Failure, Outcome};
 use form::Form;
@@ -90,6 +91,20 @@ impl Stores {
         let store = Store::open(&dirs.store()).map_err(|error| refused(error, "the store"))?;
         Ok(self.store.get_or_init(|| store))
     }
+}
+
+/// Why the program cannot be started, if that is so: for when the server has refused it, as this takes milliseconds.
+pub fn unstartable(program: &Program) -> Option<Failure> {
+    let (path, _) = StorePath::split(&program.path).ok()?;
+    let stores = Stores::default();
+    let closure = stores.get().ok()?.closure(&[path]).ok()?;
+    let error = calve_store::check_program(&closure, Path::new(&program.path)).err()?;
+    let status = match &error {
+        ProgramError::NotFound { .. } => ExitStatus::NotFound,
+        _ => ExitStatus::NotExecutable,
+    };
+    let hint = error.hint();
+    Some(Failure { hint, ..Failure::new(status, error.to_string()) })
 }
 
 /// What the store says, about what the user typed.

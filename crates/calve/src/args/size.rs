@@ -28,7 +28,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// A size for people: `1.5G`, `256M`, `12K`, `7B`.
 pub fn show(bytes: u64) -> String {
     for (unit, shift) in [("T", 40), ("G", 30), ("M", 20), ("K", 10)] {
-        let tenths = u128::from(bytes) * 10 >> shift;
+        let tenths = (u128::from(bytes) * 10) >> shift;
         match (tenths / 10, tenths % 10) {
             (0, _) => continue,
             (whole, 0) => return format!("{whole}{unit}"),

@@ -112,13 +112,18 @@ impl SocketReader {
         Ok(None)
     }
 
-    /// The next bytes of a socket without channels; none at the end.
+    /// The next bytes of a socket without channels; none at the end, a failure where the server says one.
     pub async fn next_raw(&mut self) -> Outcome<Option<Bytes>> {
         while let Some(message) = self.stream.next().await {
             match message.map_err(broken)? {
                 Message::Binary(bytes) => return Ok(Some(bytes)),
+                Message::Text(text) => {
+                    if let Ok(StreamControl::Error { problem }) = serde_json::from_str(&text) {
+                        return Err(problem.into());
+                    }
+                }
                 Message::Close(_) => return Ok(None),
-                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
         Ok(None)

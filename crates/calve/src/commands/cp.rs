@@ -165,7 +165,8 @@ async fn is_directory(client: &Client, name: &MachineName, path: &str) -> Outcom
         // Nothing there (yet), or nothing that can be read; an unknown machine is told by its own path.
         Err(failure) => {
             client.get_bytes(&names::path(name, "")).await?;
-            return if failure.status == ExitStatus::NotFound { Ok(false) } else { Err(failure) };
+            let not_there = matches!(failure.status, ExitStatus::NotFound | ExitStatus::Usage);
+            return if not_there { Ok(false) } else { Err(failure) };
         }
     };
     Ok(first_block(body).await.is_some_and(|header| header.entry_type().is_dir()))

@@ -5,14 +5,14 @@ use http_body_util::BodyExt;
 
 use super::{logs, ps};
 use crate::args::parse_duration;
-use crate::client::{Client, with_query};
+use crate::client::Client;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui;
 
 /// Shows what happened, in order, and who caused it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Go on with what happens from now on, until interrupted.
+    /// Go on with what happens, until interrupted.
     #[arg(short, long)]
     follow: bool,
     /// Only what happened in this time until now, e.g. 10m.
@@ -51,13 +51,11 @@ async fn follow(client: &Client, path: &str, json: bool) -> Outcome {
         let part = part.map_err(|error| Failure::failed("the events broke off").caused_by(error))?;
         let Ok(bytes) = part.into_data() else { continue };
         for data in lines.feed(&bytes) {
-            if json {
-                ui::line(&data)?;
-                continue;
-            }
             let event: Event = serde_json::from_str(&data)
                 .map_err(|error| Failure::failed("the server's event does not parse").caused_by(error))?;
-            ui::line(&show(&event))?;
+            if event.time_unix_ms >= from_ms {
+                ui::line(&if json { data } else { show(&event) })?;
+            }
         }
     }
     Err(Failure::failed("the server has ended").hint("`calve events -f` goes on with the next one"))

@@ -4,13 +4,14 @@ mod spec;
 use std::time::Duration;
 
 use calve_core::ExitCause;
-use calve_wire::api::{MachineView, StreamControl};
+use calve_wire::api::{CreateMachine, MachineView, StreamControl};
 use calve_wire::machine::{Exit, MachineSpec, Workload};
 use hyper::Method;
 
 use super::{names, stop};
 use crate::client::{Client, Socket};
 use crate::failure::{ExitStatus, Failure, Outcome};
+use crate::resolve;
 use crate::session::signals::{LETTING_GO, PASSED_ON, Signals};
 use crate::session::{Ending, Reaction, Session, stdin};
 use crate::ui::{self, OutputStream};
@@ -30,13 +31,15 @@ pub async fn run(args: Args) -> Outcome {
     }
     // Before the machine exists: an interrupt that comes while it is made lets go of it too.
     let signals = Signals::hear(&[&LETTING_GO[..], &PASSED_ON[..]].concat())?;
-    let machine: MachineView = client.post("/v1/machines", &request).await?;
+    let machine: MachineView =
+        client.post("/v1/machines", &request).await.map_err(|failure| refused(failure, &request))?;
     let attached = Attached::new(client, machine);
     attached.follow(signals).await
 }
 
-async fn detached(client: &Client, request: &calve_wire::api::CreateMachine, json: bool) -> Outcome {
-    let answer = client.submit(Method::POST, "/v1/machines", request).await?;
+async fn detached(client: &Client, request: &CreateMachine, json: bool) -> Outcome {
+    let answer = client.submit(Method::POST, "/v1/machines", request).await;
+    let answer = answer.map_err(|failure| refused(failure, request))?;
     if json {
         ui::json(&answer)?;
         return Ok(ExitStatus::Success);
@@ -45,6 +48,16 @@ async fn detached(client: &Client, request: &calve_wire::api::CreateMachine, jso
         .map_err(|error| Failure::failed("the server's answer does not parse").caused_by(error))?;
     ui::line(machine.summary.name.as_str())?;
     Ok(ExitStatus::Success)
+}
+
+/// Why the server refused the machine. A program that cannot be started has exit codes of its own.
+fn refused(failure: Failure, request: &CreateMachine) -> Failure {
+    match &request.spec.workload {
+        Workload::Program(program) if failure.status == ExitStatus::Usage => {
+            resolve::unstartable(program).unwrap_or(failure)
+        }
+        Workload::Program(_) | Workload::System { .. } | Workload::Base => failure,
+    }
 }
 
 /// A machine whose life hangs on this process.

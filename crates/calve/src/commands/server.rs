@@ -1,3 +1,5 @@
+mod serve;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -55,10 +57,7 @@ enum Command {
 
 pub async fn run(args: Args) -> Outcome {
     match args.command {
-        None => {
-            let _ = args.listen;
-            todo!()
-        }
+        None => serve::run(args).await,
         Some(Command::Stop) => stop().await,
         Some(Command::Status { json }) => status(json).await,
     }

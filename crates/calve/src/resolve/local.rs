@@ -102,8 +102,7 @@ mod tests {
         for part in ["app/bin", "home/.local/bin", "home/bin"] {
             std::fs::create_dir_all(dir.join(part)).unwrap();
         }
-        let tree =
-            |path: &str| tree_of(&dir.join(path), Some(&dir.join("home"))).map(|(root, rest)| (root, rest));
+        let tree = |path: &str| tree_of(&dir.join(path), Some(&dir.join("home")));
         assert_eq!(tree("app/bin/x"), Some((dir.join("app"), PathBuf::from("bin/x"))));
         assert_eq!(tree("app/x"), None);
         assert_eq!(tree("home/.local/bin/x"), None);

@@ -42,7 +42,10 @@ async fn serve(args: Args) -> Result<(), ServeError> {
 }
 
 fn announce(ready: &Ready) {
-    ui::note(&format!("listening on {}; Ctrl-C ends the server, machines go on", ready.listens.join(" and ")));
+    ui::note(&format!(
+        "listening on {}; Ctrl-C ends the server, machines go on",
+        ready.listens.join(" and ")
+    ));
     if let Some(file) = &ready.token_file {
         ui::note(&format!("the token is in {}", file.display()));
     }
