@@ -7,6 +7,7 @@ pub mod driver;
 mod images;
 pub mod initrd;
 pub mod kernel;
+pub mod kvm;
 pub mod run_dir;
 
 pub use driver::{Driver, DriverError, DriverErrorKind, Found, Order};
