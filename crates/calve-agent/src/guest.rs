@@ -2,11 +2,12 @@
 //! agent proper; with a system, it hands the place over to the system's own init.
 //!
 //! ```text
-//!  kernel ─▶ rdinit=/calve-agent ─▶ mounts, modules, port ─┬─ bare ───▶ init (PID 1) + agent
-//!                                                          ├─ system ─▶ init + agent beside ─▶ PID 1 becomes <toplevel>/init
-//!                                                          └─ probe ──▶ a word on the console, end
+//!  kernel ─▶ rdinit=/calve-agent ─▶ mounts, modules ─┬─ bare ───▶ init (PID 1) + agent
+//!                                                    ├─ system ─▶ init + agent beside ─▶ PID 1 becomes <toplevel>/init
+//!                                                    └─ probe ──▶ a word on the console, end
 //! ```
 
+mod bare;
 mod clock;
 mod files;
 mod limits;
@@ -18,14 +19,13 @@ mod port;
 mod power;
 mod system;
 
-use anyhow::Context as _;
 use calve_wire::guard::PROBE_MARKER;
 
-pub use limits::PidLimit;
-pub use parameters::{Mode, Parameters};
-pub use power::end_machine;
+use parameters::{Mode, Parameters};
 
-/// Runs as the first process of a guest. An error is on the console already when the machine ends with it.
+pub use system::run_beside_system;
+
+/// Runs as the first process of a guest; returns only where the machine cannot be ended.
 pub fn run() -> anyhow::Result<()> {
     let result = boot();
     if let Err(error) = &result {
@@ -40,12 +40,17 @@ fn boot() -> anyhow::Result<()> {
     mounts::base()?;
     let parameters = Parameters::read()?;
     let notes = modules::load_all();
+    if let Some(unix_ms) = parameters.unix_ms {
+        clock::set_if_behind(unix_ms);
+    }
     match &parameters.mode {
         Mode::Probe => {
             println!("{PROBE_MARKER}");
             Ok(())
         }
-        Mode::Bare => bare(&parameters, notes),
-        Mode::System { toplevel } => system(&parameters, toplevel, notes),
+        Mode::Bare => bare::run(parameters, notes),
+        Mode::System { toplevel } => {
+            system::hand_over(&parameters, toplevel, notes).map(|never| match never {})
+        }
     }
 }

@@ -1,15 +1,45 @@
-//! The machine's side.
+//! The machine's side of calve: one static binary, two parts.
+//!
+//! [`init`] makes and reaps the machine's processes; [`agent`] supervises the workload, keeps its log and its lease, and
+//! speaks with the server. They are forked apart before there is a runtime, and speak over a socket pair.
+//!
+//! *Invariant*: nothing here needs the server to be alive, and only this file exits.
 
+mod agent;
+mod confine_api;
+mod enclosure;
 mod guard;
 mod guest;
+mod init;
+mod modes;
+mod plain;
+mod service;
 
-fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args_os().skip(1);
-    if std::process::id() == 1 {
-        return guest::run();
+use std::process::ExitCode;
+
+use modes::Mode;
+
+fn main() -> ExitCode {
+    let ended =
+        if std::process::id() == 1 { guest::run() } else { modes::parse(std::env::args_os()).and_then(run) };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("calve-agent: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    match arguments.next() {
-        Some(word) if word == "guard" => guard::run(arguments),
-        _ => anyhow::bail!("usage: calve-agent guard --run-dir DIR -- PROGRAM [ARGUMENT]…"),
+}
+
+fn run(mode: Mode) -> anyhow::Result<()> {
+    match mode {
+        Mode::Plain { run_dir, device, ready } => plain::run(run_dir, device, ready),
+        Mode::Service { server, token_file } => service::run(server, &token_file),
+        Mode::Version => {
+            println!("calve-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Mode::Guard { arguments } => guard::run(arguments),
+        Mode::BesideSystem => guest::run_beside_system(),
     }
 }

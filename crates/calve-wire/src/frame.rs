@@ -10,6 +10,10 @@
 //! virtio-serial port keeps bytes of a former connection, so the reader drops everything before the preamble, and takes
 //! a preamble in the middle of a frame for a new connection.
 
+mod decoder;
+
+pub use decoder::{Decoder, Incoming, PREAMBLE_BYTES, TOKEN_BYTES, Token, TokenError};
+
 /// Largest frame body; larger lengths mean a broken peer.
 pub const FRAME_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Most bytes of output in one log or data frame: keeps latency low beside bulk.

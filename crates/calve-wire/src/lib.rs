@@ -12,3 +12,5 @@ pub mod guard;
 pub mod machine;
 pub mod record;
 pub mod text;
+
+pub use calve_core::limits;

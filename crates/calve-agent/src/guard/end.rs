@@ -53,6 +53,10 @@ fn by_itself(status: ExitStatus, console: &[String], errors: &[String]) -> Strin
 
 /// Writes it to the working directory; a directory that is gone needs nothing.
 pub(super) fn write(end: &End, status: ExitStatus, console: &Console, errors: &Tail) -> io::Result<()> {
+    if *end == End::DirectoryGone {
+        // A new file would be in the way of whoever removes the directory.
+        return Ok(());
+    }
     let lines = console.tail().lines();
     let last = &lines[lines.len().saturating_sub(LINES_MAX)..];
     let text = format!("{}\n{}\n", sentence(end, status, console, errors), last.join("\n"));

@@ -1,24 +1,24 @@
 //! Limits inside a guest. Its processors and memory are the machine's own size; processes are counted by a cgroup.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 
 use rustix::mount::MountFlags;
 
 use super::mounts;
 
 const ROOT: &str = "/sys/fs/cgroup";
-const GROUP: &str = "/sys/fs/cgroup/program";
+const GROUP: &str = "/sys/fs/cgroup/programs";
 
 /// The cgroup of a guest's programs.
 #[derive(Debug)]
-pub struct PidLimit {
+pub(super) struct Programs {
     entrance: File,
 }
 
-impl PidLimit {
+impl Programs {
     /// Makes the cgroup; `pids` limits the processes in it.
-    pub fn create(pids: Option<u32>) -> anyhow::Result<Self> {
+    pub(super) fn create(pids: Option<u32>) -> anyhow::Result<Self> {
         let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mounts::attach("cgroup2", ROOT, "cgroup2", safe, "")?;
         // Each by itself: a kernel without one of them still has the other.
@@ -33,17 +33,14 @@ impl PidLimit {
     }
 
     /// Moves the calling process in. One system call on memory that is there: fit for a fresh child before its `execve`.
-    pub fn enter(&self) -> io::Result<()> {
+    pub(super) fn enter(&self) -> io::Result<()> {
         (&self.entrance).write_all(b"0")
     }
 
-    /// How many processes the kernel has killed for want of memory, and how often a new one was refused.
-    pub fn events() -> Events {
+    /// What the cgroup has seen.
+    pub(super) fn events() -> Events {
         let count = |file: &str, key: &str| {
-            let mut text = String::new();
-            let read =
-                File::open(format!("{GROUP}/{file}")).and_then(|mut file| file.read_to_string(&mut text));
-            read.map_or(0, |_| counter(&text, key))
+            fs::read_to_string(format!("{GROUP}/{file}")).map_or(0, |text| counter(&text, key))
         };
         Events { oom_kills: count("memory.events", "oom_kill"), pids_refused: count("pids.events", "max") }
     }
@@ -51,11 +48,11 @@ impl PidLimit {
 
 /// What the cgroup has seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Events {
+pub(super) struct Events {
     /// Processes killed for want of memory.
-    pub oom_kills: u64,
+    pub(super) oom_kills: u64,
     /// Processes refused for their number.
-    pub pids_refused: u64,
+    pub(super) pids_refused: u64,
 }
 
 fn counter(text: &str, key: &str) -> u64 {

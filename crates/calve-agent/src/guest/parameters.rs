@@ -46,6 +46,14 @@ impl Parameters {
         )
     }
 
+    /// What remains of the lease now: the kernel has been running for a while.
+    pub fn remaining_now(&self) -> Remaining {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let passed_ms = now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000;
+        let until_deadline_ms = self.remaining.until_deadline_ms.map(|until| until.saturating_sub(passed_ms));
+        Remaining { until_deadline_ms, ..self.remaining }
+    }
+
     fn parse(line: &str) -> anyhow::Result<Self> {
         let text = |name: &str| {
             let ours = |word: &str| {

@@ -1,10 +1,9 @@
 //! The virtio-serial port to the host.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-use anyhow::{Context as _, bail};
 
 /// Name of the port on the host's command line.
 const NAME: &str = "calve.agent";
@@ -13,27 +12,26 @@ const APPEAR_MAX: Duration = Duration::from_secs(20);
 /// sysfs tells of no change, so it is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Opens the port, for reading and writing, not blocking.
-pub(super) fn open() -> anyhow::Result<OwnedFd> {
+/// The port's device, waited for.
+pub(super) fn find() -> io::Result<PathBuf> {
     let give_up = Instant::now() + APPEAR_MAX;
     loop {
-        if let Some(device) = find() {
-            let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-            let path = format!("/dev/{device}");
-            return rustix::fs::open(&path, flags, rustix::fs::Mode::empty())
-                .with_context(|| format!("the port {path} cannot be opened"));
+        if let Some(device) = look() {
+            return Ok(device);
         }
         if Instant::now() > give_up {
-            bail!("the host's port {NAME} did not appear: does this kernel have virtio_console?");
+            let text =
+                format!("the host's port {NAME} did not appear: does this kernel have virtio_console?");
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
 }
 
-fn find() -> Option<String> {
+fn look() -> Option<PathBuf> {
     for entry in fs::read_dir("/sys/class/virtio-ports").ok()?.flatten() {
         if fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == NAME) {
-            return entry.file_name().into_string().ok();
+            return Some(PathBuf::from("/dev").join(entry.file_name()));
         }
     }
     None

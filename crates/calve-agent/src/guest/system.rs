@@ -9,17 +9,27 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
+use calve_wire::machine::ExitCause;
 use rustix::mount::{MountFlags, mount_move};
 
 use super::mounts::{attach, directory, store};
+use super::parameters::Parameters;
+use super::{network, port, power};
+use crate::agent::transport::Transport;
+use crate::agent::{self, Config};
+use crate::enclosure::Enclosure;
+use crate::plain;
+
+/// Carries what was noted before the agent was started beside the system.
+const NOTES_VARIABLE: &str = "CALVE_NOTES";
 
 const NEW_ROOT: &str = "/sysroot";
 /// Mounted in the first root, which nothing can name once it is left.
@@ -28,8 +38,82 @@ const UPPER: &str = "/calve/upper";
 /// What moves along; all of it is mounted already.
 const MOVED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
+/// Makes the system's root from the image, leaves init and agent beside, and becomes the system's init.
+pub(super) fn hand_over(
+    parameters: &Parameters,
+    toplevel: &str,
+    mut notes: Vec<String>,
+) -> anyhow::Result<Infallible> {
+    let device = parameters.store.as_ref().context("calve.store= is missing: a system needs its closure")?;
+    notes.extend(enter_root(device)?);
+    network::name_host(&parameters.hostname)?;
+    prepare(toplevel)?;
+    start_beside(&notes)?;
+    become_init(toplevel).with_context(|| format!("{toplevel}/init cannot be started"))
+}
+
+/// Runs as init and agent beside a system, in its root.
+pub fn run_beside_system() -> anyhow::Result<()> {
+    let parameters = Parameters::read()?;
+    let notes = std::env::var(NOTES_VARIABLE).unwrap_or_default().lines().map(str::to_owned).collect();
+    let init = plain::fork_init()?;
+    agent::run(Config {
+        token: parameters.token.parse()?,
+        remaining: parameters.remaining_now(),
+        transport: Box::new(|| Ok(Transport::Device(port::find()?))),
+        init,
+        enclosure: Box::new(SystemGuest { notes }),
+        ready: None,
+        run_dir: None,
+    })?;
+    Ok(())
+}
+
+/// A child that systemd leaves alone when it kills everything at its end, by its name's first character
+/// (<https://systemd.io/ROOT_STORAGE_DAEMONS>): it must live until the machine does not.
+fn start_beside(notes: &[String]) -> anyhow::Result<()> {
+    let null = || File::options().read(true).write(true).open("/dev/null").map(Stdio::from);
+    Command::new("/proc/self/exe")
+        .arg0("@calve-agent")
+        .arg("beside-system")
+        .env_clear()
+        .env(NOTES_VARIABLE, notes.join("\n"))
+        .stdin(null()?)
+        .stdout(null()?)
+        .spawn()
+        .map(drop)
+        .context("the agent cannot be started beside the system")
+}
+
+/// The system's own processes are none of ours: they end with the machine, which systemd is asked to end in order.
+struct SystemGuest {
+    notes: Vec<String>,
+}
+
+impl Enclosure for SystemGuest {
+    fn exit_cause(&self) -> ExitCause {
+        ExitCause::Normal
+    }
+
+    fn kill_all(&self) {}
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    /// `SIGRTMIN+4` is systemd's word for a power-off (`systemd(1)`, "Signals"), from whoever may send a signal.
+    fn shut_down(&self) -> bool {
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(1, libc::SIGRTMIN() + 4) == 0 }
+    }
+
+    fn on_end(&self) {
+        power::end_machine();
+    }
+}
+
 /// Makes the system's root from the image on `device`, and enters it. Answers with what is less than it should be.
-pub(super) fn enter_root(device: &str) -> anyhow::Result<Vec<String>> {
+fn enter_root(device: &str) -> anyhow::Result<Vec<String>> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     attach("tmpfs", NEW_ROOT, "tmpfs", MountFlags::empty(), "mode=0755")?;
     for dir in ["etc", "root", "var", "tmp", "bin", "usr", "home", "mnt"] {
@@ -48,7 +132,7 @@ pub(super) fn enter_root(device: &str) -> anyhow::Result<Vec<String>> {
 }
 
 /// Runs `prepare-root`, where the toplevel has one.
-pub(super) fn prepare(toplevel: &str) -> anyhow::Result<()> {
+fn prepare(toplevel: &str) -> anyhow::Result<()> {
     let program = format!("{toplevel}/prepare-root");
     if !Path::new(&program).exists() {
         return Ok(());
@@ -66,7 +150,7 @@ pub(super) fn prepare(toplevel: &str) -> anyhow::Result<()> {
 }
 
 /// Becomes the system's init, with the arguments and environment that the kernel gave.
-pub(super) fn become_init(toplevel: &str) -> io::Result<Infallible> {
+fn become_init(toplevel: &str) -> io::Result<Infallible> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     Err(Command::new(format!("{toplevel}/init")).args(arguments).exec())
 }

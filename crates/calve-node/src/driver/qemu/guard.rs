@@ -160,6 +160,7 @@ fn kill(process: Process) {
 /// Waits for the end of a process; false where it takes too long.
 pub(crate) async fn gone(process: Process, timeout: Duration) -> io::Result<bool> {
     let Some(fd) = descriptor(process) else { return Ok(true) };
-    let fd = AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE)?;
+    // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and the runtime owns it from here on.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE)? };
     Ok(tokio::time::timeout(timeout, fd.readable()).await.is_ok())
 }

@@ -90,10 +90,7 @@ mod tests {
         let mut qmp = Qmp::connect(&socket).await.unwrap();
         qmp.quit().await.unwrap();
         drop(qmp);
-        assert_eq!(
-            server.await.unwrap(),
-            "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quit\"}\n"
-        );
+        assert_eq!(server.await.unwrap(), "{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quit\"}\n");
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
