@@ -253,3 +253,56 @@ pub struct StoreMount {
     /// `<hash>-<name>` under `/nix/store`.
     pub base_name: String,
 }
+
+/// What a sandbox has on its host besides its run directory: `traces.json` in that directory, written before each thing is
+/// made, so that whoever finds the directory can end and remove everything without asking the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SandboxTraces {
+    /// Directories of its cgroups, as absolute paths on the host.
+    #[serde(default)]
+    pub cgroups: Vec<String>,
+    /// The first process of the sandbox; when it has ended, nothing of the sandbox is alive.
+    #[serde(default)]
+    pub init: Option<InitProcess>,
+}
+
+/// A process that cannot be mistaken for a later one with its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitProcess {
+    /// Process id on the host.
+    pub pid: i32,
+    /// Start time in clock ticks since boot (`proc_pid_stat(5)`, field 22).
+    pub start_ticks: u64,
+}
+
+/// Why a sandbox could not be made; the agent says it in place of its ready byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct SandboxFailure {
+    /// Whether trying again helps.
+    pub kind: SandboxFailureKind,
+    /// One sentence for people.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+/// Kinds of [`SandboxFailure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxFailureKind {
+    /// This host or order does not allow it; trying again does not help.
+    Unusable,
+    /// No space or other resource left.
+    NoSpace,
+    /// Anything else.
+    Failed,
+}
+
+/// The agent's first byte to its driver: the sandbox is made and its socket listens. Anything else is the JSON of a
+/// [`SandboxFailure`].
+pub const READY_BYTE: u8 = b'R';
+/// The driver's answer: the machine is written down, go on without me. The end of the stream in its place means that the
+/// driver died before that, and the agent must undo everything.
+pub const KEEP_BYTE: u8 = b'K';

@@ -1,0 +1,297 @@
+//! The tree that the sandbox sees.
+//!
+//! ```text
+//!  /            small, read-only; /etc and the like are plain files in it
+//!  /nix/store   the closure's store paths, each a read-only view of its place on the host
+//!  /tmp /work /var /run /root /dev/shm   writable, all in one file system, whose limit is that of the memory
+//!  /proc        of the sandbox's own processes
+//!  /dev         six devices of the host and terminals of its own
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use calve_wire::agent::{SandboxSpec, StoreMount};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::process::{chdir, fchdir, pivot_root};
+
+use super::init::Job;
+use super::mounts::{attach, new, restrict, restrict_by_path, view, view_of};
+use super::{SandboxError, SandboxFailureKind, failed};
+
+/// Devices of the host that are the same for everybody.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Links in `/dev`.
+const DEV_LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+/// Directories of the root that are made.
+const DIRS: [&str; 13] = [
+    "nix",
+    "nix/store",
+    "etc",
+    "proc",
+    "dev",
+    "dev/pts",
+    "dev/shm",
+    "tmp",
+    "work",
+    "var",
+    "run",
+    "root",
+    "bin",
+];
+/// Writable directories: where, the name in their file system, and their permissions.
+const WRITABLE: [(&str, &str, u32); 6] = [
+    ("tmp", "tmp", 0o1777),
+    ("work", "work", 0o755),
+    ("var", "var", 0o755),
+    ("run", "run", 0o755),
+    ("root", "root", 0o700),
+    ("dev/shm", "shm", 0o1777),
+];
+/// Directories below `/var`.
+const VAR_DIRS: [(&str, u32); 5] =
+    [("var/tmp", 0o1777), ("var/lib", 0o755), ("var/log", 0o755), ("var/cache", 0o755), ("var/empty", 0o555)];
+/// Tools that a machine without a closure has; BusyBox is each of them by its name.
+const TOOLS: &str = "sh ash cat chmod chown cp cut date dd df dirname du echo env expr false find free grep gunzip gzip head \
+    hostname id ifconfig ip kill less ln ls md5sum mkdir mkfifo mktemp more mv nc nproc od ping printf ps pwd readlink \
+    realpath rm rmdir sed seq sha256sum sleep sort stat stty sync tail tar tee test time timeout top touch tr true tty \
+    uname uniq uptime vi wc wget which whoami xargs yes";
+
+const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+const NO_SUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const NO_DEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+
+/// What of the host comes into the tree, opened while init may still read all that the agent may.
+pub struct Sources<'a> {
+    store: Vec<Source<'a>>,
+    devices: Vec<(&'static str, OwnedFd)>,
+    busybox: Option<OwnedFd>,
+}
+
+struct Source<'a> {
+    mount: &'a StoreMount,
+    kind: Kind,
+    /// Where it will not be reachable any more once init has become another user.
+    opened: Option<OwnedFd>,
+}
+
+enum Kind {
+    Directory,
+    File,
+    Link(std::ffi::CString),
+}
+
+impl<'a> Sources<'a> {
+    /// Opens what must be open before init becomes another user of the host.
+    pub fn open(job: &Job<'a>) -> Result<Self, SandboxError> {
+        let keep = job.map.changes_user();
+        let store = job
+            .spec
+            .store_paths
+            .iter()
+            .map(|mount| Source::open(mount, keep).map_err(|e| unreadable(mount, e)));
+        let store = store.collect::<Result<_, _>>()?;
+        let device = |name: &'static str| {
+            let path = PathBuf::from("/dev").join(name);
+            view_of(&path).map(|mount| (name, mount)).map_err(|e| no_mount(&path.to_string_lossy(), e))
+        };
+        let devices = DEVICES.into_iter().map(device).collect::<Result<_, _>>()?;
+        let busybox = job.files.busybox.as_deref().and_then(|path| view_of(path).ok());
+        Ok(Self { store, devices, busybox })
+    }
+}
+
+impl<'a> Source<'a> {
+    fn open(mount: &'a StoreMount, keep: bool) -> Result<Self, Errno> {
+        let path = Path::new(&mount.source);
+        let kind = match FileType::from_raw_mode(statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) {
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Link(readlinkat(CWD, path, Vec::new())?),
+            _ => Kind::File,
+        };
+        let opened = match kind {
+            Kind::Link(_) => None,
+            Kind::Directory | Kind::File => keep.then(|| view_of(path)).transpose()?,
+        };
+        Ok(Self { mount, kind, opened })
+    }
+
+    fn attach(self, store: BorrowedFd) -> Result<(), Errno> {
+        let name = self.mount.base_name.as_str();
+        match &self.kind {
+            Kind::Link(target) => return symlinkat(target, store, name),
+            Kind::Directory => mkdirat(store, name, Mode::from_raw_mode(0o555))?,
+            Kind::File => make_file(store, name, b"")?,
+        }
+        let mount = match self.opened {
+            Some(mount) => mount,
+            None => view_of(Path::new(&self.mount.source))?,
+        };
+        attach(mount.as_fd(), store, name)
+    }
+}
+
+/// Builds the tree and enters it; the host's is out of sight then. Gives notes for people.
+pub fn build(job: &Job, sources: Sources) -> Result<Vec<String>, SandboxError> {
+    let step = |what: &'static str| move |error: Errno| no_mount(what, error);
+    // Mounts are copied into a new namespace as they are; none of what follows may reach the host's.
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(step("/"))?;
+    let writable = writable(job.spec).map_err(step("/tmp"))?;
+    let root = new("tmpfs", &[("mode", "0755")], MountAttrFlags::empty()).map_err(step("/"))?;
+    attach(root.as_fd(), CWD, "/").map_err(step("/"))?;
+    let root = root.as_fd();
+    fill(root, job).map_err(step("/etc"))?;
+    link_tools(root, sources.busybox).map_err(step("/bin"))?;
+    for (name, _) in &sources.devices {
+        make_file(root, &format!("dev/{name}"), b"").map_err(step("/dev"))?;
+    }
+    attach_store(root, sources.store)?;
+    for (name, device) in sources.devices {
+        // Read-only does not keep a device from being written to, but its owner and permissions from being changed.
+        attach(device.as_fd(), root, &format!("dev/{name}")).map_err(step("/dev"))?;
+        restrict_one(device.as_fd(), READ_ONLY | NO_SUID | NO_EXEC).map_err(step("/dev"))?;
+    }
+    for ((place, _, _), mount) in WRITABLE.iter().zip(writable) {
+        attach(mount.as_fd(), root, place).map_err(step(place))?;
+    }
+    let terminals = new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")], NO_SUID | NO_EXEC);
+    attach(terminals.map_err(step("/dev/pts"))?.as_fd(), root, "dev/pts").map_err(step("/dev/pts"))?;
+    let notes = attach_proc(root, job);
+    enter(root).map_err(step("/"))?;
+    Ok(notes)
+}
+
+/// The file system behind all writable directories, as one view for each of them.
+fn writable(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Errno> {
+    let size = spec.limits.memory_bytes.map(|bytes| bytes.to_string());
+    let mut options = vec![("mode", "0755")];
+    // Without a limit the kernel takes half of the memory.
+    options.extend(size.as_deref().map(|size| ("size", size)));
+    let all = new("tmpfs", &options, NO_SUID | NO_DEV)?;
+    // Kernels before 6.15 give no view of what is not attached; this place goes with the host's tree.
+    attach(all.as_fd(), CWD, "/")?;
+    let dirs = WRITABLE.iter().map(|(_, name, mode)| (*name, *mode)).chain(VAR_DIRS);
+    for (name, mode) in dirs {
+        mkdirat(&all, name, Mode::from_raw_mode(mode))?;
+    }
+    symlinkat("/run", &all, "var/run")?;
+    WRITABLE.iter().map(|(_, name, _)| view(all.as_fd(), Path::new(name))).collect()
+}
+
+/// Makes the directories, links and files of the root.
+fn fill(root: BorrowedFd, job: &Job) -> Result<(), Errno> {
+    for dir in DIRS {
+        mkdirat(root, dir, Mode::from_raw_mode(0o755))?;
+    }
+    for (target, name) in DEV_LINKS {
+        symlinkat(target, root, format!("dev/{name}"))?;
+    }
+    symlinkat("/proc/self/mounts", root, "etc/mtab")?;
+    for (name, text) in &job.files.etc {
+        make_file(root, &format!("etc/{name}"), text)?;
+    }
+    Ok(())
+}
+
+fn link_tools(root: BorrowedFd, busybox: Option<OwnedFd>) -> Result<(), Errno> {
+    let Some(busybox) = busybox else { return Ok(()) };
+    make_file(root, "bin/busybox", b"")?;
+    attach(busybox.as_fd(), root, "bin/busybox")?;
+    TOOLS.split_ascii_whitespace().try_for_each(|tool| symlinkat("busybox", root, format!("bin/{tool}")))
+}
+
+fn make_file(dir: BorrowedFd, name: &str, text: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::from_raw_mode(0o644))?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        rest = &rest[rustix::io::write(&file, rest)?..];
+    }
+    Ok(())
+}
+
+/// Attaches every store path, then takes away writing and the like from the root and all of them in one call.
+fn attach_store(root: BorrowedFd, sources: Vec<Source>) -> Result<(), SandboxError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let store = openat(root, "nix/store", flags, Mode::empty()).map_err(|e| no_mount("/nix/store", e))?;
+    let mut mounted = Vec::with_capacity(sources.len());
+    for source in sources {
+        let mount = source.mount;
+        mounted.extend((!matches!(source.kind, Kind::Link(_))).then_some(mount.base_name.as_str()));
+        source.attach(store.as_fd()).map_err(|e| unreadable(mount, e))?;
+    }
+    let attributes = READ_ONLY | NO_SUID | NO_DEV;
+    match restrict(root, true, attributes) {
+        Err(Errno::NOSYS) => {}
+        result => return result.map_err(|e| no_mount("/nix/store", e)),
+    }
+    for name in mounted {
+        let path = openat(&store, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        path.and_then(|mount| restrict_by_path(mount.as_fd(), attributes)).map_err(|e| no_mount(name, e))?;
+    }
+    restrict_by_path(root, attributes).map_err(|e| no_mount("/", e))
+}
+
+fn restrict_one(mount: BorrowedFd, attributes: MountAttrFlags) -> Result<(), Errno> {
+    match restrict(mount, false, attributes) {
+        Err(Errno::NOSYS) => restrict_by_path(mount, attributes),
+        result => result,
+    }
+}
+
+/// `/proc` shows the sandbox's own processes. A host that hides parts of its own (a container) lets nobody make a new one.
+fn attach_proc(root: BorrowedFd, job: &Job) -> Vec<String> {
+    // Its settings belong to the host's root, which is the machine's where there is no user namespace.
+    let settings = if job.map == super::ids::Map::Host { READ_ONLY } else { MountAttrFlags::empty() };
+    let made = new("proc", &[], NO_SUID | NO_DEV | NO_EXEC | settings)
+        .and_then(|proc| attach(proc.as_fd(), root, "proc"));
+    let note = made
+        .err()
+        .map(|error| format!("the machine has no /proc: this host does not allow a new one ({error})"));
+    note.into_iter().collect()
+}
+
+/// Makes `root` the root, and drops the former one.
+fn enter(root: BorrowedFd) -> Result<(), Errno> {
+    fchdir(root)?;
+    // The old root comes to lie on the new one, where the second call takes it away (pivot_root(2), "pivot_root(".", ".")").
+    pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    chdir("/")
+}
+
+fn no_mount(what: &str, error: Errno) -> SandboxError {
+    match error {
+        Errno::NOSYS => SandboxError {
+            kind: SandboxFailureKind::Unusable,
+            message: "this kernel lacks the system calls to mount by descriptor".to_owned(),
+            hint: Some("the sandbox driver needs Linux 5.2 or newer; use --driver qemu".to_owned()),
+        },
+        Errno::PERM | Errno::ACCESS => SandboxError {
+            kind: SandboxFailureKind::Unusable,
+            hint: Some("`calve doctor` says what this host forbids".to_owned()),
+            ..failed(&format!("{what} cannot be mounted in the sandbox"), &error.into())
+        },
+        error => failed(&format!("{what} cannot be mounted in the sandbox"), &error.into()),
+    }
+}
+
+fn unreadable(mount: &StoreMount, error: Errno) -> SandboxError {
+    let message = format!("the store path {} cannot be mounted from {}", mount.base_name, mount.source);
+    let hint = match error {
+        Errno::NOENT => Some("it is not there any more: was garbage collected meanwhile?"),
+        Errno::MFILE => Some("raise the limit of open files (ulimit -n): each store path needs one"),
+        _ => None,
+    };
+    SandboxError { hint: hint.map(str::to_owned), ..failed(&message, &error.into()) }
+}

@@ -1,0 +1,72 @@
+//! The agent's role: launches the sandbox of a run directory, with an init that runs one program.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use calve_agent::confine::Confinement;
+use calve_agent::sandbox;
+use calve_wire::agent::SandboxSpec;
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
+
+/// What the launcher saw; written to `seen.json` in the run directory.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Seen {
+    pub notes: Vec<String>,
+    pub oom_kills: u64,
+    pub pids_limit_hits: u64,
+}
+
+/// `launch RUN_DIR PROGRAM ARGS…`
+pub fn launch(args: Vec<String>) {
+    let run_dir = Path::new(&args[0]);
+    let spec: SandboxSpec = serde_json::from_slice(&fs::read(run_dir.join("sandbox.json")).unwrap()).unwrap();
+    let argv: Vec<CString> = args[1..].iter().map(|arg| CString::new(arg.as_str()).unwrap()).collect();
+    let launched = sandbox::launch(&spec, run_dir, |confinement| init(&confinement, &argv));
+    let sandbox = match launched {
+        Ok(sandbox) => sandbox,
+        Err(error) => {
+            eprintln!("{error} ({:?})", error.hint);
+            std::process::exit(99);
+        }
+    };
+    poll(&mut [PollFd::new(&sandbox.pidfd().as_fd(), PollFlags::IN)], None).unwrap();
+    let seen = Seen {
+        notes: sandbox.notes().to_vec(),
+        oom_kills: sandbox.oom_kills(),
+        pids_limit_hits: sandbox.pids_limit_hits(),
+    };
+    fs::write(run_dir.join("seen.json"), serde_json::to_vec(&seen).unwrap()).unwrap();
+    sandbox.remove().unwrap();
+}
+
+/// Starts the program and ends with it, whatever else is alive.
+fn init(confinement: &Confinement, argv: &[CString]) -> Infallible {
+    let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    // SAFETY: this process has one thread, so that the child may go on with everything; the pointers are to C strings and
+    // a null at the end.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            let code = match confinement.apply() {
+                Ok(()) => {
+                    libc::execve(pointers[0], pointers.as_ptr(), [std::ptr::null()].as_ptr());
+                    127
+                }
+                Err(_) => 126,
+            };
+            libc::_exit(code);
+        }
+        let mut status = 0;
+        while libc::waitpid(-1, &mut status, 0) != child {}
+        libc::_exit(if libc::WIFEXITED(status) {
+            libc::WEXITSTATUS(status)
+        } else {
+            128 + libc::WTERMSIG(status)
+        })
+    }
+}

@@ -1,0 +1,15 @@
+//! What a program finds in a sandbox, and what it cannot do there. One static program in three roles: it runs the tests,
+//! launches sandboxes as the agent does, and is the program in them.
+
+mod inside;
+mod launcher;
+mod tests;
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("launch") => launcher::launch(args.collect()),
+        Some("inside") => inside::run(args.collect()),
+        _ => tests::run_all(std::env::args().skip(1).find(|arg| !arg.starts_with('-'))),
+    }
+}
