@@ -95,7 +95,7 @@ fn a_database_in_use_is_read_and_later_changes_are_seen() {
         insert(&writer, 10, &new);
         // Still in the log beside the database.
         assert!(host.path("nix/var/nix/db/db.sqlite-wal").metadata().unwrap().len() > 0);
-        assert_eq!(host.store.closure(&[new.clone()]).unwrap().paths.len(), 1);
+        assert_eq!(host.store.closure(std::slice::from_ref(&new)).unwrap().paths.len(), 1);
         let newer = StorePath::from_base_name(&base(3, "newer")).unwrap();
         insert(&writer, 11, &newer);
         assert_eq!(host.store.closure(&[newer]).unwrap().paths.len(), 1);
@@ -163,9 +163,8 @@ fn a_database_of_real_nix_is_read() {
 fn a_closure_of_300_among_20_000_paths_is_quick() {
     let host = Host::new();
     let bases: Vec<_> = (0..20_000).map(|n| base(n, "p")).collect();
-    let references: Vec<Vec<usize>> = (0..20_000)
-        .map(|n| (1..=8).filter_map(|step| (n % 300 >= step).then(|| n - step)).collect())
-        .collect();
+    let references: Vec<Vec<usize>> =
+        (0..20_000).map(|n| (1..=8.min(n % 300)).map(|step| n - step).collect()).collect();
     let paths: Vec<_> = bases.iter().zip(&references).map(|(base, refs)| (&**base, &**refs)).collect();
     let paths = host.nix(&paths);
     let start = std::time::Instant::now();
