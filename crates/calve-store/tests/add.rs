@@ -150,6 +150,8 @@ fn what_cannot_be_added_is_named_and_leaves_nothing() {
     assert!(matches!(error, StoreError::BadName { .. }) && error.hint().is_some());
     let error = host.store.add(&host.path("nowhere"), None).unwrap_err();
     assert!(error.to_string().starts_with("cannot read") && error.hint().is_some());
+    let error = host.store.add(host.dir.path(), Some("all")).unwrap_err();
+    assert!(matches!(error, StoreError::HoldsStore { .. }));
     assert!(host.private_entries().is_empty());
     assert!(names(&host.path("store/.tmp")).is_empty());
 }

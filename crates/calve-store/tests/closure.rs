@@ -95,7 +95,7 @@ fn a_database_in_use_is_read_and_later_changes_are_seen() {
         insert(&writer, 10, &new);
         // Still in the log beside the database.
         assert!(host.path("nix/var/nix/db/db.sqlite-wal").metadata().unwrap().len() > 0);
-        assert_eq!(host.store.closure(&[new.clone()]).unwrap().paths.len(), 1);
+        assert_eq!(host.store.closure(std::slice::from_ref(&new)).unwrap().paths.len(), 1);
         let newer = StorePath::from_base_name(&base(3, "newer")).unwrap();
         insert(&writer, 11, &newer);
         assert_eq!(host.store.closure(&[newer]).unwrap().paths.len(), 1);
@@ -160,21 +160,19 @@ fn a_database_of_real_nix_is_read() {
 }
 
 #[test]
-fn a_closure_of_300_among_20_000_paths_is_quick() {
+fn a_closure_of_300_paths_comes_from_one_query() {
     let host = Host::new();
-    let bases: Vec<_> = (0..20_000).map(|n| base(n, "p")).collect();
-    let references: Vec<Vec<usize>> = (0..20_000)
-        .map(|n| (1..=8).filter_map(|step| (n % 300 >= step).then(|| n - step)).collect())
-        .collect();
+    let bases: Vec<_> = (0..3_000).map(|n| base(n, "p")).collect();
+    let references: Vec<Vec<usize>> =
+        (0..3_000).map(|n| (1..=8.min(n % 300)).map(|step| n - step).collect()).collect();
     let paths: Vec<_> = bases.iter().zip(&references).map(|(base, refs)| (&**base, &**refs)).collect();
     let paths = host.nix(&paths);
-    let start = std::time::Instant::now();
-    let closure = host.store.closure(&paths[9_299..9_300]).unwrap();
-    eprintln!("first: {:?}", start.elapsed());
-    assert_eq!(closure.paths.len(), 300);
-    let start = std::time::Instant::now();
-    host.store.closure(&paths[9_299..9_300]).unwrap();
-    eprintln!("again: {:?}", start.elapsed());
+    // The first opens the database, later ones use the connection that was kept.
+    for time in ["first", "second", "third"] {
+        let start = std::time::Instant::now();
+        assert_eq!(host.store.closure(&paths[1_499..1_500]).unwrap().paths.len(), 300);
+        eprintln!("{time}: {:?}", start.elapsed());
+    }
 }
 
 #[test]

@@ -155,6 +155,30 @@ fn the_same_closure_gives_the_same_bytes() {
 }
 
 #[test]
+fn equal_files_take_their_blocks_once_linked_or_not() {
+    let host = Host::new();
+    let bytes = support::noise(300_001);
+    let other = bytes.iter().map(|byte| !byte).collect::<Vec<_>>();
+    for dir in ["copied/tree", "linked/tree"] {
+        file(&host.path(dir).join("a"), &bytes, 0o644);
+        file(&host.path(dir).join("b"), &bytes, 0o755);
+        file(&host.path(dir).join("other"), &other, 0o644);
+    }
+    fs::copy(host.path("copied/tree/a"), host.path("copied/tree/c")).unwrap();
+    fs::hard_link(host.path("linked/tree/a"), host.path("linked/tree/c")).unwrap();
+    let image = |dir: &str| {
+        let closure = closure_of(&host.path(dir), &["tree"]);
+        (host.store.image(&closure, &host.path(&format!("{dir}/images"))).unwrap(), closure)
+    };
+    let ((copied, closure), (linked, _)) = (image("copied"), image("linked"));
+    assert!(fs::read(&copied).unwrap() == fs::read(&linked).unwrap(), "the images differ");
+    assert!(copied.metadata().unwrap().len() < 2 * 300_001 + 20_000);
+    if let Some(mounted) = Mounted::new(&copied) {
+        assert!(listing(mounted.0.path()) == expected(&closure), "the trees differ");
+    }
+}
+
+#[test]
 fn an_image_is_made_once_by_however_many() {
     let host = Host::new();
     odd_tree(&host.path("in/odd"));

@@ -116,7 +116,9 @@ impl Writer<'_> {
             return Err(StoreError::Changed { path: host });
         }
         let whole = node.size.min(node.place.blocks * BLOCK_BYTES);
-        self.contents.copy(&source, whole).map_err(|error| self.copy_error(error, &host))?;
+        if !node.shares_blocks {
+            self.contents.copy(&source, whole).map_err(|error| self.copy_error(error, &host))?;
+        }
         let mut tail = vec![0; (node.size - whole) as usize];
         source.read_exact_at(&mut tail, whole).map_err(|error| self.copy_error(error.into(), &host))?;
         self.inodes.put(&tail).map_err(StoreError::io("write", self.path))
