@@ -28,10 +28,15 @@ pub enum Operation {
 }
 
 /// A store in memory.
+#[derive(Default)]
 pub struct MemoryState {
+    shared: Arc<Shared>,
+    faults: Option<Arc<dyn Faults>>,
+}
+
+struct Shared {
     content: Mutex<Content>,
     revision: watch::Sender<Revision>,
-    faults: Option<Arc<dyn Faults>>,
 }
 
 #[derive(Default)]
@@ -44,16 +49,17 @@ struct Content {
     revision: Revision,
 }
 
-impl Default for MemoryState {
+impl Default for Shared {
     fn default() -> Self {
-        Self { content: Mutex::default(), revision: watch::Sender::new(0), faults: None }
+        Self { content: Mutex::default(), revision: watch::Sender::new(0) }
     }
 }
 
 impl MemoryState {
-    /// An empty store whose operations `faults` may spoil.
-    pub fn with_faults(faults: Arc<dyn Faults>) -> Self {
-        Self { faults: Some(faults), ..Self::default() }
+    /// The same store, seen through operations that `faults` may spoil.
+    #[must_use]
+    pub fn with_faults(&self, faults: Arc<dyn Faults>) -> Self {
+        Self { shared: self.shared.clone(), faults: Some(faults) }
     }
 
     /// Every key with its value, without faults.
@@ -62,7 +68,7 @@ impl MemoryState {
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().expect("no holder of the content's lock panics")
+        self.shared.content.lock().expect("no holder of the content's lock panics")
     }
 
     async fn before(&self, operation: Operation) -> Result<(), StateError> {
@@ -82,7 +88,7 @@ impl MemoryState {
     async fn change(&self, key: &str, value: Option<Bytes>, expect: Expect) -> Result<Revision, StateError> {
         self.before(Operation::Change).await?;
         let revision = self.content().change(key, value, expect)?;
-        self.revision.send_replace(revision);
+        self.shared.revision.send_replace(revision);
         self.after(Operation::Change).await?;
         Ok(revision)
     }
@@ -177,7 +183,7 @@ impl State for MemoryState {
     }
 
     async fn changed(&self, seen: Revision) -> Revision {
-        let mut revision = self.revision.subscribe();
+        let mut revision = self.shared.revision.subscribe();
         *revision.wait_for(|revision| *revision > seen).await.expect("the sender lives as long as the store")
     }
 }

@@ -110,7 +110,11 @@ impl View {
 
     /// Shows a record that this process has just written.
     pub(in crate::reconcile) fn note(&self, revision: Revision, record: Arc<MachineRecord>) {
-        self.content().keep(revision, record);
+        let mut content = self.content();
+        // An older one was shown already, if it has not even been removed again.
+        if revision > content.seen {
+            content.keep(revision, record);
+        }
     }
 
     pub(in crate::reconcile) fn set_waits(&self, waits: &[Wait]) {
@@ -162,7 +166,11 @@ impl Content {
         self.unreadable.remove(&entry.key);
         match parse(id, &entry.value) {
             Some(Parsed::Record(record)) => self.keep(entry.revision, Arc::new(*record)),
-            Some(Parsed::Void(id, at)) => drop(self.voids.insert(id, (entry.revision, at))),
+            Some(Parsed::Void(id, at)) => {
+                // The record that was there has been removed meanwhile.
+                self.remove(&entry.key);
+                self.voids.insert(id, (entry.revision, at));
+            }
             None => {
                 tracing::error!(key = entry.key, "a record cannot be read; unknown machines are left alone");
                 self.unreadable.insert(entry.key.clone(), entry.revision);
