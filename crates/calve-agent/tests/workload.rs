@@ -147,11 +147,13 @@ fn health_follows_the_probe_and_an_unhealthy_service_is_restarted() {
     let check =
         HealthCheck { probe: Probe::Command { argv }, interval_ms: 300, timeout_ms: 20_000, retries: 2 };
     client.start_with(
-        &format!("rm -f {}; exec sleep 98763", sick.display()),
+        &format!("rm -f {}; echo up; exec sleep 98763", sick.display()),
         Restart::OnFailure,
         Some(check),
         false,
     );
+    // The script has removed what is written below, so that it does not do so later.
+    client.until(|client| client.text() == "up\n");
     client.until(|client| client.status.as_ref().is_some_and(|status| status.healthy == Some(true)));
     std::fs::write(&sick, "").expect("written");
     client.until(|client| client.status.as_ref().is_some_and(|status| status.starts >= 2));
