@@ -157,6 +157,9 @@ fn set_up(standard: [RawFd; 3], terminal: bool) -> Result<(), i32> {
         for (target, descriptor) in (0..).zip(standard) {
             check(libc::dup2(descriptor, target))?;
         }
+        // Whatever the agent's parent left open is none of the program's business. Kernels before 5.11 do not know this;
+        // then it rests with the parent, as everything opened here is closed on exec anyway.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         // A program expects what execve(2) does not reset: SIGPIPE is ignored in Rust programs, SIGCHLD blocked in init.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none = std::mem::zeroed();
