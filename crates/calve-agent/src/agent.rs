@@ -24,8 +24,7 @@ pub use log::unix_ms;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -52,8 +51,8 @@ pub struct Config {
     pub init: OwnedFd,
     /// The walls around the machine.
     pub enclosure: Box<dyn Enclosure>,
-    /// Gets one byte `R` and is closed once the server can connect and init is at work.
-    pub ready: Option<OwnedFd>,
+    /// Says that the server can connect and init is at work; an error ends the agent.
+    pub announce: Box<dyn FnOnce() -> io::Result<()>>,
     /// The agent ends with this directory: nobody can find it any more without.
     pub run_dir: Option<PathBuf>,
 }
@@ -93,9 +92,7 @@ async fn supervise(config: Config) -> io::Result<()> {
         events,
     });
     agent.status.borrow_mut().notes = agent.enclosure.notes();
-    if let Some(ready) = config.ready {
-        File::from(ready).write_all(b"R")?;
-    }
+    (config.announce)()?;
     supervisor::Supervisor::new(agent, told, config.remaining, transport, config.run_dir)?.run().await
 }
 

@@ -13,6 +13,7 @@ mod guest;
 mod init;
 mod modes;
 mod plain;
+mod sandbox_mode;
 mod service;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
 fn run(mode: Mode) -> anyhow::Result<()> {
     match mode {
         Mode::Plain { run_dir, device, ready } => plain::run(run_dir, device, ready),
+        Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
         Mode::Version => {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));

@@ -20,6 +20,13 @@ pub enum Mode {
         /// Gets `R` once the agent listens.
         ready: Option<OwnedFd>,
     },
+    /// `sandbox --run-dir DIR --ready-fd N`
+    Sandbox {
+        /// Holds `sandbox.json`, gets `agent.sock` and `traces.json`.
+        run_dir: PathBuf,
+        /// The socket of the driver that waits for the machine.
+        ready: OwnedFd,
+    },
     /// `service --server HOST:PORT --fingerprint HEX --token-file F`
     Service {
         /// Who is dialled.
@@ -54,6 +61,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             device: options.take("--device").map(PathBuf::from),
             ready: options.ready_descriptor()?,
         },
+        "sandbox" => Mode::Sandbox {
+            run_dir: options.need("--run-dir")?.into(),
+            ready: options.ready_descriptor()?.context("--ready-fd is missing")?,
+        },
         "service" => Mode::Service {
             server: Server {
                 address: options.need("--server")?,
@@ -65,7 +76,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
         "--version" => Mode::Version,
         other => {
             bail!(
-                "{other:?} is no mode of calve-agent: plain, service, guard; calve starts it, people rarely do"
+                "{other:?} is no mode of calve-agent: plain, sandbox, service, guard; calve starts it, people rarely do"
             )
         }
     };
@@ -105,11 +116,18 @@ impl Options {
         let number: i32 = text.parse().with_context(|| format!("--ready-fd {text:?} is no number"))?;
         // SAFETY: F_GETFD only asks whether the number is an open descriptor.
         let is_open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
-        ensure!(number > 2 && is_open, "--ready-fd {number} is not open");
+        ensure!(number != 1 && number != 2 && is_open, "--ready-fd {number} is not open");
         // SAFETY: it is open, was passed on for this purpose, and nothing else here knows its number.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
-        rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
-        Ok(Some(descriptor))
+        if number > 2 {
+            rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
+            return Ok(Some(descriptor));
+        }
+        // It came as standard input, which is empty from here on and stays open.
+        let moved = rustix::io::fcntl_dupfd_cloexec(&descriptor, 3)?;
+        let mut stdin = std::mem::ManuallyDrop::new(descriptor);
+        rustix::io::dup2(std::fs::File::open("/dev/null")?, &mut stdin)?;
+        Ok(Some(moved))
     }
 
     fn ensure_empty(self) -> anyhow::Result<()> {

@@ -1,11 +1,12 @@
 //! `calve-agent plain`: no walls. Init is an ordinary child and the programs are ordinary processes; for tests, and where
 //! the machine is whatever the agent was started in.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, SandboxSpec};
+use calve_wire::agent::{AGENT_PROTOCOL_VERSION, READY_BYTE, Remaining, SandboxSpec};
 
 use crate::agent::transport::{Transport, listen};
 use crate::agent::{self, Config};
@@ -29,7 +30,10 @@ pub fn run(run_dir: PathBuf, device: Option<PathBuf>, ready: Option<OwnedFd>) ->
         }),
         init,
         enclosure: Box::new(Open),
-        ready,
+        announce: Box::new(move || match ready {
+            Some(ready) => File::from(ready).write_all(&[READY_BYTE]),
+            None => Ok(()),
+        }),
         run_dir: Some(run_dir),
     })?;
     Ok(())

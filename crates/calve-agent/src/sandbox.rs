@@ -17,13 +17,13 @@ mod init;
 mod mounts;
 mod net;
 pub mod ready;
+mod talk;
 mod traces;
 mod tree;
 
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use calve_wire::agent::{SandboxFailure, SandboxFailureKind, SandboxSpec};
@@ -84,7 +84,7 @@ fn launch_in(
     let confinement =
         Confinement::new(processes).map_err(|e| failed("the system call filter cannot be made", &e))?;
     let files = etc::Files::new(spec);
-    let (ours, theirs) = UnixDatagram::pair().map_err(|e| failed("no socket pair for init", &e))?;
+    let (ours, theirs) = talk::Talk::pair().map_err(|e| failed("no socket pair for init", &e.into()))?;
     let map = ids::Map::choose(&spec.machine_id);
     let into =
         cgroup.clone_into().transpose().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
@@ -135,7 +135,7 @@ struct Child {
 impl Child {
     fn bring_up(
         &self,
-        socket: &UnixDatagram,
+        socket: &talk::Talk,
         map: ids::Map,
         cgroup: &Cgroup,
         placed: bool,
@@ -144,9 +144,9 @@ impl Child {
         traces.write(Some(self.pid)).map_err(|e| failed("the run directory cannot be written", &e))?;
         map.write(self.pid).map_err(|e| failed("the user id map cannot be written", &e))?;
         // An error here means that init is gone: its report, or the lack of one, says why.
-        let _ = socket.send(&[init::MAPPED]);
+        let _ = socket.say(&[init::MAPPED]);
         cgroup.adopt(self.pid, placed).map_err(|e| failed("init cannot be moved into its cgroup", &e))?;
-        let _ = socket.send(&[init::PLACED]);
+        let _ = socket.say(&[init::PLACED]);
         init::read_report(socket)
     }
 

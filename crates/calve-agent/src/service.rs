@@ -26,7 +26,7 @@ pub fn run(server: Server, token_file: &Path) -> anyhow::Result<()> {
         transport: Box::new(move || Ok(Transport::Dial(server))),
         init,
         enclosure: Box::new(FullSystem),
-        ready: None,
+        announce: Box::new(|| Ok(())),
         run_dir: None,
     })?;
     Ok(())

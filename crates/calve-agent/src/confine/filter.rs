@@ -88,7 +88,7 @@ const REFUSED: &[c_long] = &[
 /// Execution domains that are harmless: Linux, 32-bit Linux, each with the old version number, and the query.
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// Terminal commands that put input into a terminal as if it had been typed, or set the console.
-const TERMINAL_COMMANDS: [u64; 2] = [libc::TIOCSTI as u64, libc::TIOCLINUX as u64];
+const TERMINAL_COMMANDS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 /// Sockets that no namespace divides (virtual machines), or that open the kernel's crypto code.
 const SOCKET_FAMILIES: [u64; 2] = [libc::AF_VSOCK as u64, libc::AF_ALG as u64];
 

@@ -2,13 +2,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::net::UnixDatagram;
 
 use calve_wire::agent::{SandboxFailure as SandboxError, SandboxSpec};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 use rustix::thread::{Gid, Uid, UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::ids::Map;
+use super::talk::Talk;
 use super::{SandboxFailureKind, etc, failed, net, own_network, tree};
 use crate::confine::Confinement;
 
@@ -30,7 +30,7 @@ pub struct Job<'a> {
     /// Files that come into its tree.
     pub files: &'a etc::Files,
     /// The way to the agent.
-    pub agent: &'a UnixDatagram,
+    pub agent: &'a Talk,
 }
 
 /// What init tells the agent: notes for people, or why there is no sandbox.
@@ -41,7 +41,7 @@ pub fn run(job: &Job, confinement: Confinement, init: impl FnOnce(Confinement) -
     let report = enter(job);
     let entered = report.is_ok();
     let text = serde_json::to_vec(&report).expect("sentences");
-    if job.agent.send(&text).is_err() || !entered {
+    if job.agent.say(&text).is_err() || !entered {
         exit(FAILED_EXIT)
     }
     match init(confinement) {}
@@ -87,19 +87,21 @@ fn enter(job: &Job) -> Report {
 }
 
 /// Waits for the agent's byte; without an agent there is nothing left to do.
-fn wait_for(agent: &UnixDatagram, expected: u8) {
+fn wait_for(agent: &Talk, expected: u8) {
     let mut byte = [0];
-    match agent.recv(&mut byte) {
+    match agent.hear(&mut byte) {
         Ok(1) if byte[0] == expected => {}
         _ => exit(FAILED_EXIT),
     }
 }
 
 /// Reads init's report; its end without one is a failure.
-pub fn read_report(socket: &UnixDatagram) -> Report {
+pub fn read_report(socket: &Talk) -> Report {
     let mut text = vec![0; REPORT_MAX_BYTES];
-    let read = socket.recv(&mut text);
-    let report = read.and_then(|n| serde_json::from_slice(&text[..n]).map_err(io::Error::from));
+    let read = socket.hear(&mut text);
+    let report = read
+        .map_err(io::Error::from)
+        .and_then(|n| serde_json::from_slice(&text[..n]).map_err(io::Error::from));
     report.unwrap_or_else(|_| {
         Err(SandboxError {
             kind: SandboxFailureKind::Failed,

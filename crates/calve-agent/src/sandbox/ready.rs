@@ -3,74 +3,64 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use calve_wire::agent::{KEEP_BYTE, READY_BYTE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 
 use super::SandboxError;
 
-/// The machine's hold on its run directory, and the way to the driver.
+/// The machine's hold on its run directory: who destroys the machine waits until it is gone. Keep it for the agent's life.
 #[derive(Debug)]
-pub struct Ready {
-    driver: UnixStream,
-    /// Locked as long as the agent lives: who destroys the machine waits for that.
-    dir: fs::File,
+pub struct Hold {
+    _dir: fs::File,
 }
 
-impl Ready {
-    /// Takes the descriptor of `--ready-fd` and locks the run directory. Fails where the driver has died, or the directory
-    /// is another agent's: then nothing must be made.
-    pub fn new(fd: i32, run_dir: &Path) -> io::Result<Self> {
-        // SAFETY: the descriptor was handed over by the command line, for this and nothing else.
-        let driver = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+impl Hold {
+    /// Takes the directory; fails where another agent has it, or none is there.
+    pub fn on(run_dir: &Path) -> io::Result<Self> {
         let dir = fs::File::open(run_dir)?;
         flock(&dir, FlockOperation::NonBlockingLockExclusive)?;
-        let ready = Self { driver, dir };
-        // Looked at behind the lock: if the driver lives now, nobody has destroyed the machine before it was locked.
-        if ready.driver_is_gone()? {
+        Ok(Self { _dir: dir })
+    }
+}
+
+/// The driver that waits for the machine.
+#[derive(Debug)]
+pub struct Driver(UnixStream);
+
+impl Driver {
+    /// The driver at the other end of the descriptor of `--ready-fd`. Fails where it is gone: if it lives now, behind the
+    /// hold on the directory, nobody can have destroyed the machine before.
+    pub fn new(socket: OwnedFd, _hold: &Hold) -> io::Result<Self> {
+        let driver = UnixStream::from(socket);
+        let mut polled = [PollFd::new(&driver, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        if polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
             return Err(io::Error::other("the server that asked for the machine has died"));
         }
-        Ok(ready)
-    }
-
-    fn driver_is_gone(&self) -> io::Result<bool> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut polled = [PollFd::new(&self.driver, PollFlags::IN)];
-        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-        Ok(polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR))
+        Ok(Self(driver))
     }
 
     /// Says that the machine is made and its socket listens, and waits until it is written down. An error means that the
-    /// driver has died: undo everything. The result must be kept as long as the agent lives.
-    pub fn announce(mut self) -> io::Result<Kept> {
-        self.driver.write_all(&[READY_BYTE])?;
+    /// driver has died: undo everything.
+    pub fn announce(&mut self) -> io::Result<()> {
+        let died = |_| io::Error::other("the server that asked for the machine has died");
+        self.0.write_all(&[READY_BYTE]).map_err(died)?;
         let mut answer = [0];
-        self.driver.read_exact(&mut answer)?;
-        if answer != [KEEP_BYTE] {
-            return Err(io::Error::other("the driver gave an unknown answer"));
+        self.0.read_exact(&mut answer).map_err(died)?;
+        match answer {
+            [KEEP_BYTE] => Ok(()),
+            _ => Err(io::Error::other("the driver gave an unknown answer")),
         }
-        // The descriptor may be that of standard input, which must not become something else's.
-        let number = self.driver.as_raw_fd();
-        let null = fs::File::open("/dev/null")?;
-        // SAFETY: replaces the descriptor that `driver` owns by another open one, which it will close in its place.
-        if number <= 2 && unsafe { libc::dup2(null.as_raw_fd(), number) } == number {
-            std::mem::forget(self.driver);
-        }
-        Ok(Kept { _dir: self.dir })
     }
 
     /// Says why there is no machine.
     pub fn fail(mut self, error: &SandboxError) {
         // Without a driver there is nobody to tell.
-        let _ = self.driver.write_all(&serde_json::to_vec(error).expect("sentences"));
+        let _ = self.0.write_all(&serde_json::to_vec(error).expect("sentences"));
     }
-}
-
-/// The lock on the run directory of a machine that is written down.
-#[derive(Debug)]
-pub struct Kept {
-    _dir: fs::File,
 }

@@ -58,6 +58,8 @@ fn facts() -> Facts {
     };
     let dirs =
         ["/", "/nix/store", "/etc", "/dev", "/bin", "/tmp", "/work", "/var/tmp", "/run", "/root", "/dev/shm"];
+    // Before anything below is opened.
+    let descriptors = names("/proc/self/fd");
     let store = names("/nix/store");
     let own = std::env::args().next().unwrap();
     let devices = fs::read_to_string("/proc/net/dev").unwrap_or_default();
@@ -82,7 +84,7 @@ fn facts() -> Facts {
         refused: refused(),
         low_port: TcpListener::bind("127.0.0.1:80").is_ok(),
         loopback: loopback(),
-        descriptors: names("/proc/self/fd"),
+        descriptors,
         terminal: fs::OpenOptions::new().read(true).write(true).open("/dev/ptmx").is_ok(),
         cgroup: fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
         mounts: fs::read_to_string("/proc/self/mounts").unwrap_or_default(),

@@ -161,7 +161,8 @@ fn sees_only_its_closure(who: Who) {
 fn writes_only_where_it_may(who: Who) {
     let facts = Bench::new(who).facts();
     assert_eq!(facts.writable, ["/tmp", "/work", "/var/tmp", "/run", "/root", "/dev/shm"]);
-    assert_eq!(facts.source, format!("Some({})", libc::EROFS));
+    let refusals = [libc::EROFS, libc::EACCES].map(|errno| format!("Some({errno})"));
+    assert!(refusals.contains(&facts.source), "{}", facts.source);
     let store = facts.mounts.lines().find(|line| line.contains("-probe ")).unwrap();
     let options: Vec<_> = store.split(' ').nth(3).unwrap().split(',').collect();
     assert!(["ro", "nosuid", "nodev"].iter().all(|option| options.contains(option)), "{store}");

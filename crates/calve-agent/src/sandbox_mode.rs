@@ -1,0 +1,156 @@
+//! `calve-agent sandbox`: the agent outside, on the host, and init inside of a sandbox that it makes first.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use calve_agent::confine::Confinement;
+use calve_agent::sandbox::ready::{Driver, Hold};
+use calve_agent::sandbox::{self, Sandbox};
+use calve_wire::agent::{SandboxFailure, SandboxFailureKind};
+use calve_wire::machine::ExitCause;
+
+use crate::agent::transport::{Transport, listen};
+use crate::agent::{self, Config};
+use crate::confine_api::Confine;
+use crate::enclosure::Enclosure;
+use crate::init::{self, packet};
+use crate::plain::{read_spec, remaining_now};
+
+/// Runs the machine of a run directory to its end: makes the sandbox, tells the driver, and supervises.
+pub fn run(run_dir: PathBuf, ready: OwnedFd) -> anyhow::Result<()> {
+    // A session of its own, so that no terminal's end reaches it. Who leads a group already has one.
+    let _ = rustix::process::setsid();
+    let hold = Hold::on(&run_dir)?;
+    let driver = Rc::new(Cell::new(Some(Driver::new(ready, &hold)?)));
+    let made = make(&run_dir, driver.clone());
+    let supervised = made.and_then(|config| agent::run(config).map_err(|e| failure(&e.into())));
+    let Err(error) = supervised else { return Ok(()) };
+    // Without it, the driver has been told that the machine is made, and this is a later end.
+    if let Some(driver) = driver.take() {
+        driver.fail(&error);
+    }
+    Err(error.into())
+}
+
+fn make(run_dir: &Path, driver: Rc<Cell<Option<Driver>>>) -> Result<Config, SandboxFailure> {
+    let failed = |error: anyhow::Error| failure(&error);
+    let spec = read_spec(run_dir).map_err(failed)?;
+    let token = spec.token.parse().map_err(|e| failed(anyhow::Error::new(e)))?;
+    let (here, there) = packet::pair().map_err(|e| failed(e.into()))?;
+    let sandbox = sandbox::launch(&spec, run_dir, |confinement| serve(there, confinement))?;
+    let socket = run_dir.join("agent.sock");
+    Ok(Config {
+        token,
+        remaining: remaining_now(&spec),
+        transport: Box::new(move || Ok(Transport::Listen(listen::bind(&socket)?))),
+        init: here,
+        enclosure: Box::new(Walls::new(sandbox)),
+        announce: Box::new(move || {
+            let Some(mut told) = driver.take() else { return Ok(()) };
+            told.announce()
+        }),
+        run_dir: Some(run_dir.to_owned()),
+    })
+}
+
+fn failure(error: &anyhow::Error) -> SandboxFailure {
+    let full = error
+        .root_cause()
+        .downcast_ref::<io::Error>()
+        .is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
+    let kind = if full { SandboxFailureKind::NoSpace } else { SandboxFailureKind::Failed };
+    SandboxFailure { kind, message: format!("{error:#}"), hint: None }
+}
+
+/// Init's life inside.
+fn serve(link: OwnedFd, confinement: Confinement) -> Infallible {
+    let served = keep_only(&link)
+        .and_then(|()| init::run(link, &init::Options { confine: &Confined(confinement), spare: None }));
+    // SAFETY: ends the process at once, without running what the agent has registered.
+    unsafe { libc::_exit(i32::from(served.is_err())) }
+}
+
+/// Closes the agent's descriptors, which init has as its copy: the other end of its own link among them, whose end it
+/// would never see.
+fn keep_only(link: &OwnedFd) -> io::Result<()> {
+    let kept = link.as_raw_fd().cast_unsigned();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
+        // SAFETY: whatever owns these descriptors in this process is not used again: `serve` never returns.
+        if first <= last && unsafe { libc::close_range(first, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+struct Confined(Confinement);
+
+impl Confine for Confined {
+    fn apply(&self) -> io::Result<()> {
+        self.0.apply()
+    }
+}
+
+/// The sandbox as the agent sees it.
+struct Walls {
+    sandbox: RefCell<Option<Sandbox>>,
+    notes: Vec<String>,
+    oom_kills_seen: Cell<u64>,
+    pids_limit_hits_seen: Cell<u64>,
+}
+
+impl Walls {
+    fn new(sandbox: Sandbox) -> Self {
+        let notes = sandbox.notes().to_vec();
+        Self {
+            sandbox: Some(sandbox).into(),
+            notes,
+            oom_kills_seen: 0.into(),
+            pids_limit_hits_seen: 0.into(),
+        }
+    }
+}
+
+impl Enclosure for Walls {
+    fn exit_cause(&self) -> ExitCause {
+        let sandbox = self.sandbox.borrow();
+        let Some(sandbox) = sandbox.as_ref() else { return ExitCause::Normal };
+        let (kills, hits) = (sandbox.oom_kills(), sandbox.pids_limit_hits());
+        if kills > self.oom_kills_seen.replace(kills) {
+            return ExitCause::OutOfMemory;
+        }
+        if hits > self.pids_limit_hits_seen.replace(hits) {
+            return ExitCause::Limit;
+        }
+        ExitCause::Normal
+    }
+
+    /// Init can kill everything but itself, and must live on to say that it is done.
+    fn kill_all(&self) {}
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    fn shut_down(&self) -> bool {
+        false
+    }
+
+    fn on_end(&self) {
+        let removed = self.sandbox.take().map(Sandbox::remove);
+        if let Some(Err(error)) = removed {
+            eprintln!("calve-agent: the machine's cgroups cannot be removed: {error}");
+        }
+    }
+}
+
+impl Drop for Walls {
+    /// Where the agent fails before it supervises.
+    fn drop(&mut self) {
+        self.on_end();
+    }
+}
