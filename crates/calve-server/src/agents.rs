@@ -133,7 +133,7 @@ impl Agents {
 
     /// Tells the agent something. `Ok` says that it is under way, not that it arrived: what matters is told again.
     pub fn send(&self, id: MachineId, message: ToAgent) -> Result<(), LinkError> {
-        self.session(id)?.outbox.send(message)
+        self.session(id)?.outbox.send(&message)
     }
 
     /// Opens a stream. Whether the agent could open it comes as the stream's first event at the latest.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use calve_core::{DriverName, ExitCause, Kind};
+pub use calve_core::ExitCause;
+use calve_core::{DriverName, Kind};
 use calve_nix::StorePath;
 use serde::{Deserialize, Serialize};
 

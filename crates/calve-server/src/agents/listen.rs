@@ -23,6 +23,8 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A dialled agent that is silent this long is asked for a sign of life by the kernel, and again so often.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Signs of life that may fail to come before the connection counts as broken.
+const KEEPALIVE_MISSES: u32 = 3;
 
 /// Accepts agents until it is dropped; the links that were made live on.
 #[derive(Debug)]
@@ -89,6 +91,7 @@ async fn welcome(agents: &Agents, tls: &TlsAcceptor, connection: TcpStream) -> i
     rustix::net::sockopt::set_socket_keepalive(&connection, true)?;
     rustix::net::sockopt::set_tcp_keepidle(&connection, KEEPALIVE)?;
     rustix::net::sockopt::set_tcp_keepintvl(&connection, KEEPALIVE)?;
+    rustix::net::sockopt::set_tcp_keepcnt(&connection, KEEPALIVE_MISSES)?;
     let mut connection = tls.accept(connection).await?;
     let mut preamble = [0; PREAMBLE_BYTES];
     connection.read_exact(&mut preamble).await?;

@@ -19,7 +19,8 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// Where other tasks leave what shall be sent.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    messages: mpsc::Sender<ToAgent>,
+    /// Frames already: a queue of messages would take ten times the memory, in every link.
+    messages: mpsc::Sender<Vec<u8>>,
     data: mpsc::Sender<Frame>,
     kept: watch::Sender<u64>,
     /// Rings when something that must not be lost found no room.
@@ -28,7 +29,7 @@ pub(super) struct Outbox {
 
 /// What [`Outbox::sending`] takes from.
 pub(super) struct Outgoing {
-    messages: mpsc::Receiver<ToAgent>,
+    messages: mpsc::Receiver<Vec<u8>>,
     data: mpsc::Receiver<Frame>,
     kept: watch::Receiver<u64>,
 }
@@ -44,15 +45,17 @@ impl Outbox {
     }
 
     /// Leaves a message; they overtake data.
-    pub(super) fn send(&self, message: ToAgent) -> Result<(), LinkError> {
-        self.messages.try_send(message).map_err(|error| match error {
+    pub(super) fn send(&self, message: &ToAgent) -> Result<(), LinkError> {
+        let mut frame = Vec::new();
+        encode(message, &mut frame);
+        self.messages.try_send(frame).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => LinkError::Busy,
             mpsc::error::TrySendError::Closed(_) => LinkError::Broken,
         })
     }
 
     /// Leaves a message without which the connection's state is wrong; where there is no room the connection ends.
-    pub(super) fn send_or_break(&self, message: ToAgent) {
+    pub(super) fn send_or_break(&self, message: &ToAgent) {
         if self.send(message) == Err(LinkError::Busy) {
             self.overflow.notify_one();
         }
@@ -82,7 +85,7 @@ impl Outgoing {
             tokio::select! {
                 biased;
                 message = self.messages.recv() => match message {
-                    Some(message) => encode(&message, &mut buffer),
+                    Some(message) => buffer = message,
                     None => return Ok(()),
                 },
                 Ok(()) = self.kept.changed() => {
@@ -94,7 +97,7 @@ impl Outgoing {
             while buffer.len() < WRITE_BYTES
                 && let Ok(message) = self.messages.try_recv()
             {
-                encode(&message, &mut buffer);
+                buffer.extend_from_slice(&message);
             }
             writer.write_all(&buffer).await?;
             writer.flush().await?;

@@ -174,7 +174,7 @@ pub(super) fn open(session: &Arc<Session>, target: Target) -> Result<AgentStream
         StreamReceiver { session: session.clone(), number, stream, events, taken: 0, ended: false };
     let stream = AgentStream { sender, receiver };
     // Dropped on failure, which takes it from the table again.
-    session.outbox.send(ToAgent::Open { stream: number, target })?;
+    session.outbox.send(&ToAgent::Open { stream: number, target })?;
     Ok(stream)
 }
 
@@ -249,12 +249,12 @@ impl StreamSender {
 
     /// Sends a signal to the stream's command.
     pub fn signal(&self, signal: i32) -> Result<(), LinkError> {
-        self.session.outbox.send(ToAgent::StreamSignal { stream: self.number, signal })
+        self.session.outbox.send(&ToAgent::StreamSignal { stream: self.number, signal })
     }
 
     /// Tells the stream's terminal its size.
     pub fn resize(&self, size: WindowSize) -> Result<(), LinkError> {
-        self.session.outbox.send(ToAgent::Resize { stream: self.number, size })
+        self.session.outbox.send(&ToAgent::Resize { stream: self.number, size })
     }
 }
 
@@ -290,7 +290,7 @@ impl StreamReceiver {
         if self.taken >= GRANT_BYTES {
             self.stream.owed.fetch_sub(self.taken, Ordering::Relaxed);
             let bytes = u32::try_from(self.taken).expect("at most a window");
-            self.session.outbox.send_or_break(ToAgent::Window { stream: self.number, bytes });
+            self.session.outbox.send_or_break(&ToAgent::Window { stream: self.number, bytes });
             self.taken = 0;
         }
     }
@@ -301,7 +301,7 @@ impl Drop for StreamReceiver {
         self.stream.window.0.close();
         let open = lock(&self.session.streams.table).open.remove(&self.number);
         if open.is_some() {
-            self.session.outbox.send_or_break(ToAgent::Reset { stream: self.number });
+            self.session.outbox.send_or_break(&ToAgent::Reset { stream: self.number });
         }
     }
 }

@@ -1,0 +1,89 @@
+//! One run of the program: its pipes, its process, its end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use calve_wire::frame::Channel;
+use calve_wire::machine::Program;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::pipe::Pipe;
+use super::processes::{Process, Signals, Standard};
+use super::{Agent, Event, log, stdin};
+use crate::init::packet::Work;
+
+/// A program that was started.
+pub struct Run {
+    signals: Signals,
+    writer_gone: watch::Sender<bool>,
+    collectors: [JoinHandle<()>; 2],
+    feeder: AbortHandle,
+}
+
+/// Copies the work tree, where the program has one, into its directory.
+pub async fn copy_work_tree(agent: &Agent, program: &Program) -> Result<(), String> {
+    let (Some(tree), Some(cwd)) = (&program.work_tree, &program.cwd) else { return Ok(()) };
+    let work = Work::CopyTree { from: tree.to_string(), to: cwd.clone() };
+    super::streams::files::perform(agent, work)
+        .await
+        .map_err(|message| format!("the work tree cannot be copied: {message}"))
+}
+
+/// Starts the program; its end is told as an event. The error is a sentence for people.
+pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, String> {
+    let no_pipe = |error: io::Error| format!("no pipe can be made: {error}");
+    let (output, stdout) = Pipe::from_process().map_err(no_pipe)?;
+    let (errors, stderr) = Pipe::from_process().map_err(no_pipe)?;
+    let (input, stdin) = if program.stdin {
+        let (input, stdin) = Pipe::to_process().map_err(no_pipe)?;
+        (Some(input), stdin)
+    } else {
+        (None, null().map_err(no_pipe)?)
+    };
+    let work = Work::Execute {
+        argv: [&program.path].into_iter().chain(&program.args).cloned().collect(),
+        env: program.env.clone(),
+        cwd: program.cwd.clone(),
+    };
+    let standard = Standard::Descriptors([stdin, stdout, stderr]);
+    let process = agent.processes.spawn(work, standard, true).await?.kept();
+    let (writer_gone, gone) = watch::channel(false);
+    let collectors = [(output, Channel::Stdout), (errors, Channel::Stderr)].map(|(pipe, channel)| {
+        tokio::task::spawn_local(log::collect(agent.clone(), pipe, channel, gone.clone()))
+    });
+    let feeder = tokio::task::spawn_local(stdin::feed(agent.clone(), input)).abort_handle();
+    let signals = process.signals();
+    tokio::task::spawn_local(tell_end(agent.clone(), process));
+    Ok(Run { signals, writer_gone, collectors, feeder })
+}
+
+async fn tell_end(agent: Rc<Agent>, mut process: Process) {
+    // Without an answer init is gone, which the supervisor learns by itself.
+    if let Some(end) = process.end().await {
+        agent.tell(Event::Exited(end));
+    }
+}
+
+impl Run {
+    /// Sends a signal to the program's group.
+    pub fn signal(&self, signal: i32) {
+        self.signals.send(signal);
+    }
+
+    /// The program is dead: reads what is left of its output. Who inherited its pipes is no longer listened to.
+    pub async fn drain(self) {
+        self.feeder.abort();
+        self.writer_gone.send_replace(true);
+        for collector in self.collectors {
+            let _ = collector.await;
+        }
+    }
+}
+
+/// Nothing to read, and nowhere to write.
+pub fn null() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+}

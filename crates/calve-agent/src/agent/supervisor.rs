@@ -1,0 +1,282 @@
+//! The supervisor: feeds the workload's rules with what happens, and does what they say.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use calve_wire::agent::{Phase, Remaining, Status};
+use calve_wire::machine::{HealthCheck, Program};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::lease::{Due, Lease};
+use super::program::{self, Run};
+use super::streams::exit;
+use super::transport::Transport;
+use super::workload::{Action, Input, Workload};
+use super::{Agent, Event, health, stdin};
+use crate::init::packet::End;
+
+/// Time for init to see everything dead at the end: killed processes that a slow disk holds must not hold the machine.
+const LAST_KILL_MAX: Duration = Duration::from_secs(5);
+/// Time for the last status and output to reach a server that listens.
+const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
+/// Time between two looks whether the run directory is still there.
+const RUN_DIR_INTERVAL: Duration = Duration::from_secs(1);
+/// Most notes of failed starts: the last ones tell enough.
+const NOTES_MAX: usize = 4;
+
+/// Owns the workload's state and the lease.
+pub struct Supervisor {
+    agent: Rc<Agent>,
+    told: mpsc::UnboundedReceiver<Event>,
+    lease: Lease,
+    workload: Workload,
+    program: Option<Rc<Program>>,
+    health: Option<HealthCheck>,
+    prober: Option<AbortHandle>,
+    run: Option<Run>,
+    notes: Vec<String>,
+    transport: Option<Transport>,
+    run_dir: Option<PathBuf>,
+}
+
+impl Supervisor {
+    /// A supervisor of a workload that was not started.
+    pub fn new(
+        agent: Rc<Agent>,
+        told: mpsc::UnboundedReceiver<Event>,
+        remaining: Remaining,
+        transport: Transport,
+        run_dir: Option<PathBuf>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            agent,
+            told,
+            lease: Lease::new(remaining)?,
+            workload: Workload::new(),
+            program: None,
+            health: None,
+            prober: None,
+            run: None,
+            notes: Vec::new(),
+            transport: Some(transport),
+            run_dir,
+        })
+    }
+
+    /// Supervises until the machine has ended; then nothing of it is left.
+    pub async fn run(mut self) -> io::Result<()> {
+        let agent = self.agent.clone();
+        let transport = self.transport.take().expect("it is served once");
+        let mut init = tokio::task::spawn_local(agent.processes.clone().run());
+        let mut link = tokio::task::spawn_local(transport.serve(agent.clone()));
+        let supervised = tokio::select! {
+            supervised = self.supervise() => supervised,
+            ended = &mut init => self.lost(ended.map_err(io::Error::other).flatten()),
+            ended = &mut link => ended.map_err(io::Error::other).flatten().map(|never: Infallible| match never {}),
+        };
+        self.end().await;
+        link.abort();
+        agent.enclosure.on_end();
+        supervised
+    }
+
+    async fn supervise(&mut self) -> io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut look = tokio::time::interval(RUN_DIR_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let tick = self.workload.next_tick();
+            tokio::select! {
+                event = self.told.recv() => match event.expect("the agent holds a sender") {
+                    Event::PowerOff => return Ok(()),
+                    event => self.take(event)?,
+                },
+                due = self.lease.due() => match due? {
+                    Due::Stop(grace) => self.feed(Input::Stop(grace)),
+                    Due::Destroy => return Ok(()),
+                },
+                () = sleep_until(tick), if tick.is_some() => self.feed(Input::Tick),
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = look.tick(), if self.run_dir.is_some() => if self.run_dir_is_gone() { return Ok(()) },
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) -> io::Result<()> {
+        match event {
+            Event::Start { program, restart, health } => {
+                if self.workload.phase() == Phase::Waiting && self.workload.starts() == 0 {
+                    self.agent
+                        .environment
+                        .replace(program.iter().flat_map(|program| program.env.clone()).collect());
+                    self.program = program.map(Rc::new);
+                    self.health = health;
+                }
+                self.feed(Input::Start { program: self.program.is_some(), restart });
+            }
+            Event::Lease(remaining) => self.lease.set(remaining)?,
+            Event::Stop { grace_ms } => self.feed(Input::Stop(Duration::from_millis(grace_ms))),
+            Event::Signal(signal) => self.signal(signal),
+            Event::Started(Ok(run)) => {
+                self.run = Some(run);
+                self.feed(Input::Started);
+            }
+            Event::Started(Err(message)) => {
+                self.note(message);
+                self.feed(Input::NotStarted);
+            }
+            Event::Exited(end) => self.feed(Input::Exited(exit(end, self.agent.enclosure.exit_cause()))),
+            Event::Input(input) => self.feed(input),
+            Event::PowerOff => {}
+        }
+        Ok(())
+    }
+
+    /// One step of the workload with all that follows from it.
+    fn feed(&mut self, input: Input) {
+        for action in self.workload.take(input, Instant::now()) {
+            self.perform(action);
+        }
+        self.agent.takes_commands.set(self.workload.takes_commands());
+        self.watch_health();
+        self.publish();
+    }
+
+    fn perform(&mut self, action: Action) {
+        let agent = self.agent.clone();
+        match action {
+            Action::Start => {
+                let program = self.program.clone().expect("only a program is started");
+                let first = self.workload.starts() == 1;
+                tokio::task::spawn_local(async move {
+                    let copied = if first { program::copy_work_tree(&agent, &program).await } else { Ok(()) };
+                    let started = match copied {
+                        Ok(()) => program::start(&agent, &program).await,
+                        Err(message) => Err(message),
+                    };
+                    agent.tell(Event::Started(started));
+                });
+            }
+            Action::Signal(signal) => self.signal(signal),
+            Action::ShutDown => {
+                if !agent.enclosure.shut_down() {
+                    self.feed(Input::Stop(Duration::ZERO));
+                }
+            }
+            Action::KillAll => {
+                agent.enclosure.kill_all();
+                tokio::task::spawn_local(async move {
+                    agent.processes.kill_all().await;
+                    agent.tell(Event::Input(Input::Empty));
+                });
+            }
+            Action::Drain => {
+                let run = self.run.take();
+                tokio::task::spawn_local(async move {
+                    if let Some(run) = run {
+                        run.drain().await;
+                    }
+                    agent.tell(Event::Input(Input::Drained));
+                });
+            }
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        if let Some(run) = &self.run {
+            run.signal(signal);
+        }
+    }
+
+    /// Probes go on as long as one run of the program does.
+    fn watch_health(&mut self) {
+        let running = self.workload.phase() == Phase::Running;
+        match (&self.health, &self.prober) {
+            (Some(check), None) if running => {
+                let watching = health::watch(self.agent.clone(), check.clone());
+                self.prober = Some(tokio::task::spawn_local(watching).abort_handle());
+            }
+            (_, Some(prober)) if !running => {
+                prober.abort();
+                self.prober = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&mut self, message: String) {
+        if self.notes.last() != Some(&message) {
+            self.notes.push(message);
+            self.notes.drain(..self.notes.len().saturating_sub(NOTES_MAX));
+        }
+    }
+
+    fn publish(&mut self) {
+        let before = self.agent.status().phase;
+        let phase = self.workload.phase();
+        self.agent.set_status(Status {
+            phase,
+            starts: self.workload.starts(),
+            last_exit: self.workload.last_exit(),
+            healthy: self.workload.healthy(),
+            notes: [self.agent.enclosure.notes(), self.notes.clone()].concat(),
+            log_seq: self.agent.status().log_seq,
+        });
+        if phase == Phase::Ended && before != Phase::Ended {
+            // Nobody reads what still comes for the program, and its sender must not wait.
+            tokio::task::spawn_local(stdin::feed(self.agent.clone(), None));
+        }
+    }
+
+    fn run_dir_is_gone(&self) -> bool {
+        let is_gone = |dir: &PathBuf| {
+            std::fs::symlink_metadata(dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        self.run_dir.as_ref().is_some_and(is_gone)
+    }
+
+    /// Init is gone, and everything with it.
+    fn lost(&mut self, ended: io::Result<()>) -> io::Result<()> {
+        self.note("the machine's init ended and took everything with it".to_owned());
+        let lost = calve_wire::machine::ExitCause::MachineLost;
+        self.feed(Input::Stop(Duration::ZERO));
+        self.feed(Input::Tick);
+        self.feed(Input::Exited(exit(End::Signal(libc::SIGKILL), lost)));
+        ended
+    }
+
+    /// Kills everything and lets the server know, where it listens.
+    async fn end(mut self) {
+        self.agent.enclosure.kill_all();
+        let _ = tokio::time::timeout(LAST_KILL_MAX, self.agent.processes.kill_all()).await;
+        self.feed(Input::Stop(Duration::ZERO));
+        let last_words = async {
+            while self.workload.phase() != Phase::Ended {
+                match self.told.recv().await {
+                    Some(Event::PowerOff) | None => {}
+                    Some(event) => drop(self.take(event)),
+                }
+                self.feed(Input::Tick);
+            }
+            while self.agent.outbox.has_listener()
+                && !self.agent.outbox.is_drained(&self.agent.log.spool.borrow())
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
+}

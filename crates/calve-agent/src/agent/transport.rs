@@ -1,0 +1,35 @@
+//! How the agent and the server reach each other: one file a transport. Each serves one connection at a time.
+
+pub mod device;
+pub mod dial;
+pub mod listen;
+
+use std::convert::Infallible;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use tokio::net::UnixListener;
+
+use super::Agent;
+
+/// How the server is reached.
+pub enum Transport {
+    /// It connects to this Unix socket.
+    Listen(UnixListener),
+    /// It is at the other end of a virtio-serial port, or of any character device.
+    Device(PathBuf),
+    /// The agent connects to it.
+    Dial(dial::Server),
+}
+
+impl Transport {
+    /// Serves connections for ever; an error means that there will be none any more.
+    pub async fn serve(self, agent: Rc<Agent>) -> io::Result<Infallible> {
+        match self {
+            Self::Listen(listener) => listen::serve(&agent, listener).await,
+            Self::Device(path) => device::serve(&agent, &path).await,
+            Self::Dial(server) => dial::serve(&agent, &server).await,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The modes of the program, and its arguments.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::agent::transport::dial::Server;
+
+/// What the program is to be, with everything that it needs.
+#[derive(Debug)]
+pub enum Mode {
+    /// `plain --run-dir DIR [--device PATH] [--ready-fd N]`
+    Plain {
+        /// Holds `sandbox.json`, gets `agent.sock`.
+        run_dir: PathBuf,
+        /// The server is at the other end of this character device instead.
+        device: Option<PathBuf>,
+        /// Gets `R` once the agent listens.
+        ready: Option<OwnedFd>,
+    },
+    /// `service --server HOST:PORT --fingerprint HEX --token-file F`
+    Service {
+        /// Who is dialled.
+        server: Server,
+        /// Holds the machine's token.
+        token_file: PathBuf,
+    },
+    /// `--version`
+    Version,
+}
+
+/// Reads the arguments; the first is the program's own name. Takes over the descriptor of `--ready-fd`.
+pub fn parse(arguments: Vec<String>) -> anyhow::Result<Mode> {
+    let mut arguments = arguments.into_iter().skip(1);
+    let mode = arguments.next().unwrap_or_default();
+    let mut options = Options::parse(arguments)?;
+    let mode = match mode.as_str() {
+        "plain" => Mode::Plain {
+            run_dir: options.need("--run-dir")?.into(),
+            device: options.take("--device").map(PathBuf::from),
+            ready: options.ready_descriptor()?,
+        },
+        "service" => Mode::Service {
+            server: Server {
+                address: options.need("--server")?,
+                fingerprint: options.need("--fingerprint")?.parse()?,
+            },
+            token_file: options.need("--token-file")?.into(),
+        },
+        "--version" => Mode::Version,
+        other => {
+            bail!("{other:?} is no mode of calve-agent: plain, service; calve starts it, people rarely do")
+        }
+    };
+    options.ensure_empty()?;
+    Ok(mode)
+}
+
+/// `--name value` pairs that were not asked for yet.
+struct Options(Vec<(String, String)>);
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let mut options = Vec::new();
+        while let Some(name) = arguments.next() {
+            ensure!(name.starts_with("--"), "{name:?} is no option: options are --name value");
+            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
+            options.push((name, value));
+        }
+        Ok(Self(options))
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(given, _)| given == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    fn need(&mut self, name: &str) -> anyhow::Result<String> {
+        self.take(name).with_context(|| format!("{name} is missing"))
+    }
+
+    fn ready_descriptor(&mut self) -> anyhow::Result<Option<OwnedFd>> {
+        let Some(text) = self.take("--ready-fd") else { return Ok(None) };
+        let number: i32 = text.parse().with_context(|| format!("--ready-fd {text:?} is no number"))?;
+        // SAFETY: F_GETFD only asks whether the number is an open descriptor.
+        ensure!(
+            number > 2 && unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0,
+            "--ready-fd {number} is not open"
+        );
+        // SAFETY: it is open, was passed on for this purpose, and nothing else here knows its number.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;
+        Ok(Some(descriptor))
+    }
+
+    fn ensure_empty(self) -> anyhow::Result<()> {
+        match self.0.first() {
+            Some((name, _)) => bail!("{name} is no option of this mode"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> anyhow::Result<Mode> {
+        parse(format!("calve-agent {line}").split_whitespace().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn modes_are_read_and_mistakes_named() {
+        assert!(matches!(parse_line("plain --run-dir /x"), Ok(Mode::Plain { ready: None, .. })));
+        for (line, word) in [
+            ("", "mode"),
+            ("plain", "--run-dir"),
+            ("plain --run-dir", "value"),
+            ("plain --run-dir /x --ready-fd 999", "not open"),
+            ("plain --run-dir /x --color red", "--color"),
+            ("service --server a:1 --fingerprint zz --token-file f", "fingerprint"),
+        ] {
+            let error = parse_line(line).expect_err(line).to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}
