@@ -128,6 +128,18 @@ impl World {
         self.preflights.run_all().await
     }
 
+    /// Removes guests' images that none of the living machines needs; gives the bytes that were freed.
+    pub async fn prune_images(&self, dir: PathBuf, living: Vec<MachineSpec>) -> Result<u64, StoreError> {
+        let store = self.store.clone();
+        let pruning = tokio::task::spawn_blocking(move || {
+            // A closure that cannot be told any more has no image that could be made again: all are kept then.
+            let keep: Result<Vec<_>, _> =
+                living.iter().map(|spec| Ok(store.closure(&roots(spec))?.digest())).collect();
+            calve_store::prune_images(&dir, &keep?)
+        });
+        pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
     fn driver(&self, name: DriverName) -> Result<&Arc<dyn Driver>, EffectError> {
         self.drivers
             .get(&name)

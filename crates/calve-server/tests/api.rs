@@ -9,10 +9,16 @@ use support::{DEADLINE, Home, Server};
 use tokio_tungstenite::tungstenite::Message;
 
 /// Everything that a socket brings until its last control message: the bytes by channel, and that message.
-async fn drain(socket: &mut (impl StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin)) -> (String, String, Value) {
+async fn drain(
+    socket: &mut (impl StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin),
+) -> (String, String, Value) {
     let (mut stdout, mut stderr) = (String::new(), String::new());
     loop {
-        let message = tokio::time::timeout(DEADLINE, socket.next()).await.expect("a message").expect("one more").unwrap();
+        let message = tokio::time::timeout(DEADLINE, socket.next())
+            .await
+            .expect("a message")
+            .expect("one more")
+            .unwrap();
         match message {
             Message::Binary(bytes) => match bytes[0] {
                 1 => stdout.push_str(std::str::from_utf8(&bytes[1..]).unwrap()),
@@ -41,7 +47,10 @@ async fn a_job_runs_and_its_exit_code_and_output_are_kept() {
     assert_eq!((&ended["state"], &ended["exit"]["code"]), (&json!("gone"), &json!(3)), "{ended}");
     assert_eq!(server.get("/v1/machines").await, json!([]));
     let all = server.get("/v1/machines?all=true").await;
-    assert_eq!((&all[0]["name"], &all[0]["kind"], &all[0]["driver"]), (&json!("run-1"), &json!("job"), &json!("sandbox")));
+    assert_eq!(
+        (&all[0]["name"], &all[0]["kind"], &all[0]["driver"]),
+        (&json!("run-1"), &json!("job"), &json!("sandbox"))
+    );
     assert_eq!(home.driver.count(), 0);
 
     let (_, log) = server.ask_raw("GET", "/v1/machines/run-1/logs", Vec::new()).await;
@@ -74,7 +83,10 @@ async fn attach_replays_takes_input_and_ends_behind_all_output() {
     server.until("run-1", "gone").await;
     let mut socket = server.websocket("/v1/machines/run-1/attach").await;
     let (stdout, _, end) = drain(&mut socket).await;
-    assert_eq!((stdout.as_str(), &end["exit"]["code"], &end["state"]), ("before input ", &json!(4), &json!("gone")));
+    assert_eq!(
+        (stdout.as_str(), &end["exit"]["code"], &end["state"]),
+        ("before input ", &json!(4), &json!("gone"))
+    );
     server.stop().await;
 }
 
@@ -106,7 +118,11 @@ async fn exec_runs_a_command_beside_the_program() {
         let mut socket = server.websocket("/v1/machines/run-1/exec").await;
         socket.send(Message::text(bad)).await.unwrap();
         let (.., end) = drain(&mut socket).await;
-        assert_eq!((&end["type"], &end["problem"]["type"]), (&json!("error"), &json!("bad-request")), "{bad}: {end}");
+        assert_eq!(
+            (&end["type"], &end["problem"]["type"]),
+            (&json!("error"), &json!("bad-request")),
+            "{bad}: {end}"
+        );
     }
     assert!(events_of(&server, "run-1").await.contains(&"exec".to_owned()));
     server.ask("DELETE", "/v1/machines/run-1", Value::Null).await;
@@ -151,7 +167,11 @@ async fn stop_extend_remove_and_prune() {
     let (status, _) = server.ask("POST", "/v1/machines/web/stop", json!({"grace_ms": 100})).await;
     assert_eq!(status, 200);
     let ended = server.get("/v1/machines/web/wait").await;
-    assert_eq!((&ended["stop_reason"], &ended["exit"]["signal"]), (&json!("requested"), &json!(15)), "{ended}");
+    assert_eq!(
+        (&ended["stop_reason"], &ended["exit"]["signal"]),
+        (&json!("requested"), &json!(15)),
+        "{ended}"
+    );
     let (status, problem) = server.ask("POST", "/v1/machines/web/extend", json!({"by_ms": 5000})).await;
     assert_eq!(status, 409, "{problem}");
 
@@ -280,7 +300,8 @@ async fn events_are_streamed_as_they_happen() {
     server.create(home.job(&["exit:0"])).await;
     let mut text = String::new();
     while !text.contains(r#""event":"stopped""#) {
-        let frame = tokio::time::timeout(DEADLINE, http_body_util::BodyExt::frame(&mut body)).await.expect("events");
+        let frame =
+            tokio::time::timeout(DEADLINE, http_body_util::BodyExt::frame(&mut body)).await.expect("events");
         text.push_str(std::str::from_utf8(frame.unwrap().unwrap().data_ref().unwrap()).unwrap());
     }
     assert!(text.starts_with("id: 1\ndata: {\"seq\":1,"), "{text}");
@@ -298,7 +319,9 @@ async fn every_route_is_described() {
     let server = home.serve().await;
     let document = server.get("/v1/openapi.json").await;
     let paths = document["paths"].as_object().unwrap();
-    for path in ["/v1/machines", "/v1/machines/{name}", "/v1/machines/{name}/attach", "/v1/events", "/v1/prune"] {
+    for path in
+        ["/v1/machines", "/v1/machines/{name}", "/v1/machines/{name}/attach", "/v1/events", "/v1/prune"]
+    {
         assert!(paths.contains_key(path), "{path}");
     }
     for schema in ["CreateMachine", "MachineView", "Problem", "Event", "StreamControl"] {

@@ -66,7 +66,7 @@ fn agent(parameters: Parameters, init: std::os::fd::OwnedFd, notes: Vec<String>)
         transport: Box::new(|| Ok(Transport::Device(port::find()?))),
         init,
         enclosure: Box::new(BareGuest { notes, before: Cell::new(Programs::events()) }),
-        ready: None,
+        announce: Box::new(|| Ok(())),
         run_dir: None,
     })?;
     Ok(())

@@ -63,7 +63,7 @@ pub fn run_beside_system() -> anyhow::Result<()> {
         transport: Box::new(|| Ok(Transport::Device(port::find()?))),
         init,
         enclosure: Box::new(SystemGuest { notes }),
-        ready: None,
+        announce: Box::new(|| Ok(())),
         run_dir: None,
     })?;
     Ok(())

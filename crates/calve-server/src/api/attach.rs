@@ -1,7 +1,7 @@
 //! `/v1/machines/{name}/attach`: a machine's output from its beginning on, its input, and its end.
 
+use axum::extract::State;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use calve_core::{MachineId, StopReason};
@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 
 use super::Api;
+use super::extract::Named;
 use super::problem::{ApiError, ApiResult};
 use super::socket::{self, Client, FromClient, Gone, ToClient};
 use super::watches::Watched;
@@ -31,7 +32,7 @@ const STDIN_WAITING_MAX: usize = 64;
     (status = 101, description = "A WebSocket"), (status = "default", body = Problem)))]
 pub async fn attach(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Named(name): Named,
     connection: Connection,
     upgrade: WebSocketUpgrade,
 ) -> ApiResult<Response> {

@@ -63,19 +63,6 @@ pub fn extension(by_ms: u64) -> ApiResult<Duration> {
     ttl(by_ms)
 }
 
-/// The store paths whose closures the machine holds.
-pub fn roots(spec: &MachineSpec) -> ApiResult<Vec<StorePath>> {
-    match &spec.workload {
-        Workload::Program(program) => {
-            let (own, _) = split(&program.path)?;
-            let further = program.extra_roots.iter().chain(&program.work_tree).cloned();
-            Ok(std::iter::once(own).chain(further).collect())
-        }
-        Workload::System { toplevel } => Ok(vec![toplevel.clone()]),
-        Workload::Base => Ok(Vec::new()),
-    }
-}
-
 fn split(path: &str) -> ApiResult<(StorePath, &str)> {
     let unclean = path.split('/').any(|part| part == ".." || part == ".");
     match StorePath::split(path) {
@@ -320,7 +307,7 @@ mod tests {
     fn a_plain_request_passes_and_names_its_roots() {
         assert_eq!(refusal(|_| {}), "");
         let request: CreateMachine = serde_json::from_value(request()).unwrap();
-        assert_eq!(roots(&request.spec).unwrap()[0].name(), "hello-2.12");
+        assert_eq!(crate::world::roots(&request.spec)[0].name(), "hello-2.12");
     }
 
     #[test]

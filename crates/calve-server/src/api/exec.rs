@@ -1,7 +1,7 @@
 //! `/v1/machines/{name}/exec`: a command in a running machine.
 
+use axum::extract::State;
 use axum::extract::ws::{WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
 use axum::response::Response;
 use calve_core::limits::{ARG_MAX_BYTES, ENV_MAX_BYTES};
 use calve_wire::agent::Target;
@@ -9,6 +9,7 @@ use calve_wire::api::{ExecRequest, Problem, ProblemKind, StreamControl};
 use calve_wire::event::What;
 use tokio::sync::mpsc;
 
+use super::extract::Named;
 use super::problem::{ApiError, ApiResult};
 use super::socket::{self, Client, FromClient, Gone, ToClient};
 use super::{Api, Principal};
@@ -28,7 +29,7 @@ const EVENT_ARGV_BYTES: usize = 1024;
 pub async fn exec(
     State(api): State<Api>,
     by: Principal,
-    Path(name): Path<String>,
+    Named(name): Named,
     connection: Connection,
     upgrade: WebSocketUpgrade,
 ) -> ApiResult<Response> {

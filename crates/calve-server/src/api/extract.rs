@@ -1,7 +1,7 @@
 //! Parsing requests at the edge: every refusal is a problem that names the field.
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
 use futures_util::StreamExt;
@@ -53,6 +53,20 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
             .hint(format!("a program's environment and arguments may have {ENV_MAX_BYTES} bytes together")));
     }
     Ok(bytes.into())
+}
+
+/// The machine's name or id in the URL's path, as it was said.
+pub struct Named(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let name = Path::<String>::from_request_parts(parts, state).await;
+        name.map(|Path(name)| Self(name)).map_err(|error| {
+            ApiError::bad_request(format!("the machine's name does not parse: {}", error.body_text()))
+        })
+    }
 }
 
 /// The query of the URL; unknown parameters are refused by `T`.

@@ -1,7 +1,7 @@
 //! `/v1/machines/{name}/files`: files into and out of a running machine, as tar archives.
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use calve_wire::agent::Target;
@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::Params;
+use super::extract::{Named, Params};
 use super::problem::{ApiError, ApiResult};
 use super::{Api, Principal};
 use crate::agents::{AgentStream, LinkError, StreamEvent};
@@ -34,7 +34,7 @@ pub struct FilesParams {
 pub async fn read(
     State(api): State<Api>,
     by: Principal,
-    Path(name): Path<String>,
+    Named(name): Named,
     Params(FilesParams { path }): Params<FilesParams>,
 ) -> ApiResult<Response> {
     check(&path)?;
@@ -62,7 +62,7 @@ pub async fn read(
 pub async fn write(
     State(api): State<Api>,
     by: Principal,
-    Path(name): Path<String>,
+    Named(name): Named,
     Params(FilesParams { path }): Params<FilesParams>,
     request: Request,
 ) -> ApiResult<StatusCode> {

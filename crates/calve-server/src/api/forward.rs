@@ -1,7 +1,7 @@
 //! `/v1/machines/{name}/forward`: a TCP connection to a port of a machine.
 
+use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
 use axum::response::Response;
 use calve_wire::agent::Target;
 use calve_wire::api::{Problem, ProblemKind, StreamControl};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::extract::Params;
+use super::extract::{Named, Params};
 use super::problem::{ApiError, ApiResult};
 use super::socket;
 use crate::agents::{AgentStream, StreamEvent};
@@ -31,7 +31,7 @@ pub struct ForwardParams {
     (status = 101, description = "A WebSocket"), (status = "default", body = Problem)))]
 pub async fn forward(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Named(name): Named,
     Params(params): Params<ForwardParams>,
     connection: Connection,
     upgrade: WebSocketUpgrade,

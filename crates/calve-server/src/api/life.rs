@@ -1,12 +1,12 @@
 //! Ends, leases and waiting.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use calve_core::{State as MachineState, StopReason};
 use calve_wire::api::{ExtendLease, MachineView, Problem, StopMachine};
 use calve_wire::event::What;
 
-use super::extract::JsonBody;
+use super::extract::{JsonBody, Named};
 use super::problem::ApiResult;
 use super::{Api, Principal, check};
 use crate::reconcile::records;
@@ -19,7 +19,7 @@ use crate::world::now;
 pub async fn stop(
     State(api): State<Api>,
     by: Principal,
-    Path(name): Path<String>,
+    Named(name): Named,
     JsonBody(request): JsonBody<StopMachine>,
 ) -> ApiResult<Json<MachineView>> {
     let grace = request.grace_ms.map(check::grace).transpose()?;
@@ -40,7 +40,7 @@ pub async fn stop(
 pub async fn remove(
     State(api): State<Api>,
     by: Principal,
-    Path(name): Path<String>,
+    Named(name): Named,
     JsonBody(request): JsonBody<StopMachine>,
 ) -> ApiResult<Json<MachineView>> {
     let grace = request.grace_ms.map(check::grace).transpose()?;
@@ -57,7 +57,7 @@ pub async fn remove(
 pub async fn extend(
     State(api): State<Api>,
     by: Principal,
-    Path(name): Path<String>,
+    Named(name): Named,
     JsonBody(request): JsonBody<ExtendLease>,
 ) -> ApiResult<Json<MachineView>> {
     let extension = check::extension(request.by_ms)?;
@@ -71,7 +71,7 @@ pub async fn extend(
 #[utoipa::path(get, path = "/v1/machines/{name}/wait",
     params(("name" = String, Path, description = "Name or id")), responses(
     (status = 200, body = MachineView), (status = "default", body = Problem)))]
-pub async fn wait(State(api): State<Api>, Path(name): Path<String>) -> ApiResult<Json<MachineView>> {
+pub async fn wait(State(api): State<Api>, Named(name): Named) -> ApiResult<Json<MachineView>> {
     let record = api.find(&name).await?;
     let mut watched = api.watches.watch(record.id);
     let mut last = api.show(&record);

@@ -1,7 +1,7 @@
 //! `/v1/machines/{name}/logs`: what a machine said, live or afterwards.
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use calve_wire::api::Problem;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::Api;
-use super::extract::Params;
+use super::extract::{Named, Params};
 use super::problem::{ApiError, ApiResult};
 use crate::logs::{LogError, LogStream, Query};
 
@@ -42,7 +42,7 @@ pub struct LogParams {
     (status = "default", body = Problem)))]
 pub async fn logs(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Named(name): Named,
     Params(params): Params<LogParams>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use calve_core::limits::GRACE_DEFAULT;
 use calve_store::{ProgramError, StoreError};
@@ -15,7 +15,7 @@ use calve_wire::record::MachineRecord;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{JsonBody, Params};
+use super::extract::{JsonBody, Named, Params};
 use super::problem::{ApiError, ApiResult};
 use super::{Api, Principal, check, show};
 use crate::chain;
@@ -49,7 +49,7 @@ pub async fn list(
 #[utoipa::path(get, path = "/v1/machines/{name}",
     params(("name" = String, Path, description = "Name or id")), responses(
     (status = 200, body = MachineView), (status = "default", body = Problem)))]
-pub async fn get(State(api): State<Api>, Path(name): Path<String>) -> ApiResult<Json<MachineView>> {
+pub async fn get(State(api): State<Api>, Named(name): Named) -> ApiResult<Json<MachineView>> {
     let record = api.find(&name).await?;
     Ok(Json(api.show(&record)))
 }
@@ -81,7 +81,7 @@ pub async fn create(
 
 /// Refuses a closure that is not whole, and a program that cannot be started from it.
 async fn check_closure(api: &Api, spec: &MachineSpec) -> ApiResult<()> {
-    let roots = check::roots(spec)?;
+    let roots = crate::world::roots(spec);
     let program = match &spec.workload {
         Workload::Program(program) => Some(program.path.clone()),
         Workload::System { .. } | Workload::Base => None,

@@ -44,7 +44,7 @@ pub async fn doctor(State(api): State<Api>) -> Json<Vec<Check>> {
     Json(checks)
 }
 
-/// Removes the records, names and logs of ended machines, and what guests' images nobody needs.
+/// Removes the records, names and logs of ended machines, and guests' images that no living machine needs.
 #[utoipa::path(post, path = "/v1/prune", responses(
     (status = 200, body = Pruned), (status = "default", body = Problem)))]
 pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Pruned>> {
@@ -57,6 +57,9 @@ pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Prun
         records::request_remove(&*api.state, &api.view, record.id, None, now()).await?;
         pruned.machines.push(record.name.to_string());
     }
-    tracing::info!(%by, machines = pruned.machines.len(), "pruned");
+    let living: Vec<_> = records::list(&*api.state, &api.view).await?;
+    let living = living.iter().filter(|record| !record.state.is_terminal()).map(|record| record.spec.clone());
+    pruned.freed_bytes += api.world.prune_images(api.dirs.images(), living.collect()).await?;
+    tracing::info!(%by, machines = pruned.machines.len(), freed_bytes = pruned.freed_bytes, "pruned");
     Ok(Json(pruned))
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{Changes, Durability, Entry, Expect, Revision, State, StateError, VALUE_MAX_BYTES};
+use super::{Changes, Durability, Entry, Expect, Revision, State, StateError, check_key, check_value};
 
 /// Makes operations slow or fail.
 #[async_trait]
@@ -167,9 +167,8 @@ impl State for MemoryState {
         expect: Expect,
         _durability: Durability,
     ) -> Result<Revision, StateError> {
-        if value.len() > VALUE_MAX_BYTES {
-            return Err(StateError::Invalid(format!("the value has more than {VALUE_MAX_BYTES} bytes")));
-        }
+        check_key(key)?;
+        check_value(key, &value)?;
         self.change(key, Some(value), expect).await
     }
 

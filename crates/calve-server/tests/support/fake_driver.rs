@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use async_trait::async_trait;
 use calve_core::{DriverName, ExitCause, MachineId};
@@ -17,7 +17,6 @@ use calve_wire::frame::{Channel, Decoder, Frame, Incoming, LogEntry, Token};
 use calve_wire::machine::Exit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// The played driver; it calls itself `sandbox`.
@@ -101,7 +100,8 @@ struct FakeAgent {
     status: Status,
     script: std::vec::IntoIter<String>,
     reads_input: bool,
-    stopped: Arc<Notify>,
+    /// The stream of the archive that is being written.
+    archive: Option<u32>,
 }
 
 impl FakeAgent {
@@ -114,7 +114,8 @@ impl FakeAgent {
             notes: Vec::new(),
             log_seq: 0,
         };
-        Self { token, log: Vec::new(), status, script: Vec::new().into_iter(), reads_input: false, stopped: Arc::default() }
+        let script = Vec::new().into_iter();
+        Self { token, log: Vec::new(), status, script, reads_input: false, archive: None }
     }
 
     async fn run(mut self, listener: UnixListener) {
@@ -193,10 +194,20 @@ impl FakeAgent {
         self.end(connection, Some(0), None).await
     }
 
-    async fn data(&mut self, connection: &mut UnixStream, stream: u32, bytes: Vec<u8>) -> std::io::Result<()> {
+    async fn data(
+        &mut self,
+        connection: &mut UnixStream,
+        stream: u32,
+        bytes: Vec<u8>,
+    ) -> std::io::Result<()> {
         if stream != 0 {
             let ended = bytes.is_empty();
-            send(connection, Frame::Data { stream, channel: Channel::Stdout, bytes }).await?;
+            let granted = FromAgent::Window { stream, bytes: u32::try_from(bytes.len()).unwrap() };
+            say(connection, granted).await?;
+            // An archive is taken in silence; everything else comes back.
+            if self.archive != Some(stream) {
+                send(connection, Frame::Data { stream, channel: Channel::Stdout, bytes }).await?;
+            }
             return if ended { finish(connection, stream, Some(7)).await } else { Ok(()) };
         }
         if self.reads_input && bytes.is_empty() {
@@ -206,7 +217,12 @@ impl FakeAgent {
         self.output(connection, Channel::Stdout, &bytes).await
     }
 
-    async fn open(&mut self, connection: &mut UnixStream, stream: u32, target: Target) -> std::io::Result<()> {
+    async fn open(
+        &mut self,
+        connection: &mut UnixStream,
+        stream: u32,
+        target: Target,
+    ) -> std::io::Result<()> {
         say(connection, FromAgent::Opened { stream }).await?;
         let data = |bytes: &[u8]| Frame::Data { stream, channel: Channel::Stdout, bytes: bytes.to_vec() };
         match target {
@@ -223,11 +239,19 @@ impl FakeAgent {
                 send(connection, data(path.as_bytes())).await?;
                 finish(connection, stream, None).await
             }
-            Target::Write { .. } => Ok(()),
+            Target::Write { .. } => {
+                self.archive = Some(stream);
+                Ok(())
+            }
         }
     }
 
-    async fn output(&mut self, connection: &mut UnixStream, channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
+    async fn output(
+        &mut self,
+        connection: &mut UnixStream,
+        channel: Channel,
+        bytes: &[u8],
+    ) -> std::io::Result<()> {
         let seq = self.log.len() as u64 + 1;
         let entry = LogEntry { seq, time_unix_ms: 1000 * seq, channel, bytes: bytes.to_vec() };
         self.log.push(entry.clone());
@@ -235,7 +259,12 @@ impl FakeAgent {
         send(connection, Frame::Log(entry)).await
     }
 
-    async fn end(&mut self, connection: &mut UnixStream, code: Option<i32>, signal: Option<i32>) -> std::io::Result<()> {
+    async fn end(
+        &mut self,
+        connection: &mut UnixStream,
+        code: Option<i32>,
+        signal: Option<i32>,
+    ) -> std::io::Result<()> {
         self.status.last_exit = Some(Exit { code, signal, cause: ExitCause::Normal });
         self.phase(connection, Phase::Ended).await
     }
