@@ -25,27 +25,29 @@ pub struct Args {
 
 pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
-    let since = args.since.map(|since| ps::now().0.saturating_sub(since.as_millis() as u64));
-    let parts =
-        [("follow", args.follow.then(|| "true".to_owned())), ("since_ms", since.map(|ms| ms.to_string()))];
-    let path = with_query("/v1/events", &parts);
+    let from_ms = args.since.map_or(0, |since| ps::now().0.saturating_sub(since.as_millis() as u64));
     if args.follow {
-        return follow(&client, &path, args.json).await;
+        return follow(&client, from_ms, args.json).await;
     }
-    let bytes = client.get_bytes(&path).await?;
-    if args.json {
+    let bytes = client.get_bytes("/v1/events").await?;
+    if args.json && args.since.is_none() {
         ui::json(&bytes)?;
         return Ok(ExitStatus::Success);
     }
-    let events: Vec<Event> = serde_json::from_slice(&bytes)
+    let mut events: Vec<Event> = serde_json::from_slice(&bytes)
         .map_err(|error| Failure::failed("the server's events do not parse").caused_by(error))?;
+    events.retain(|event| event.time_unix_ms >= from_ms);
+    if args.json {
+        ui::json(&serde_json::to_vec(&events).expect("what was parsed can be written"))?;
+        return Ok(ExitStatus::Success);
+    }
     let text: String = events.iter().map(|event| format!("{}\n", show(event))).collect();
     ui::data(text.as_bytes())?;
     Ok(ExitStatus::Success)
 }
 
-async fn follow(client: &Client, path: &str, json: bool) -> Outcome {
-    let mut body = client.get_stream(path, "text/event-stream").await?;
+async fn follow(client: &Client, from_ms: u64, json: bool) -> Outcome {
+    let mut body = client.get_stream("/v1/events?follow=true", "text/event-stream").await?;
     let mut lines = EventStream::default();
     while let Some(part) = body.frame().await {
         let part = part.map_err(|error| Failure::failed("the events broke off").caused_by(error))?;

@@ -1,5 +1,7 @@
 //! Flake references: built by the user's own `nix`, pinned to the revision that was found first.
 
+use std::collections::BTreeMap;
+
 use calve_nix::StorePath;
 use calve_wire::machine::Workload;
 use serde::Deserialize;
@@ -63,7 +65,42 @@ pub fn workload(
     })
 }
 
+/// One of the things that `nix build --json` built. (`--print-out-paths` would be plainer, but Nix 2.8 does not know it.)
+#[derive(Deserialize)]
+struct Built {
+    outputs: BTreeMap<String, Option<String>>,
+}
+
 fn build(pinned: &str, typed: &str) -> Outcome<StorePath> {
-    let printed = nix::nix(&["build", "--no-link", "--print-out-paths", pinned], Talk::Shown)?;
-    nix::one_path(&printed, typed)
+    let printed = nix::nix(&["build", "--no-link", "--json", pinned], Talk::Shown)?;
+    main_output(&printed, typed)
+}
+
+/// The output that is called `out`, or the only one.
+fn main_output(printed: &[u8], typed: &str) -> Outcome<StorePath> {
+    let built: Vec<Built> = serde_json::from_slice(printed)
+        .map_err(|error| Failure::failed("what nix says of the build does not parse").caused_by(error))?;
+    let [built] = built.as_slice() else {
+        return Err(Failure::usage(format!("{typed} gives {} things, and one is needed", built.len())));
+    };
+    let output = built.outputs.get("out").or_else(|| built.outputs.values().next()).cloned().flatten();
+    let output = output.ok_or_else(|| Failure::failed(format!("{typed} gives no store path")))?;
+    nix::one_path(output.as_bytes(), typed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_with_several_outputs_gives_its_main_one() {
+        let path = |name: &str| format!("/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-{name}");
+        let one = |json: String| main_output(json.as_bytes(), "x").map(|path| path.name().to_owned());
+        let (dev, out) = (path("x-dev"), path("x"));
+        let both = format!(r#"[{{"drvPath":"d","outputs":{{"dev":"{dev}","out":"{out}"}}}}]"#);
+        assert_eq!(one(both).unwrap(), "x");
+        assert_eq!(one(format!(r#"[{{"outputs":{{"dev":"{dev}"}}}}]"#)).unwrap(), "x-dev");
+        assert!(one(r#"[{"outputs":{"out":null}}]"#.to_owned()).is_err());
+        assert!(one("[]".to_owned()).unwrap_err().sentence.contains("0 things"));
+    }
 }
