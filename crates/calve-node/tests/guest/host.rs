@@ -42,7 +42,10 @@ impl Host {
             images_dir: images_dir(),
             agent_binary: agent_binary(),
             kernel: None,
-            store_image: Arc::new(store_image),
+            store_image: {
+                let dir = self.dir.path().to_owned();
+                Arc::new(move |closure, _| store_image(closure, &dir))
+            },
         })
     }
 
@@ -125,15 +128,14 @@ fn agent_binary() -> PathBuf {
     BUILT.get_or_init(build).clone()
 }
 
-fn store_image(closure: &Closure, images_dir: &Path) -> Result<PathBuf, DriverError> {
+fn store_image(closure: &Closure, dir: &Path) -> Result<PathBuf, DriverError> {
     let failed = |text: String| DriverError::new(DriverErrorKind::Failed, text);
     let root = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
     for path in &closure.paths {
         let copied = Command::new("cp").arg("-a").arg(&path.host_path).arg(root.path()).status();
         assert!(copied.expect("cp runs").success());
     }
-    std::fs::create_dir_all(images_dir).expect("made");
-    let (_, image) = tempfile::NamedTempFile::new_in(images_dir).expect("made").keep().expect("kept");
+    let (_, image) = tempfile::NamedTempFile::new_in(dir).expect("made").keep().expect("kept");
     let made = Command::new("mkfs.erofs").arg("--quiet").arg(&image).arg(root.path()).output();
     assert!(made.expect("erofs-utils is installed").status.success());
     Ok(image)

@@ -4,7 +4,10 @@
 mod client;
 mod host;
 
+use std::time::{Duration, Instant};
+
 use calve_node::Driver as _;
+use calve_node::run_dir::Process;
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::machine::{ExitCause, Restart};
 
@@ -33,20 +36,37 @@ async fn a_program_of_the_closure_runs_and_the_guest_is_adopted_and_destroyed() 
     let exit = status.last_exit.expect("it has ended");
     assert_eq!((exit.code, exit.cause), (Some(7), ExitCause::Normal));
 
-    // The server dies; the next one finds the guest and everything that it said.
+    // The server dies, and for a while there is none; the guest rests meanwhile.
     drop((client, driver));
+    let [_, qemu] = host.processes(order.id);
+    assert!(busy_share(qemu) < 0.5, "a guest that does nothing keeps a processor busy");
+
+    // The next one finds the guest and everything that it said.
     let driver = host.driver();
     let found = driver.list().await.unwrap();
     assert_eq!(found.iter().map(|found| (found.id, found.attempt)).collect::<Vec<_>>(), [(order.id, 1)]);
     let (mut client, status) = Client::connect(&driver.agent_socket(order.id), 0);
     client.until_log(status.log_seq);
     assert_eq!(client.stdout(), "out\nguest-1\n");
+    assert!(busy_share(qemu) < 0.5, "a guest whose server came back keeps a processor busy");
 
     let processes = host.processes(order.id);
     driver.destroy(order.id).await.unwrap();
     assert!(processes.iter().all(|process| !process.is_alive()));
     assert_eq!(driver.list().await.unwrap(), []);
     driver.destroy(order.id).await.expect("absence is success");
+}
+
+/// Which part of one processor a process uses.
+fn busy_share(process: Process) -> f64 {
+    let used_ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).expect("it is alive");
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split_ascii_whitespace().collect();
+        fields[12].parse::<f64>().unwrap() + fields[13].parse::<f64>().unwrap()
+    };
+    let (before, begun) = (used_ticks(), Instant::now());
+    std::thread::sleep(Duration::from_secs(1));
+    (used_ticks() - before) / 100.0 / begun.elapsed().as_secs_f64()
 }
 
 #[tokio::test]
