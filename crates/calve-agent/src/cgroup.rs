@@ -211,6 +211,11 @@ impl Cgroup {
         &self.notes
     }
 
+    /// The directories, as text for people.
+    pub fn dirs(&self) -> Vec<String> {
+        self.groups.iter().map(|group| group.dir.display().to_string()).collect()
+    }
+
     /// Whether the machine's processes are counted by a cgroup.
     pub fn enforces(&self, controller: Controller) -> bool {
         !self.unenforced.contains(&controller)

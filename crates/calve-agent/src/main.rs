@@ -37,6 +37,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
         Mode::Plain { run_dir, device, ready } => plain::run(run_dir, device, ready),
         Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
+        Mode::Probe => sandbox_mode::probe(),
         Mode::Version => {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

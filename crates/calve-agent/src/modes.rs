@@ -27,6 +27,8 @@ pub enum Mode {
         /// The socket of the driver that waits for the machine.
         ready: OwnedFd,
     },
+    /// `probe`
+    Probe,
     /// `service --server HOST:PORT --fingerprint HEX --token-file F`
     Service {
         /// Who is dialled.
@@ -65,6 +67,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             run_dir: options.need("--run-dir")?.into(),
             ready: options.ready_descriptor()?.context("--ready-fd is missing")?,
         },
+        "probe" => Mode::Probe,
         "service" => Mode::Service {
             server: Server {
                 address: options.need("--server")?,
@@ -76,7 +79,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
         "--version" => Mode::Version,
         other => {
             bail!(
-                "{other:?} is no mode of calve-agent: plain, sandbox, service, guard; calve starts it, people rarely do"
+                "{other:?} is no mode of calve-agent: plain, sandbox, service, guard, probe; calve starts it, people rarely do"
             )
         }
     };

@@ -16,6 +16,7 @@ mod ids;
 mod init;
 mod mounts;
 mod net;
+pub mod probe;
 pub mod ready;
 mod talk;
 mod traces;

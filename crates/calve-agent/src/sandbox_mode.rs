@@ -36,6 +36,15 @@ pub fn run(run_dir: PathBuf, ready: OwnedFd) -> anyhow::Result<()> {
     Err(error.into())
 }
 
+/// Prints what this host allows, as the JSON of a list of checks.
+pub fn probe() -> anyhow::Result<()> {
+    let dir = sandbox::probe::scratch_dir()?;
+    let checks = sandbox::probe::probe(&dir);
+    let _ = std::fs::remove_dir_all(&dir);
+    println!("{}", serde_json::to_string(&checks)?);
+    Ok(())
+}
+
 fn make(run_dir: &Path, driver: Rc<Cell<Option<Driver>>>) -> Result<Config, SandboxFailure> {
     let failed = |error: anyhow::Error| failure(&error);
     let spec = read_spec(run_dir).map_err(failed)?;

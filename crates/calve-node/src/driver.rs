@@ -1,6 +1,10 @@
 //! How a node makes machines: one trait, one file a driver, one conformance suite (`tests/conformance.rs`).
 
+mod open;
 pub mod qemu;
+pub mod sandbox;
+
+pub use open::{Host, open};
 
 use std::path::PathBuf;
 

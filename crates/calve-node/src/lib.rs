@@ -8,6 +8,7 @@ mod images;
 pub mod initrd;
 pub mod kernel;
 pub mod kvm;
+pub mod preflight;
 pub mod run_dir;
 
 pub use driver::{Driver, DriverError, DriverErrorKind, Found, Order};

@@ -52,8 +52,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 pub struct Config {
     /// Where things lie.
     pub dirs: Dirs,
-    /// How machines can be made.
-    pub drivers: Vec<Arc<dyn Driver>>,
+    /// How machines can be made, from the directories and the store.
+    pub drivers: MakeDrivers,
     /// Also listen there, for whoever has the token.
     pub listen: Option<SocketAddr>,
     /// File of the token for `listen`; `token` in the data directory where none is given. Made where it does not exist.
@@ -63,6 +63,9 @@ pub struct Config {
     /// Version of the program, for `calve server status`.
     pub version: String,
 }
+
+/// Gives every driver that the server shall have.
+pub type MakeDrivers = Arc<dyn Fn(&Dirs, &Arc<Store>) -> Vec<Arc<dyn Driver>> + Send + Sync>;
 
 /// That a server serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,7 +209,7 @@ fn open(
     let events = EventLog::open(&dirs.events()).map_err(ServeError::io("the event log"))?;
     let logs = Arc::new(Logs::open(dirs.logs(), LogOptions::default()));
     let store = Arc::new(Store::open(&dirs.store()).map_err(ServeError::Store)?);
-    let drivers = config.drivers.clone();
+    let drivers = (config.drivers)(&dirs, &store);
     let parts =
         Parts { drivers, run_dir: dirs.run.clone(), store, logs: logs.clone(), events: events.clone() };
     let world = World::new(parts);

@@ -70,6 +70,11 @@ impl Hierarchies {
         found
     }
 
+    /// Whether the controllers are where a user may be given some of them.
+    pub fn v2_delegates(&self) -> bool {
+        self.v2_has(Controller::Memory)
+    }
+
     pub(super) fn v2(&self) -> Option<&Mounted> {
         self.v2.as_ref()
     }

@@ -55,7 +55,8 @@ pub fn clone(map: Map, network: Network, cgroup: Option<BorrowedFd>) -> io::Resu
     }
 }
 
-fn clone_as(map: Map, network: Network, cgroup: Option<BorrowedFd>) -> io::Result<Cloned> {
+/// As [`clone`], with this map or not at all.
+pub fn clone_as(map: Map, network: Network, cgroup: Option<BorrowedFd>) -> io::Result<Cloned> {
     // The cgroup namespace comes later: it begins where the process stands when it is made.
     let mut flags =
         libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_PIDFD;

@@ -57,7 +57,10 @@ impl Home {
     pub fn config(&self) -> Config {
         Config {
             dirs: self.dirs.clone(),
-            drivers: vec![self.driver.clone() as Arc<dyn Driver>],
+            drivers: {
+                let driver = self.driver.clone();
+                Arc::new(move |_, _| vec![driver.clone() as Arc<dyn Driver>])
+            },
             listen: None,
             token_file: None,
             idle_exit: None,

@@ -1,10 +1,13 @@
 //! Being the server.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use calve_node::Driver;
+use calve_core::DriverName;
+use calve_node::driver::{self, Driver, Host};
 use calve_server::daemon::{self, Config, IDLE_EXIT_DEFAULT, Ready, ServeError};
 use calve_server::dirs::Dirs;
+use calve_store::Store;
 
 use super::Args;
 use crate::client::VERSION;
@@ -26,7 +29,7 @@ async fn serve(args: Args) -> Result<(), ServeError> {
     let dirs = Dirs::from_env()?;
     daemon::init_log(&dirs)?;
     let config = Config {
-        drivers: drivers(&dirs),
+        drivers: Arc::new(drivers),
         listen: args.listen,
         token_file: args.token_file,
         idle_exit: args.idle_exit.or(args.on_demand.then_some(IDLE_EXIT_DEFAULT)),
@@ -55,6 +58,20 @@ fn announce(ready: &Ready) {
 }
 
 /// Every driver that this program has.
-fn drivers(_dirs: &Dirs) -> Vec<Arc<dyn Driver>> {
-    Vec::new()
+fn drivers(dirs: &Dirs, store: &Arc<Store>) -> Vec<Arc<dyn Driver>> {
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let host = Host {
+        runtime_dir: dirs.run.clone(),
+        images_dir: dirs.images(),
+        agent_binary: path("CALVE_AGENT").unwrap_or_else(beside_this_program),
+        kernel: path("CALVE_KERNEL"),
+        store: store.clone(),
+    };
+    DriverName::ALL.into_iter().map(|name| driver::open(name, &host)).collect()
+}
+
+/// `calve-agent` where this program lies; a path that is not there is told by the preflight.
+fn beside_this_program() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.with_file_name("calve-agent")
 }
