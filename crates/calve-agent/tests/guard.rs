@@ -132,7 +132,7 @@ fn a_guard_that_is_killed_takes_qemu_along() {
 
 #[test]
 fn a_qemu_that_refuses_its_arguments_is_quoted() {
-    let mut guarded = Guarded::start(ENDLESS, &["qemu-system-x86_64", "-M", "nonsense"]);
+    let mut guarded = Guarded::start(ENDLESS, &["qemu-system-x86_64", "-M", "none", "-device", "nonsense"]);
     let line = guarded.line();
     assert!(line.starts_with("QEMU ended with code 1: ") && line.contains("nonsense"), "{line}");
     let mut guarded = Guarded::start(ENDLESS, &["/nonexistent/qemu"]);
