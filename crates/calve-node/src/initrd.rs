@@ -19,7 +19,7 @@ use crate::images;
 use crate::kernel::{Kernel, Modules};
 
 /// Changes when what stands in an initrd changes.
-const INITRD_FORMAT: &str = "initrd 2";
+const INITRD_FORMAT: &str = "initrd 3";
 /// Where the agent finds what to load; one file name a line.
 const MODULE_LIST: &str = "calve/modules/list";
 /// Largest module after decompression: the largest in distribution kernels (`amdgpu`, with debug data) have 30 MB.

@@ -130,10 +130,10 @@ pub(crate) fn prepare(
     let key = images::key(&[KERNEL_FORMAT, &id]);
     let boot = images_dir.join(format!("kernel-{key}"));
     let facts_path = images_dir.join(format!("kernel-{key}.json"));
-    if let Some(facts) = std::fs::read(&facts_path).ok().and_then(|json| serde_json::from_slice(&json).ok()) {
-        if boot.exists() {
-            return Ok(Kernel { boot, key, facts, modules });
-        }
+    if let Some(facts) = std::fs::read(&facts_path).ok().and_then(|json| serde_json::from_slice(&json).ok())
+        && boot.exists()
+    {
+        return Ok(Kernel { boot, key, facts, modules });
     }
     let bytes = std::fs::read(file).map_err(unreadable)?;
     let image = image::open(&bytes).map_err(|why| KernelError::Unfit { path: file.to_owned(), why })?;

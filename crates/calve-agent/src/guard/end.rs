@@ -42,7 +42,10 @@ fn by_itself(status: ExitStatus, console: &[String], errors: &[String]) -> Strin
     if let Some(panic) = console.iter().rev().find_map(|line| Some(line.split_once(PANIC)?.1)) {
         return format!("the guest's kernel panicked: {panic}");
     }
-    let reason = errors.last().map(|line| format!(": {line}")).unwrap_or_default();
+    // QEMU signs its errors; hints follow without a name.
+    let is_error = |line: &&String| line.starts_with("qemu-system") && !line.contains(": warning: ");
+    let reason = errors.iter().rfind(is_error).or(errors.last());
+    let reason = reason.map(|line| format!(": {line}")).unwrap_or_default();
     match (status.code(), status.signal()) {
         (Some(0), _) => "the guest powered off".into(),
         (Some(code), _) => format!("QEMU ended with code {code}{reason}"),
@@ -77,8 +80,8 @@ mod tests {
         let text = by_itself(ExitStatus::from_raw(0), &console.map(str::to_owned), &[]);
         assert_eq!(text, "the guest's kernel panicked: Attempted to kill init!");
         assert_eq!(by_itself(ExitStatus::from_raw(0), &[], &[]), "the guest powered off");
-        let errors = ["qemu: no such device".to_owned()];
+        let errors = ["qemu-system-x86_64: no such device", "Use -device help"].map(str::to_owned);
         let text = by_itself(ExitStatus::from_raw(1 << 8), &[], &errors);
-        assert_eq!(text, "QEMU ended with code 1: qemu: no such device");
+        assert_eq!(text, "QEMU ended with code 1: qemu-system-x86_64: no such device");
     }
 }

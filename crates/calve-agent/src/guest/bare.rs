@@ -23,10 +23,10 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
     }
     network::name_host(&parameters.hostname)?;
     network::loopback().context("the loopback cannot be brought up")?;
-    if parameters.network {
-        if let Err(error) = network::through_host() {
-            notes.push(format!("the network cannot be reached: {error}"));
-        }
+    if parameters.network
+        && let Err(error) = network::through_host()
+    {
+        notes.push(format!("the network cannot be reached: {error}"));
     }
     files::write(&parameters.hostname, parameters.network)?;
     let programs = match Programs::create(parameters.pids) {

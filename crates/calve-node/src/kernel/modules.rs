@@ -100,13 +100,26 @@ impl Modules {
             self.add(need, order, seen);
         }
         for wanted in self.before.get(&name).into_iter().flatten() {
-            self.add(wanted, order, seen);
-            for module in self.aliases.get(&wanted.replace('-', "_")).into_iter().flatten() {
-                self.add(module, order, seen);
-            }
+            self.add_wanted(wanted, order, seen);
         }
         if !order.contains(file) {
             order.push(file.clone());
+        }
+    }
+
+    /// A soft need is a module's name or an alias. Of an algorithm with several makers, the one for every processor is
+    /// enough, and often built in.
+    fn add_wanted(&self, wanted: &str, order: &mut Vec<String>, seen: &mut BTreeSet<String>) {
+        let wanted = wanted.replace('-', "_");
+        let generic = format!("{wanted}_generic");
+        if self.has(&wanted) {
+            self.add(&wanted, order, seen);
+        } else if self.has(&generic) {
+            self.add(&generic, order, seen);
+        } else {
+            for module in self.aliases.get(&wanted).into_iter().flatten() {
+                self.add(module, order, seen);
+            }
         }
     }
 }
@@ -138,6 +151,16 @@ mod tests {
             "alias crc32c crc32c_generic\nalias pci:v* y\n",
         );
         assert_eq!(modules.load_order(&["erofs"]).0, ["k/crc32c_generic.ko", "k/libcrc32c.ko", "k/erofs.ko"]);
+    }
+
+    #[test]
+    fn of_several_makers_of_an_algorithm_the_generic_one_is_enough() {
+        let dep = "k/libcrc32c.ko:\nk/crc32c-intel.ko:\n";
+        let alias = "alias crc32c crc32c_intel\n";
+        let built_in = Modules::parse(dep, "k/crc32c_generic.ko\n", "softdep libcrc32c pre: crc32c\n", alias);
+        assert_eq!(built_in.load_order(&["libcrc32c"]).0, ["k/libcrc32c.ko"]);
+        let without = Modules::parse(dep, "", "softdep libcrc32c pre: crc32c\n", alias);
+        assert_eq!(without.load_order(&["libcrc32c"]).0, ["k/crc32c-intel.ko", "k/libcrc32c.ko"]);
     }
 
     #[test]

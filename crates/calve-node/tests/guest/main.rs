@@ -3,35 +3,47 @@
 
 mod client;
 mod host;
+mod system;
 
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use calve_node::Driver as _;
 use calve_node::run_dir::Process;
 use calve_wire::agent::{Remaining, ToAgent};
-use calve_wire::machine::{ExitCause, Restart};
+use calve_wire::machine::{ExitCause, Limits, Network, Restart};
 
 use client::Client;
-use host::{HOUR, Host, busybox, eventually};
+use host::{BUSYBOX, HOUR, Host, busybox, eventually};
 
 #[tokio::test]
 async fn a_program_of_the_closure_runs_and_the_guest_is_adopted_and_destroyed() {
     let host = Host::new();
-    let order = host.order(1, HOUR);
+    let mut order = host.order(1, HOUR);
+    order.spec.network = Network::Host;
+    order.spec.limits = Limits { cpus_milli: Some(1500), memory_bytes: Some(200 << 20), pids: Some(50) };
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = service.local_addr().unwrap().port();
+    std::thread::spawn(move || service.accept().unwrap().0.write_all(b"from the host\n"));
     let driver = host.driver();
     driver.create(&order).await.unwrap();
     driver.create(&order).await.expect("repeated, it changes nothing");
     let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
-    let script = "echo out; echo err >&2; hostname; exit 7";
+    let script = format!(
+        "b=/nix/store/{BUSYBOX}/bin/busybox; echo err >&2; $b hostname; $b cat /proc/self/cgroup; $b nproc; \
+         $b cat /sys/fs/cgroup/programs/pids.max; $b nc 10.0.2.2 {port} </dev/null; exit 7"
+    );
     let start = ToAgent::Start {
-        program: Some(busybox(&["sh", "-c", script])),
+        program: Some(busybox(&["sh", "-c", &script])),
         restart: Restart::Never,
         health: None,
     };
     client.send(&start);
+    let printed = "guest-1\n0::/programs\n2\n50\nfrom the host\n";
     let status = client.until_ended();
     client.until_log(status.log_seq);
-    assert_eq!(client.stdout(), "out\nguest-1\n");
+    assert_eq!(client.stdout(), printed);
     assert_eq!(status.notes, Vec::<String>::new());
     let exit = status.last_exit.expect("it has ended");
     assert_eq!((exit.code, exit.cause), (Some(7), ExitCause::Normal));
@@ -47,7 +59,7 @@ async fn a_program_of_the_closure_runs_and_the_guest_is_adopted_and_destroyed() 
     assert_eq!(found.iter().map(|found| (found.id, found.attempt)).collect::<Vec<_>>(), [(order.id, 1)]);
     let (mut client, status) = Client::connect(&driver.agent_socket(order.id), 0);
     client.until_log(status.log_seq);
-    assert_eq!(client.stdout(), "out\nguest-1\n");
+    assert_eq!(client.stdout(), printed);
     assert!(busy_share(qemu) < 0.5, "a guest whose server came back keeps a processor busy");
 
     let processes = host.processes(order.id);
@@ -81,6 +93,31 @@ async fn a_guest_ends_with_its_lease_though_nobody_is_connected() {
     // On a crowded host, the guard may come before the agent.
     assert!(note.starts_with("the guest powered off") || note.starts_with("the guard ended QEMU"), "{note}");
     assert_eq!(driver.list().await.unwrap().len(), 1, "it is there until it is destroyed");
+    driver.destroy(order.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_system_boots_from_its_own_kernel_and_its_init_takes_over() {
+    let host = Host::new();
+    let order = system::order(&host, 4);
+    let driver = host.driver();
+    driver.create(&order).await.unwrap();
+    let (mut client, status) = Client::connect(&driver.agent_socket(order.id), 0);
+    assert_eq!(status.notes, Vec::<String>::new());
+    client.send(&ToAgent::Start { program: None, restart: Restart::Never, health: None });
+    let console = driver.console_log(order.id).expect("guests have one");
+    let said =
+        |line: &str| std::fs::read_to_string(&console).unwrap().lines().any(|said| said.trim_end() == line);
+    eventually("the agent beside the system", || said("agent: @calve-agent beside-system"));
+    for line in
+        ["prepared: true", "parameter: yes", "store: written", "root: empty", "init is process 1 of guest-1"]
+    {
+        assert!(said(line), "{line} in {}", std::fs::read_to_string(&console).unwrap());
+    }
+    client.send(&ToAgent::PowerOff);
+    let [guard, qemu] = host.processes(order.id);
+    eventually("the end of QEMU", || !qemu.is_alive() && !guard.is_alive());
+    assert!(driver.end_note(order.id).unwrap().starts_with("the guest powered off"));
     driver.destroy(order.id).await.unwrap();
 }
 
