@@ -16,8 +16,14 @@ pub trait Enclosure {
     /// Begins an orderly end of a machine that is a workload by itself; false where there is nothing to wait for.
     fn shut_down(&self) -> bool;
 
-    /// The last call: a guest powers off here, a sandbox cleans up. The agent ends when it returns.
+    /// The last call, after the lease's end or the server's order: a guest powers off here, a sandbox cleans up. The agent ends when it returns.
     fn on_end(&self);
+
+    /// The last call instead of [`Enclosure::on_end`] where neither the lease nor the server ended the machine: the agent was
+    /// told to go by a signal, or failed. A system that is more than its agent stays up here.
+    fn on_interrupt(&self) {
+        self.on_end();
+    }
 }
 
 /// No walls: the programs are ordinary processes beside the agent.

@@ -84,10 +84,8 @@ impl Options {
         let Some(text) = self.take("--ready-fd") else { return Ok(None) };
         let number: i32 = text.parse().with_context(|| format!("--ready-fd {text:?} is no number"))?;
         // SAFETY: F_GETFD only asks whether the number is an open descriptor.
-        ensure!(
-            number > 2 && unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0,
-            "--ready-fd {number} is not open"
-        );
+        let is_open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+        ensure!(number > 2 && is_open, "--ready-fd {number} is not open");
         // SAFETY: it is open, was passed on for this purpose, and nothing else here knows its number.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC)?;

@@ -58,6 +58,9 @@ impl Enclosure for FullSystem {
     fn on_end(&self) {
         let _ = power_off();
     }
+
+    /// The system restarts its service, or the agent is to blame: no reason to end the system.
+    fn on_interrupt(&self) {}
 }
 
 /// Asks the system's init to power off; both names are systemd's (systemctl(1), poweroff(8)).

@@ -7,6 +7,7 @@ mod fake_agent;
 mod running;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -22,7 +23,18 @@ use futures_util::StreamExt;
 use running::{RunningAgent, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const SEED: u64 = 20_260_101;
+/// What the random choices of a test run come from; `CALVE_TEST_SEED` sets another one.
+fn seed() -> u64 {
+    std::env::var("CALVE_TEST_SEED").map_or(20_260_101, |seed| seed.parse().unwrap())
+}
+
+/// The numbers that `seq 1 count` prints.
+fn numbers(count: u32) -> String {
+    (1..=count).fold(String::new(), |mut text, n| {
+        let _ = writeln!(text, "{n}");
+        text
+    })
+}
 
 fn link(world: &World, agent: &RunningAgent) {
     let remaining = Arc::new(remaining);
@@ -40,13 +52,24 @@ fn text(entries: &[LogEntry], channel: Channel) -> Vec<u8> {
     entries.iter().filter(|entry| entry.channel == channel).flat_map(|entry| entry.bytes.clone()).collect()
 }
 
+/// Whether the program has ended and all of its output is kept.
+fn has_ended(world: &World, agent: &RunningAgent) -> bool {
+    let report = world.agents.report(agent.id).unwrap();
+    report.log_complete && report.status.is_some_and(|status| status.phase == Phase::Ended)
+}
+
 async fn until_ended(world: &World, agent: &RunningAgent) -> Exit {
-    let ended = || {
-        let report = world.agents.report(agent.id).unwrap();
-        report.log_complete && report.status.is_some_and(|status| status.phase == Phase::Ended)
-    };
-    world.until("the program's end", ended).await;
+    world.until("the program's end", || has_ended(world, agent)).await;
     world.agents.report(agent.id).unwrap().status.unwrap().last_exit.unwrap()
+}
+
+/// Starts a script, told again until it was heard, as the loop does: the link may break before.
+async fn until_started(world: &World, agent: &RunningAgent, script: &str) {
+    let started = || {
+        let _ = world.agents.send(agent.id, start(script, false));
+        world.agents.report(agent.id).unwrap().status.is_some_and(|status| status.starts == 1)
+    };
+    world.until("the start", started).await;
 }
 
 /// Everything that comes from a stream, by channel, and how it ended.
@@ -223,33 +246,52 @@ async fn published_ports_reach_the_machine() {
 async fn a_link_that_is_cut_at_random_loses_and_doubles_nothing() {
     // 50 MB of numbered lines, and room to keep all of it.
     const LINES: u32 = 6_500_000;
+    let seed = seed();
     let options = LogOptions { cap_bytes: 512 * 1024 * 1024, ..LogOptions::default() };
     let world = World::with_options(options);
     let agent = RunningAgent::start(world.dir.path(), machine(1));
     let path = world.dir.path().join("cut.sock");
-    let cutter = Cutter::listen(&path, agent.socket(), SEED);
+    let cutter = Cutter::listen(&path, agent.socket(), seed);
     world.agents.link(agent.id, path, TOKEN.to_owned(), Arc::new(remaining)).unwrap();
     world.until_linked(agent.id).await;
     let script = format!("seq 1 {LINES}; echo done >&2");
-    let started = || {
-        // Told again until it was heard, as the loop does: the link may be cut before.
-        let _ = world.agents.send(agent.id, start(&script, false));
-        world.agents.report(agent.id).unwrap().status.is_some_and(|status| status.starts == 1)
-    };
-    world.until("the start", started).await;
+    until_started(&world, &agent, &script).await;
     let exit = until_ended(&world, &agent).await;
-    assert_eq!(exit.code, Some(0), "seed {SEED}");
+    assert_eq!(exit.code, Some(0), "seed {seed}");
     let log = world.log(agent.id).await;
-    assert!(log.iter().zip(1..).all(|(entry, seq)| entry.seq == seq), "seed {SEED}");
+    assert!(log.iter().zip(1..).all(|(entry, seq)| entry.seq == seq), "seed {seed}");
     let output = text(&log, Channel::Stdout);
-    let expected = (1..=LINES).fold(String::new(), |mut text, n| {
-        use std::fmt::Write;
-        let _ = writeln!(text, "{n}");
-        text
-    });
-    assert!(output == expected.as_bytes(), "seed {SEED}: {} of {} bytes", output.len(), expected.len());
+    let expected = numbers(LINES);
+    assert!(output == expected.as_bytes(), "seed {seed}: {} of {} bytes", output.len(), expected.len());
     assert_eq!(text(&log, Channel::Stderr), b"done\n");
-    assert!(cutter.cuts() >= 20, "seed {SEED}: only {} cuts", cutter.cuts());
+    assert!(cutter.cuts() >= 20, "seed {seed}: only {} cuts", cutter.cuts());
+}
+
+#[tokio::test]
+async fn a_server_that_dies_again_and_again_loses_and_doubles_nothing() {
+    const LINES: u32 = 3_000_000;
+    let seed = seed();
+    let mut random = seed;
+    let mut world = World::new();
+    let agent = linked(&world, 1).await;
+    until_started(&world, &agent, &format!("seq 1 {LINES}")).await;
+    for round in 1..=20 {
+        // As after kill -9: no word to anybody, and the last write may be there in part.
+        let kept = world.logs.last_seq(agent.id).unwrap();
+        let dir = world.die().await;
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        running::tear(&dir.path().join("logs").join(agent.id.to_string()), random >> 60);
+        world = World::at(dir, LogOptions::default());
+        link(&world, &agent);
+        world.until_linked(agent.id).await;
+        assert!(world.logs.last_seq(agent.id).unwrap() >= kept, "seed {seed}, round {round}");
+        let more = || has_ended(&world, &agent) || world.logs.last_seq(agent.id).unwrap() > kept;
+        world.until("more output", more).await;
+    }
+    until_ended(&world, &agent).await;
+    let log = world.log(agent.id).await;
+    assert!(log.iter().zip(1..).all(|(entry, seq)| entry.seq == seq), "seed {seed}");
+    assert!(text(&log, Channel::Stdout) == numbers(LINES).as_bytes(), "seed {seed}");
 }
 
 #[tokio::test]

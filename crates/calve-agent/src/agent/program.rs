@@ -25,7 +25,8 @@ pub struct Run {
 
 /// Copies the work tree, where the program has one, into its directory.
 pub async fn copy_work_tree(agent: &Agent, program: &Program) -> Result<(), String> {
-    let (Some(tree), Some(cwd)) = (&program.work_tree, &program.cwd) else { return Ok(()) };
+    let Some(tree) = &program.work_tree else { return Ok(()) };
+    let cwd = program.cwd.as_ref().ok_or("a work tree needs a working directory that it is copied to")?;
     let work = Work::CopyTree { from: tree.to_string(), to: cwd.clone() };
     super::streams::files::perform(agent, work)
         .await

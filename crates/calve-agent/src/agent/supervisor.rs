@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use calve_wire::agent::{Phase, Remaining, Status};
-use calve_wire::machine::{HealthCheck, Program};
+use calve_wire::machine::{ExitCause, HealthCheck, Program};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -24,10 +24,19 @@ use crate::init::packet::End;
 const LAST_KILL_MAX: Duration = Duration::from_secs(5);
 /// Time for the last status and output to reach a server that listens.
 const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
-/// Time between two looks whether the run directory is still there.
-const RUN_DIR_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two looks whether the run directory is still there: rare enough for a thousand agents on one host, which
+/// are more than a user has inotify instances.
+const RUN_DIR_INTERVAL: Duration = Duration::from_secs(2);
 /// Most notes of failed starts: the last ones tell enough.
 const NOTES_MAX: usize = 4;
+
+/// Why the agent ends.
+enum Ending {
+    /// By its lease or by the server.
+    Ordered,
+    /// By a signal, or because its run directory or init is gone.
+    Interrupted,
+}
 
 /// Owns the workload's state and the lease.
 pub struct Supervisor {
@@ -81,11 +90,14 @@ impl Supervisor {
         };
         self.end().await;
         link.abort();
-        agent.enclosure.on_end();
-        supervised
+        match supervised {
+            Ok(Ending::Ordered) => agent.enclosure.on_end(),
+            Ok(Ending::Interrupted) | Err(_) => agent.enclosure.on_interrupt(),
+        }
+        supervised.map(|_| ())
     }
 
-    async fn supervise(&mut self) -> io::Result<()> {
+    async fn supervise(&mut self) -> io::Result<Ending> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut look = tokio::time::interval(RUN_DIR_INTERVAL);
@@ -94,17 +106,17 @@ impl Supervisor {
             let tick = self.workload.next_tick();
             tokio::select! {
                 event = self.told.recv() => match event.expect("the agent holds a sender") {
-                    Event::PowerOff => return Ok(()),
+                    Event::PowerOff => return Ok(Ending::Ordered),
                     event => self.take(event)?,
                 },
                 due = self.lease.due() => match due? {
                     Due::Stop(grace) => self.feed(Input::Stop(grace)),
-                    Due::Destroy => return Ok(()),
+                    Due::Destroy => return Ok(Ending::Ordered),
                 },
                 () = sleep_until(tick), if tick.is_some() => self.feed(Input::Tick),
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                _ = look.tick(), if self.run_dir.is_some() => if self.run_dir_is_gone() { return Ok(()) },
+                _ = terminate.recv() => return Ok(Ending::Interrupted),
+                _ = interrupt.recv() => return Ok(Ending::Interrupted),
+                _ = look.tick(), if self.run_dir.is_some() => if self.run_dir_is_gone() { return Ok(Ending::Interrupted) },
             }
         }
     }
@@ -132,7 +144,12 @@ impl Supervisor {
                 self.note(message);
                 self.feed(Input::NotStarted);
             }
-            Event::Exited(end) => self.feed(Input::Exited(exit(end, self.agent.enclosure.exit_cause()))),
+            Event::Exited(end) => {
+                // Asked always, as an answer belongs to one end; a program that succeeded has coped with whatever it was.
+                let cause = self.agent.enclosure.exit_cause();
+                let cause = if end == End::Code(0) { ExitCause::Normal } else { cause };
+                self.feed(Input::Exited(exit(end, cause)));
+            }
             Event::Input(input) => self.feed(input),
             Event::PowerOff => {}
         }
@@ -243,13 +260,13 @@ impl Supervisor {
     }
 
     /// Init is gone, and everything with it.
-    fn lost(&mut self, ended: io::Result<()>) -> io::Result<()> {
+    fn lost(&mut self, ended: io::Result<()>) -> io::Result<Ending> {
         self.note("the machine's init ended and took everything with it".to_owned());
-        let lost = calve_wire::machine::ExitCause::MachineLost;
+        let lost = ExitCause::MachineLost;
         self.feed(Input::Stop(Duration::ZERO));
         self.feed(Input::Tick);
         self.feed(Input::Exited(exit(End::Signal(libc::SIGKILL), lost)));
-        ended
+        ended.map(|()| Ending::Interrupted)
     }
 
     /// Kills everything and lets the server know, where it listens.

@@ -96,3 +96,58 @@ fn kill_if_same(pid: i32, start: u64) {
         let _ = rustix::process::pidfd_send_signal(&descriptor, Signal::KILL);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Set where the test runs as process 1 of a namespace.
+    const INSIDE: &str = "CALVE_TEST_INSIDE";
+
+    #[test]
+    fn as_process_1_everything_dies_but_the_spared() {
+        if std::env::var_os(INSIDE).is_some() {
+            return inside();
+        }
+        let this = std::env::current_exe().expect("a program");
+        let name = "init::sweep::tests::as_process_1_everything_dies_but_the_spared";
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--pid", "--fork", "--mount-proc"])
+            .arg(this)
+            .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+            .env(INSIDE, "1")
+            .output()
+            .expect("unshare(1) of util-linux is needed");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "user namespaces are needed, or it failed inside: {text}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    }
+
+    fn inside() {
+        assert_eq!(std::process::id(), 1);
+        let sleeper = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("a shell")
+        };
+        let mut spared = sleeper("exec sleep 1000");
+        let mut others = [sleeper("exec sleep 1000"), sleeper("setsid sleep 1000 & sleep 1000")];
+        let spare = Some(spared.id().cast_signed());
+        assert!(anything_left(spare).expect("a proc filesystem"));
+        assert!(kill_everything(spare).expect("killed"));
+        for other in &mut others {
+            assert_eq!(other.wait().expect("a child").signal(), Some(libc::SIGKILL));
+        }
+        while anything_left(spare).expect("a proc filesystem") {
+            kill_everything(spare).expect("killed");
+            // SAFETY: reaps the orphans, which came to this process; the spared one has not ended.
+            unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) };
+        }
+        assert!(spared.try_wait().expect("a child").is_none());
+        assert!(kill_everything(None).expect("killed"));
+        spared.wait().expect("a child");
+        assert!(!anything_left(None).expect("no child"));
+    }
+}

@@ -214,6 +214,11 @@ impl Client {
         self.data(stream, &[]);
     }
 
+    /// Whether the agent's preamble has come.
+    pub fn is_connected(&self) -> bool {
+        self.decoder.is_connected()
+    }
+
     fn window(&self, stream: u32) -> usize {
         if stream == 0 { self.stdin_window } else { self.streams[&stream].window }
     }

@@ -34,11 +34,25 @@ impl World {
     }
 
     pub fn with_options(options: LogOptions) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), options)
+    }
+
+    /// Begins with what a former server left in a directory.
+    pub fn at(dir: tempfile::TempDir, options: LogOptions) -> Self {
         let logs = Arc::new(Logs::open(dir.path().join("logs"), options));
         let bell = Arc::new(Notify::new());
         let agents = Agents::new(logs.clone(), bell.clone());
         Self { dir, logs, bell, agents }
+    }
+
+    /// Lets go of everything but the directory, and waits until no write is under way: within one process it would go on.
+    pub async fn die(self) -> tempfile::TempDir {
+        let Self { dir, logs, bell, agents } = self;
+        drop((bell, agents));
+        while Arc::strong_count(&logs) > 1 {
+            tokio::task::yield_now().await;
+        }
+        dir
     }
 
     /// Links a machine to a socket on which a test plays the agent.

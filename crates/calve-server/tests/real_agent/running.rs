@@ -1,5 +1,7 @@
 //! A `calve-agent plain` process of a test.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -81,4 +83,14 @@ pub fn start(script: &str, stdin: bool) -> ToAgent {
         stdin,
     };
     ToAgent::Start { program: Some(program), restart: Restart::Never, health: None }
+}
+
+/// Leaves the first bytes of one more frame in a machine's log, as a write does that was cut off.
+pub fn tear(log_dir: &Path, bytes: u64) {
+    let Ok(files) = std::fs::read_dir(log_dir) else { return };
+    if let Some(last) = files.map(|file| file.unwrap().path()).max() {
+        let torn = [0, 0, 0, 90, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut file = OpenOptions::new().append(true).open(last).unwrap();
+        file.write_all(&torn[..usize::try_from(bytes).unwrap()]).unwrap();
+    }
 }

@@ -1,0 +1,121 @@
+//! Dialling out: TCP and TLS to a server that is known by its certificate's fingerprint.
+
+mod support;
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
+
+use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, ToAgent};
+use rustls::pki_types::PrivateKeyDer;
+use sha2::{Digest, Sha256};
+use support::{Client, TOKEN};
+use tokio_rustls::TlsAcceptor;
+
+/// Killed and never ended in order: at its lease's end a service powers its system off.
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A TLS server that hands its connections out as plain sockets, one after the other.
+struct Server {
+    address: String,
+    fingerprint: String,
+    connections: std::sync::mpsc::Receiver<UnixStream>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+        let fingerprint = Sha256::digest(made.cert.der()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_no_client_auth()
+                .with_single_cert(vec![made.cert.der().clone()], key)
+                .expect("they belong together");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let (hand_out, connections) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                listener.set_nonblocking(true).expect("a socket");
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
+                let acceptor = TlsAcceptor::from(Arc::new(config));
+                while let Ok((stream, _)) = listener.accept().await {
+                    let Ok(mut tls) = acceptor.accept(stream).await else { continue };
+                    let (here, there) = UnixStream::pair().expect("a pair");
+                    here.set_nonblocking(true).expect("a socket");
+                    let mut here = tokio::net::UnixStream::from_std(here).expect("a socket");
+                    if hand_out.send(there).is_err() {
+                        return;
+                    }
+                    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut tls, &mut here).await });
+                }
+            });
+        });
+        Self { address, fingerprint, connections }
+    }
+
+    fn accept(&self) -> Client {
+        let stream = self.connections.recv_timeout(support::PATIENCE).expect("the agent dials");
+        Client::new(stream.into())
+    }
+}
+
+fn service(server: &Server, fingerprint: &str) -> (Service, tempfile::NamedTempFile) {
+    let token_file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(token_file.path(), format!("{TOKEN}\n")).expect("written");
+    let child = Command::new(env!("CARGO_BIN_EXE_calve-agent"))
+        .args(["service", "--server", &server.address, "--fingerprint", fingerprint])
+        .arg("--token-file")
+        .arg(token_file.path())
+        .spawn()
+        .expect("it was built");
+    (Service(child), token_file)
+}
+
+fn hello(client: &mut Client) {
+    client.preamble();
+    // Without an end: see `Service`.
+    let remaining = Remaining { until_deadline_ms: None, grace_ms: 0 };
+    client.send(&ToAgent::Hello { version: AGENT_PROTOCOL_VERSION, log_seq: 0, remaining });
+    client.until(|client| client.welcome.is_some());
+}
+
+#[test]
+fn the_agent_dials_introduces_itself_and_dials_again() {
+    let server = Server::start();
+    let (_service, _token) = service(&server, &server.fingerprint);
+    for _ in 0..3 {
+        let mut client = server.accept();
+        // The agent's preamble comes first: the server learns from it who has dialled.
+        client.until(Client::is_connected);
+        hello(&mut client);
+        assert_eq!(client.exec("head -c 300000 /dev/zero").stdout.len(), 300_000);
+    }
+}
+
+#[test]
+fn a_server_with_another_certificate_hears_nothing() {
+    let server = Server::start();
+    let (_service, _token) = service(&server, &"ab".repeat(32));
+    let heard = server.connections.recv_timeout(Duration::from_millis(1500));
+    // TLS 1.3 lets a server finish before the client has refused it; then the connection ends without a byte.
+    if let Ok(stream) = heard {
+        let mut client = Client::new(stream.into());
+        while client.step(Duration::from_millis(100)) {}
+        assert!(!client.is_connected());
+    }
+}
