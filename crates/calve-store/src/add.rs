@@ -27,6 +27,10 @@ impl Store {
     /// not copied again. When it fails, nothing is left; two processes may add the same thing at once.
     pub fn add(&self, path: &Path, name: Option<&str>) -> Result<StorePath, StoreError> {
         let source = path.canonicalize().map_err(StoreError::io("read", path))?;
+        if self.root.starts_with(&source) {
+            // The copy would hold itself.
+            return Err(StoreError::HoldsStore { path: source, root: self.root.clone() });
+        }
         let name = match name {
             Some(name) => name.to_owned(),
             None => String::from_utf8_lossy(source.file_name().unwrap_or_default().as_bytes()).into_owned(),
@@ -92,11 +96,7 @@ fn seal(path: &Path) -> Result<(), StoreError> {
         )?;
         file.set_permissions(Permissions::from_mode(if mode & 0o100 != 0 { 0o555 } else { 0o444 }))
     });
-    match sealed {
-        // The root of a tree that is itself a link.
-        Err(_) if path.is_symlink() => Ok(()),
-        sealed => sealed.map_err(StoreError::io("write", path)),
-    }
+    sealed.map_err(StoreError::io("write", path))
 }
 
 /// Builds a tree with the permissions and times of a store. Its root, if a directory, is left writable: it has yet to be

@@ -8,12 +8,13 @@
 //! ```
 //! The bytes of an image follow from names, contents, executable bits and links alone: owner is root, every time is
 //! second 1, permissions are those of a store. Hard links become files of their own, because whether there are any
-//! differs between hosts with the same store paths.
+//! differs between hosts with the same store paths; but blocks of equal files are there once.
 
 mod dirents;
 mod format;
 mod layout;
 mod plan;
+mod twins;
 mod write;
 
 pub use format::BLOCK_BYTES;

@@ -26,6 +26,14 @@ pub enum StoreError {
         /// `socket`, `named pipe`, …
         kind: &'static str,
     },
+    /// What is to be added holds the store that it would be copied to.
+    #[error("{} holds the store itself, at {}", path.display(), root.display())]
+    HoldsStore {
+        /// What was to be added.
+        path: PathBuf,
+        /// The private store.
+        root: PathBuf,
+    },
     /// The name that a store path would get is not allowed.
     #[error("{name:?} cannot be the name of a store path")]
     BadName {
@@ -128,6 +136,7 @@ impl StoreError {
             Self::SpecialFile { .. } => {
                 Some("remove it, or add a directory that does not hold it".to_owned())
             }
+            Self::HoldsStore { .. } => Some("add a directory inside it".to_owned()),
             Self::BadName { .. } => {
                 Some("rename it to letters, digits and +-._?=, at most 211 characters".to_owned())
             }

@@ -30,8 +30,8 @@ const NAME_AT: i64 = (STORE_DIR.len() + 1 + HASH_CHARS + 1 + 1) as i64;
 pub struct NixDb {
     path: PathBuf,
     program: PathBuf,
-    /// The connection that is kept, with the file that it has open.
-    kept: Mutex<Option<(FileId, Connection)>>,
+    /// The connection that is kept from the last query, with that of which it reads.
+    kept: Mutex<Option<(Source, Connection)>>,
 }
 
 /// Valid paths with everything that they refer to.
@@ -49,13 +49,21 @@ struct FileId {
     inode: u64,
 }
 
-/// How to open the database.
-#[derive(Debug, Clone, Copy)]
-enum Mode {
-    /// As one of many that read and write it.
-    Shared,
-    /// As a file that does not change.
-    Immutable,
+/// A file in the state in which nobody is writing to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Settled {
+    id: FileId,
+    size_bytes: u64,
+    mtime: (i64, i64),
+}
+
+/// What a connection reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The database as one of many that read and write it.
+    Shared(FileId),
+    /// A file that does not change.
+    Immutable(Settled),
 }
 
 impl NixDb {
@@ -141,15 +149,12 @@ impl NixDb {
 
     /// Runs a query; none where the database cannot be read directly.
     fn query<T>(&self, query: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>, StoreError> {
-        let shared_memory = beside(&self.path, "-shm").exists();
-        let modes =
-            if shared_memory { [Mode::Shared, Mode::Immutable] } else { [Mode::Immutable, Mode::Shared] };
-        for mode in modes {
-            let answer = match mode {
-                Mode::Shared => self.query_shared(&query),
-                Mode::Immutable => self.query_immutable(&query),
-            };
-            match answer {
+        let shared = || file_id(&self.path).map(Source::Shared);
+        let immutable = || settled(&self.path).map(Source::Immutable);
+        let in_use = beside(&self.path, "-shm").exists();
+        let sources = if in_use { [shared(), immutable()] } else { [immutable(), shared()] };
+        for source in sources.into_iter().flatten() {
+            match self.query_source(source, &query) {
                 Ok(Some(answer)) => return Ok(Some(answer)),
                 Ok(None) => {}
                 Err(error) if cannot_open(&error) => {}
@@ -159,36 +164,26 @@ impl NixDb {
         Ok(None)
     }
 
-    fn query_shared<T>(
+    /// None where the file changed under the query: then neither answer nor error would mean anything.
+    fn query_source<T>(
         &self,
+        source: Source,
         query: impl Fn(&Connection) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<Option<T>> {
-        let Some(id) = file_id(&self.path) else { return Ok(None) };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = match kept.take() {
-            // The file may have been replaced: a connection goes on reading what it opened.
-            Some((kept_id, connection)) if kept_id == id => connection,
-            _ => {
-                let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-                connection.busy_timeout(BUSY_TIMEOUT)?;
-                connection
-            }
+            Some((kept_source, connection)) if kept_source == source => connection,
+            _ => connect(&self.path, source)?,
         };
-        let answer = query(&connection)?;
-        *kept = Some((id, connection));
-        Ok(Some(answer))
-    }
-
-    fn query_immutable<T>(
-        &self,
-        query: impl Fn(&Connection) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<Option<T>> {
-        let Some(before) = settled(&self.path) else { return Ok(None) };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        let connection = Connection::open_with_flags(immutable_uri(&self.path), flags)?;
         let answer = query(&connection);
-        // Of a file that changed under the query neither answer nor error means anything.
-        if settled(&self.path) == Some(before) { answer.map(Some) } else { Ok(None) }
+        if let Source::Immutable(before) = source
+            && settled(&self.path) != Some(before)
+        {
+            return Ok(None);
+        }
+        let answer = answer?;
+        *kept = Some((source, connection));
+        Ok(Some(answer))
     }
 
     fn ask_requisites(&self, roots: &[StorePath]) -> Result<Requisites, StoreError> {
@@ -269,16 +264,28 @@ fn file_id(path: &Path) -> Option<FileId> {
     Some(FileId { device: metadata.dev(), inode: metadata.ino() })
 }
 
-/// What would differ had the database been written to; none while something is being written, which shows as a
-/// write-ahead log or a rollback journal that is not empty.
-fn settled(path: &Path) -> Option<(FileId, u64, i64, i64)> {
+/// The database's state; none while something is being written, which shows as a write-ahead log or a rollback journal
+/// that is not empty.
+fn settled(path: &Path) -> Option<Settled> {
     let journals = ["-wal", "-journal"].map(|suffix| fs::metadata(beside(path, suffix)));
     if journals.iter().flatten().any(|journal| journal.len() > 0) {
         return None;
     }
     let metadata = fs::metadata(path).ok()?;
     let id = FileId { device: metadata.dev(), inode: metadata.ino() };
-    Some((id, metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    Some(Settled { id, size_bytes: metadata.len(), mtime: (metadata.mtime(), metadata.mtime_nsec()) })
+}
+
+fn connect(path: &Path, source: Source) -> rusqlite::Result<Connection> {
+    let read_only = OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let connection = match source {
+        Source::Shared(_) => Connection::open_with_flags(path, read_only)?,
+        Source::Immutable(_) => {
+            Connection::open_with_flags(immutable_uri(path), read_only | OpenFlags::SQLITE_OPEN_URI)?
+        }
+    };
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(connection)
 }
 
 /// The URI by which SQLite opens a file as immutable (sqlite.org, "Uniform Resource Identifiers").

@@ -150,7 +150,7 @@ mod tests {
         register.insert(&entry, dir.path()).unwrap();
         assert_eq!(fs::read_to_string(register.file(&entry.path)).unwrap(), KEPT);
         assert_eq!(register.get(&entry.path).unwrap(), Some(entry.clone()));
-        assert_eq!(register.list().unwrap(), [entry.path.clone()]);
+        assert_eq!(register.list().unwrap(), std::slice::from_ref(&entry.path));
         register.remove(&entry.path).unwrap();
         register.remove(&entry.path).unwrap();
         assert!(!register.contains(&entry.path));

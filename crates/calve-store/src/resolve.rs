@@ -154,6 +154,9 @@ impl Walker<'_> {
                 }
                 None => {
                     let next = Path::new(STORE_DIR).join(name);
+                    if !self.world.has_outside {
+                        return Err(ResolveError::LeadsOut(next));
+                    }
                     let host = next.clone();
                     self.enter(Here::Outside(next), &host)
                 }

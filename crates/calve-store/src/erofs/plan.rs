@@ -1,5 +1,6 @@
 //! What goes into an image and where, known before a byte of contents is read.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::dirents;
 use super::format::{FileType, SLOT_BYTES};
 use super::layout::{Layout, Place};
+use super::twins;
 use crate::tree::{Node as TreeNode, Walk};
 use crate::{Closure, StoreError};
 
@@ -42,6 +44,8 @@ pub(super) struct Node {
     pub place: Place,
     /// The first of its whole blocks.
     pub block: u32,
+    /// Whether another file, earlier in the order of writing, brings these blocks.
+    pub shares_blocks: bool,
     /// What it holds, if it is a directory, in the order of names.
     pub children: Vec<u32>,
 }
@@ -61,23 +65,31 @@ impl Plan {
         for node in &mut nodes {
             node.place = layout.place(node.size, node.nlink);
         }
-        Self::with_data(nodes, layout.end_block())
-    }
-
-    /// Gives contents their blocks, from `data_block` on.
-    fn with_data(mut nodes: Vec<Node>, data_block: u64) -> Result<Self, StoreError> {
         let mut order: Vec<u32> = (0..index(nodes.len())).collect();
         order.sort_unstable_by_key(|i| nodes[*i as usize].place.inode_at);
-        let all = nodes.iter().map(|node| node.place.blocks);
-        let blocks = all.fold(data_block, u64::saturating_add);
-        let blocks_u32 = u32::try_from(blocks).map_err(|_| StoreError::ImageTooLarge { blocks })?;
-        let mut next = data_block as u32;
-        for i in &order {
-            let node = &mut nodes[*i as usize];
-            node.block = next;
-            next += node.place.blocks as u32;
+        let mut plan = Self { nodes, order, data_block: 0, blocks: 0 };
+        plan.place_data(layout.end_block())?;
+        Ok(plan)
+    }
+
+    /// Gives contents their blocks, from `data_block` on; equal contents the same.
+    fn place_data(&mut self, data_block: u64) -> Result<(), StoreError> {
+        let mut first_of_content = HashMap::new();
+        let contents = twins::contents(self)?;
+        let mut next = data_block;
+        for at in &self.order {
+            let content = contents.get(at).map(|content| first_of_content.entry(*content).or_insert(next));
+            let node = &mut self.nodes[*at as usize];
+            let block = content.map_or(next, |first| *first);
+            node.shares_blocks = block != next;
+            node.block = block as u32;
+            if !node.shares_blocks {
+                next = next.saturating_add(node.place.blocks);
+            }
         }
-        Ok(Self { nodes, order, data_block: data_block as u32, blocks: blocks_u32 })
+        self.data_block = data_block as u32;
+        self.blocks = u32::try_from(next).map_err(|_| StoreError::ImageTooLarge { blocks: next })?;
+        Ok(())
     }
 
     /// The size of the image in bytes.
@@ -127,6 +139,7 @@ impl Node {
             nlink: 1,
             place,
             block: 0,
+            shares_blocks: false,
             children: Vec::new(),
         }
     }

@@ -3,11 +3,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
 use super::dirents;
@@ -115,7 +116,9 @@ impl Writer<'_> {
             return Err(StoreError::Changed { path: host });
         }
         let whole = node.size.min(node.place.blocks * BLOCK_BYTES);
-        self.contents.copy(&source, whole).map_err(|error| self.copy_error(error, &host))?;
+        if !node.shares_blocks {
+            self.contents.copy(&source, whole).map_err(|error| self.copy_error(error, &host))?;
+        }
         let mut tail = vec![0; (node.size - whole) as usize];
         source.read_exact_at(&mut tail, whole).map_err(|error| self.copy_error(error.into(), &host))?;
         self.inodes.put(&tail).map_err(StoreError::io("write", self.path))
@@ -211,12 +214,18 @@ impl<'a> Cursor<'a> {
         self.pad_block().map_err(CopyError::Write)
     }
 
-    /// Has the kernel copy as much as it can; what is left, because the file systems differ or it does not know how,
-    /// is for the caller.
+    /// Has the kernel copy as much as it can, holes left out; what is left, because the file systems differ or it does
+    /// not know how, is for the caller.
     fn kernel_copy(&mut self, source: &File, bytes: u64) -> io::Result<u64> {
         let mut from = 0;
         while from < bytes {
-            let most = usize::try_from(bytes - from).unwrap_or(usize::MAX);
+            let data = next_data(source, from, bytes);
+            self.at += data.start - from;
+            from = data.start;
+            if data.is_empty() {
+                break;
+            }
+            let most = usize::try_from(data.end - data.start).unwrap_or(usize::MAX);
             match copy_file_range(source, Some(&mut from), self.image, Some(&mut self.at), most) {
                 Ok(0) => break,
                 Ok(_) | Err(Errno::INTR) => {}
@@ -236,5 +245,18 @@ impl<'a> Cursor<'a> {
 
     fn finish(mut self) -> io::Result<()> {
         self.flush()
+    }
+}
+
+/// Where `source` next has data from `from` on, up to `end`; a file system that knows no holes has data everywhere
+/// (lseek(2)).
+fn next_data(source: &File, from: u64, end: u64) -> Range<u64> {
+    match seek(source, SeekFrom::Data(from)) {
+        Ok(start) if start < end => {
+            let hole = seek(source, SeekFrom::Hole(start)).unwrap_or(end);
+            start..hole.min(end)
+        }
+        Ok(_) | Err(Errno::NXIO) => end..end,
+        Err(_) => from..end,
     }
 }
