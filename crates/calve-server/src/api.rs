@@ -11,6 +11,7 @@ mod extract;
 mod files;
 mod forward;
 mod life;
+mod listing;
 mod logs;
 mod machines;
 mod principal;
@@ -42,6 +43,7 @@ use crate::state::State;
 use crate::world::World;
 
 pub use extract::BODY_MAX_BYTES;
+use listing::Listing;
 pub use principal::Principal;
 pub use problem::{ApiError, ApiResult};
 use watches::Watches;
@@ -75,6 +77,7 @@ pub struct Context {
 struct Api {
     context: Arc<Context>,
     watches: Watches,
+    listing: Listing,
 }
 
 impl std::ops::Deref for Api {
@@ -109,7 +112,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/openapi.json", axum::routing::get(served))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Api { context, watches })
+        .with_state(Api { context, watches, listing: Listing::default() })
 }
 
 /// The OpenAPI document of the API.

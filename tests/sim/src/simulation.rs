@@ -160,7 +160,6 @@ async fn check_left_alone(world: &World, store: &MemoryState) {
     let before = (store.list("").await.expect("no faults").1, world.inner().effects);
     tokio::time::sleep(Duration::from_secs(600)).await;
     let after = (store.list("").await.expect("no faults").1, world.inner().effects);
-    // Records of which removal was asked last may have gone meanwhile.
     if before != after {
         world.violation(format!("a satisfied world is not left alone: {before:?} became {after:?}"));
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sim::{Options, Plant, Report, run};
 
 /// Seeds that every run of the tests tries.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 150;
 /// Lines of the trace that a failure shows.
 const TRACE_LINES: usize = 400;
 
@@ -80,6 +80,6 @@ fn planted_faults_are_found() {
     let plants =
         [Plant::DestroyHides, Plant::ListHidesLiving, Plant::NothingUnannounced, Plant::StoppedTwice];
     for plant in plants {
-        assert!(first_failing(300, plant).is_some(), "{plant:?} was not found");
+        assert!(first_failing(SEEDS, plant).is_some(), "{plant:?} was not found");
     }
 }

@@ -1,11 +1,11 @@
 //! `/v1/machines`: asking for machines and looking at them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use calve_core::limits::GRACE_DEFAULT;
 use calve_store::{ProgramError, StoreError};
 use calve_wire::api::{CreateMachine, MachineSummary, MachineView, Problem, ProblemKind};
@@ -17,7 +17,7 @@ use utoipa::IntoParams;
 
 use super::extract::{JsonBody, Named, Params};
 use super::problem::{ApiError, ApiResult};
-use super::{Api, Principal, check, show};
+use super::{Api, Principal, check};
 use crate::chain;
 use crate::reconcile::records::{self, NewMachine};
 
@@ -32,17 +32,12 @@ pub struct ListParams {
 /// Machines, the oldest first: those that have not ended, or all.
 #[utoipa::path(get, path = "/v1/machines", params(ListParams), responses(
     (status = 200, body = Vec<MachineSummary>), (status = "default", body = Problem)))]
-pub async fn list(
-    State(api): State<Api>,
-    params: Params<ListParams>,
-) -> ApiResult<Json<Vec<MachineSummary>>> {
+pub async fn list(State(api): State<Api>, params: Params<ListParams>) -> ApiResult<Response> {
     let records = records::list(&*api.state, &api.view).await?;
     let reports = api.world.agents().reports();
-    let shown = records.iter().filter(|record| params.0.all || !record.state.is_terminal());
-    let summary = |record: &Arc<MachineRecord>| {
-        show::summary(record, reports.get(&record.id), &api.world.published(record.id))
-    };
-    Ok(Json(shown.map(summary).collect()))
+    let shown = |record: &MachineRecord| params.0.all || !record.state.is_terminal();
+    let json = api.listing.json(&records, &reports, |id| api.world.published(id), shown);
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 /// A machine in full.

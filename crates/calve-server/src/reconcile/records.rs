@@ -8,6 +8,8 @@
 mod change;
 mod create;
 mod names;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::sync::Arc;
