@@ -54,6 +54,11 @@ impl World {
                     violations.push(format!("{id} lives twice"));
                 }
                 let Some(truth) = inner.truth.get(id) else { continue };
+                let end = truth.promised_end.unwrap_or(Ms::MAX);
+                let watched_since = inner.server_since.unwrap_or(now);
+                if watched_since.max(end).saturating_add(OVERRUN_MAX_MS) < now {
+                    violations.push(format!("{id} outlives a stop that was promised"));
+                }
                 let Some((_, deadline)) = truth.deadline else { continue };
                 let end = deadline + truth.grace;
                 let watched_since = if vm.enforces { Some(0) } else { inner.server_since };

@@ -1,6 +1,7 @@
 //! The state as one server sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_server::state::StateError;
@@ -18,7 +19,17 @@ impl SimFaults {
         self.world.point(self.generation).await;
         // A change of this store waits for its writer, so others get their turn; a read is at once.
         if operation == Operation::Change {
-            tokio::task::yield_now().await;
+            let pause = {
+                let mut inner = self.world.inner();
+                let slow = inner.chances.state_slow;
+                let rng = &mut inner.rng;
+                // A few are so slow that a claimed name counts as abandoned meanwhile.
+                if !rng.chance(slow) { 0 } else { rng.pick(&[1, 5, 20, 100, 300, 15_000]) }
+            };
+            match pause {
+                0 => tokio::task::yield_now().await,
+                ms => tokio::time::sleep(Duration::from_millis(ms)).await,
+            }
             self.world.point(self.generation).await;
         }
         let mut inner = self.world.inner();

@@ -7,6 +7,7 @@ use calve_core::{Kind, MachineId, StopReason, Timestamp};
 use calve_server::reconcile::records::{self, NewMachine, RecordsError, View};
 use calve_server::state::State;
 use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::record::MachineRecord;
 
 use crate::rng::Rng;
 use crate::world::{Truth, World};
@@ -117,6 +118,7 @@ async fn grant(world: &World, api: &Api, wish: Wish) {
             let deadline = new.ttl.map(|ttl| now.after(ttl).0);
             let truth = Truth {
                 asked_to_end: false,
+                promised_end: None,
                 deadline: deadline.map(|deadline| (deadline, deadline)),
                 grace: new.grace.as_millis() as u64,
             };
@@ -126,11 +128,14 @@ async fn grant(world: &World, api: &Api, wish: Wish) {
         Wish::Stop(id, grace) => {
             world.asked_to_end(id);
             let result = records::request_stop(state, view, id, grace, StopReason::Requested, now).await;
+            world.promised(id, &result);
             say(world, format!("stop {id}"), result)
         }
         Wish::Remove(id, grace) => {
             world.asked_to_end(id);
-            say(world, format!("rm {id}"), records::request_remove(state, view, id, grace, now).await)
+            let result = records::request_remove(state, view, id, grace, now).await;
+            world.promised(id, &result);
+            say(world, format!("rm {id}"), result)
         }
         Wish::Extend(id, by) => {
             world.may_extend(id, by);
@@ -157,6 +162,13 @@ impl World {
     fn asked_to_end(&self, id: MachineId) {
         if let Some(truth) = self.inner().truth.get_mut(&id) {
             truth.asked_to_end = true;
+        }
+    }
+
+    fn promised(&self, id: MachineId, answer: &Result<Arc<MachineRecord>, RecordsError>) {
+        let stop = answer.as_ref().ok().and_then(|record| record.stop);
+        if let (Some(truth), Some(stop)) = (self.inner().truth.get_mut(&id), stop) {
+            truth.promised_end = Some(stop.since_unix_ms + stop.grace_ms);
         }
     }
 

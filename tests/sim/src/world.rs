@@ -60,6 +60,7 @@ pub struct Chances {
     pub list_fails: u64,
     pub state_fails: u64,
     pub slow: u64,
+    pub state_slow: u64,
     pub link_breaks: u64,
 }
 
@@ -81,6 +82,8 @@ pub struct Link {
 #[derive(Debug, Clone, Copy)]
 pub struct Truth {
     pub asked_to_end: bool,
+    /// When it is to be over, as a server has promised.
+    pub promised_end: Option<Ms>,
     /// The deadline that the user is sure of, and the latest that may have been written.
     pub deadline: Option<(Ms, Ms)>,
     pub grace: u64,
@@ -95,6 +98,7 @@ impl World {
             list_fails: rng.pick(&[0, 50, 300]),
             state_fails: rng.pick(&[0, 0, 10, 50]),
             slow: rng.pick(&[0, 50, 200]),
+            state_slow: rng.pick(&[0, 50, 300]),
             link_breaks: rng.pick(&[0, 100, 500]),
         };
         let inner = Inner {

@@ -7,7 +7,7 @@ use clap_complete::ArgValueCompleter;
 use super::{names, run};
 use crate::args::{gather_environment, parse_name};
 use crate::client::Client;
-use crate::failure::{ExitStatus, Outcome};
+use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::session::signals::{LETTING_GO, PASSED_ON, RESIZED, Signals};
 use crate::session::terminal::{self, RawMode};
 use crate::session::{Ending, Reaction, Session};
@@ -84,7 +84,12 @@ pub async fn run(args: Args) -> Outcome {
             session.finish().await.and_then(|()| run::conclude(exit, message))
         }
         Ok(Ending::Left(status)) => Ok(status),
-        Ok(Ending::OutputBroken(failure) | Ending::Lost(failure)) | Err(failure) => Err(failure),
+        Ok(Ending::OutputBroken(failure) | Ending::Lost(failure)) => Err(failure),
+        // What the machine says of the command is not about our arguments.
+        Err(failure) if failure.status == ExitStatus::Usage => {
+            Err(Failure { status: ExitStatus::Failed, ..failure })
+        }
+        Err(failure) => Err(failure),
     };
     // Before anything is said about the end: in raw mode lines would run down the screen as stairs.
     drop(raw);

@@ -97,7 +97,7 @@ impl Fake {
         fake
     }
 
-    /// Answers requests whose method and path begin so; later ones win.
+    /// Answers requests whose method and path begin so; longer ones win, and of equal ones the later.
     pub fn answer(&self, request: &str, status: u16, body: &Value) {
         self.answer_bytes(request, status, body.to_string().as_bytes());
     }
@@ -226,6 +226,12 @@ pub fn static_program() -> PathBuf {
     busybox
 }
 
+/// Whether a request is the one that is meant, with any query, or one below it.
+fn is_for(line: &str, begins: &str) -> bool {
+    let Some(rest) = line.strip_prefix(begins) else { return false };
+    rest.is_empty() || rest.starts_with('?') || (rest.starts_with('/') && !begins.ends_with("/machines"))
+}
+
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let line = format!("{} {}", parts.method, parts.uri);
@@ -235,7 +241,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let answer = {
         let answers = shared.answers.lock().unwrap();
         // The longest match, and of equal ones the latest.
-        let matching = answers.iter().filter(|(begins, ..)| line.starts_with(begins.as_str()));
+        let matching = answers.iter().filter(|(begins, ..)| is_for(&line, begins));
         matching.max_by_key(|(begins, ..)| begins.len()).cloned()
     };
     let steps = upgrade.is_some().then(|| shared.sockets.lock().unwrap().pop_front()).flatten();
