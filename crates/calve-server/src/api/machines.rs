@@ -69,8 +69,17 @@ pub async fn create(
         ttl: request.ttl_ms.map(Duration::from_millis),
         grace: request.grace_ms.map_or(GRACE_DEFAULT, Duration::from_millis),
     };
-    let record = records::create(&*api.state, &api.view, new, crate::world::now()).await?;
-    api.audit(&by, &record, What::Declared);
+    let mut announced = None;
+    let announce = |record: &MachineRecord| {
+        api.audit(&by, record, What::Declared);
+        announced = Some(record.clone());
+    };
+    let (state, now) = (&*api.state, crate::world::now());
+    let created = records::create_announced(state, &api.view, new, now, announce).await;
+    if let (Err(_), Some(record)) = (&created, announced) {
+        api.audit(&by, &record, What::Removed);
+    }
+    let record = created?;
     Ok((StatusCode::CREATED, Json(api.show(&record))))
 }
 

@@ -23,7 +23,7 @@ use calve_wire::record::MachineRecord;
 use crate::state::{Durability, Expect, Revision, State, StateError};
 pub(super) use change::remove;
 pub use change::{extend, request_remove, request_stop};
-pub use create::{NewMachine, create};
+pub use create::{NewMachine, create, create_announced};
 pub use names::NAME_CLAIM_MAX;
 pub(super) use names::sweep;
 pub use view::View;

@@ -37,6 +37,18 @@ pub async fn create(
     new: NewMachine,
     now: Timestamp,
 ) -> Result<Arc<MachineRecord>, RecordsError> {
+    create_announced(state, view, new, now, |_| ()).await
+}
+
+/// [`create`], with `announce` called on the record right before it is written: what it tells comes before anything that
+/// the loop tells of the machine, and is told also where the writing then fails.
+pub async fn create_announced(
+    state: &dyn State,
+    view: &View,
+    new: NewMachine,
+    now: Timestamp,
+    announce: impl FnOnce(&MachineRecord) + Send,
+) -> Result<Arc<MachineRecord>, RecordsError> {
     view.refresh(state).await?;
     if view.living() >= MACHINES_MAX {
         return Err(RecordsError::TooMany);
@@ -53,6 +65,7 @@ pub async fn create(
         }
     };
     let record = declared(new, name, now);
+    announce(&record);
     let key = machine_key(record.id);
     match put(state, &key, record.to_json(), Expect::Absent, Durability::Now).await {
         Ok(revision) => {
