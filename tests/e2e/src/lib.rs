@@ -15,7 +15,7 @@ pub fn bin_dir() -> &'static Path {
         let exe = std::env::current_exe().expect("a test has a path");
         let dir = exe.parent().and_then(Path::parent).expect("target/<triple>/<profile>/deps").to_owned();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--bin", "calve", "--bin", "calve-agent"]);
+        build.args(["build", "--quiet", "--package", "calve", "--package", "calve-agent", "--bins"]);
         if dir.ends_with("release") {
             build.arg("--release");
         }

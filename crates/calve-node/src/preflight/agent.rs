@@ -44,7 +44,9 @@ fn ask(agent_binary: &Path) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let deadline = Timespec { tv_sec: PROBE_DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
     // It says everything at once, at its end.
-    let said = match poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&deadline)) {
+    let polled =
+        rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&deadline)));
+    let said = match polled {
         Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in 20 s")),
         Ok(_) => stdout.read_to_end(&mut answer).map(|_| answer),
         Err(error) => Err(error.into()),

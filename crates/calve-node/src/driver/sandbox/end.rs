@@ -63,11 +63,15 @@ fn kill(process: Process, deadline: Instant) -> io::Result<()> {
         Err(Errno::SRCH) | Ok(()) => {}
         Err(error) => return Err(error.into()),
     }
-    let rest = deadline.saturating_duration_since(Instant::now());
-    let rest = Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: rest.subsec_nanos().into() };
-    match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&rest))? {
-        0 => Err(io::ErrorKind::TimedOut.into()),
-        _ => Ok(()),
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let rest = Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: rest.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&rest)) {
+            // Ends of other machines' supervisors are signals to this process.
+            Err(Errno::INTR) => {}
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            polled => return polled.map(drop).map_err(io::Error::from),
+        }
     }
 }
 
@@ -97,6 +101,7 @@ fn remove_cgroup(dir: &Path, deadline: Instant) -> Result<(), DriverError> {
 fn retry(deadline: Instant, mut work: impl FnMut() -> Result<(), Errno>) -> io::Result<()> {
     loop {
         match work() {
+            Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(PAUSE),
             result => return result.map_err(io::Error::from),
         }

@@ -110,7 +110,13 @@ fn hear(supervisor: &UnixStream, dir: &Path) -> Result<(), DriverError> {
     };
     supervisor.set_read_timeout(Some(READY_DEADLINE)).map_err(unheard)?;
     let mut answer = vec![0];
-    let read = (&mut &*supervisor).read(&mut answer).map_err(unheard)?;
+    let read = loop {
+        match (&mut &*supervisor).read(&mut answer) {
+            // Ends of other machines' supervisors are signals to this process.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read.map_err(unheard)?,
+        }
+    };
     if read == 1 && answer[0] == READY_BYTE {
         return Ok(());
     }
