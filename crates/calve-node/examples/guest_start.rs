@@ -43,23 +43,15 @@ async fn main() {
             ours.last().expect("one")
         );
     }
-    let ratio =
-        |of: fn(&mut Vec<Duration>) -> Duration, ours: &mut Vec<Duration>, floor: &mut Vec<Duration>| {
-            (of(ours), of(floor), of(ours).as_secs_f64() / of(floor).as_secs_f64())
-        };
-    for (name, of) in [("best", best as fn(&mut Vec<Duration>) -> Duration), ("median", median)] {
-        let (a, b, ratio) = ratio(of, &mut ours, &mut floor);
-        println!("guest cold start, {name} of {rounds}: calve {a:?}, by hand {b:?}, ratio {ratio:.2}");
+    ours.sort();
+    floor.sort();
+    for (name, n) in [("best", 0), ("median", ours.len() / 2)] {
+        let ratio = ours[n].as_secs_f64() / floor[n].as_secs_f64();
+        println!(
+            "guest cold start, {name} of {rounds}: calve {:?}, by hand {:?}, ratio {ratio:.2}",
+            ours[n], floor[n]
+        );
     }
-}
-
-fn best(times: &mut Vec<Duration>) -> Duration {
-    *times.iter().min().expect("there are rounds")
-}
-
-fn median(times: &mut Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
 
 struct Bench {
