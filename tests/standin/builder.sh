@@ -5,7 +5,7 @@ first() { (exec -a busybox $busybox "$@"); }
 first mkdir -p $out/sw/bin
 first cp $busybox $out/sw/bin/busybox
 first chmod 755 $out/sw/bin/busybox
-for applet in sh ls cp cat mkdir mount umount tar ln rm mv sed echo chmod cpio gzip find ps kill sleep hostname ip nc httpd; do
+for applet in sh ls cp cat mkdir rmdir mount umount tar ln rm mv sed echo chmod cpio gzip find ps kill sleep hostname ip nc httpd; do
   first ln -s busybox $out/sw/bin/$applet
 done
 PATH=$out/sw/bin

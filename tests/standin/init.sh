@@ -9,6 +9,8 @@ mkdir -p /proc /sys /dev /run /tmp /root /var /etc
 cp -a @out@/rootfs/etc/. /etc/
 cp -a @out@/rootfs/var/. /var/
 chmod -R u+w /etc /var
+# Whoever made the root may have made empty directories for these.
+rmdir /usr /bin /sbin /lib /lib64 2>/dev/null
 [ -e /usr ] || ln -s @out@/rootfs/usr /usr
 for dir in bin sbin lib lib64; do [ -e /$dir ] || ln -s usr/$dir /$dir; done
 chmod 1777 /tmp

@@ -12,10 +12,12 @@ pub(super) fn end(draft: &mut Draft<'_>) {
         return;
     }
     match draft.machine.kind {
-        // A system that was up and is gone has been powered off from inside.
+        // A system that was up ends with its own machine: by its own hand, as a rule.
         Kind::System if draft.machine.state == State::Running => {
             draft.end(draft.now, Duration::ZERO, StopReason::Exited);
-            draft.change(Change::Message("the system was powered off".to_owned()));
+            draft.change(Change::Message(
+                "the system is no longer up: it was powered off, or its machine was killed".to_owned(),
+            ));
         }
         Kind::System | Kind::Service | Kind::Job => {
             let cause = ExitCause::MachineLost;

@@ -374,7 +374,7 @@ fn a_machine_that_is_gone_is_lost_but_only_by_a_list() {
     let system = running().absent().but(|case| case.machine().kind = Kind::System);
     check(
         system,
-        "write end exited since 1000000 with 0 ms, \"the system was powered off\", draining\ndestroy in sandbox",
+        "write end exited since 1000000 with 0 ms, \"the system is no longer up: it was powered off, or its machine was killed\", draining\ndestroy in sandbox",
     );
 }
 

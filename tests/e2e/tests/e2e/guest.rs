@@ -23,11 +23,13 @@ fn a_guest_survives_the_server_and_ends_with_its_lease() {
     let home = Home::new();
     let app = home.app();
     let script = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
-    let args = ["run", "-d", "--name", "vm", "--driver", "qemu", "--ttl", "25s", "--grace", "1s"];
+    let args = ["run", "-d", "--name", "vm", "--driver", "qemu", "--ttl", "40s", "--grace", "1s"];
     home.ok(&[&args[..], &[&app, "--", "sh", "-c", script]].concat());
-    home.wait_for_running("vm");
+    let lines = || home.ok(&["logs", "vm"]).lines().count();
+    wait_until("some output", || lines() > 10);
     home.kill_server();
-    home.ok(&["ps"]);
+    let before = lines();
+    wait_until("output that the next server took over", || lines() > before + 10);
     home.kill_server();
     wait_until("the guest to power itself off", || home.processes().is_empty());
     home.wait_for_state("vm", "expired");
@@ -51,7 +53,8 @@ fn the_base_guest_alone_can_be_execed_into() {
 #[test]
 fn a_guest_whose_supervisor_is_killed_does_not_live_on() {
     let home = Home::new();
-    home.ok(&["run", "-d", "--name", "vm", "--driver", "qemu"]);
+    let app = home.app();
+    home.ok(&["run", "-d", "--name", "vm", "--driver", "qemu", &app, "--", "sleep", "1000"]);
     home.wait_for_running("vm");
     let pattern = format!("guard.*{}", home.path().display());
     let guard = std::process::Command::new("pgrep").args(["-f", &pattern]).output().unwrap();

@@ -29,7 +29,7 @@ fn project(home: &Home) -> std::path::PathBuf {
            stdenv = derivation { name = \"stdenv\"; system = \"x86_64-linux\"; builder = ./bash;
              args = [ \"-c\" ''(exec -a busybox $busybox mkdir -p $out); echo 'export GREETING=from-the-shell' > $out/setup'' ];
              busybox = ./busybox; };
-           env = derivation { name = \"env\"; system = \"x86_64-linux\"; builder = \"${bash}/bin/bash\"; inherit stdenv; args = [ ]; };
+           env = derivation { name = \"env\"; system = \"x86_64-linux\"; builder = \"${bash}/bin/bash\"; inherit stdenv; args = [ ]; outputs = [ \"out\" ]; };
            bash = derivation { name = \"bash\"; system = \"x86_64-linux\"; builder = ./bash;
              args = [ \"-c\" ''box() { (exec -a busybox $busybox \"$@\"); }; box mkdir -p $out/bin; box cp $bash $out/bin/bash; box chmod 755 $out/bin/bash'' ];
              bash = ./bash; busybox = ./busybox; };

@@ -94,7 +94,7 @@ impl Parameters {
             Mode::System { params, toplevel } => {
                 let mut words = params.clone();
                 words
-                    .push(format!("init={toplevel}/init fstab=no calve.mode=system calve.system={toplevel}"));
+                    .push(format!("init={toplevel}/init fstab=no systemd.gpt_auto=no calve.mode=system calve.system={toplevel}"));
                 words
             }
         }
