@@ -4,6 +4,9 @@ use std::process::Command;
 
 use e2e::Home;
 
+/// One test takes a store path away for a moment.
+static STORE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 const CONFIG: &str =
     "build-users-group =\nsandbox = false\nsubstituters =\nexperimental-features = nix-command flakes";
 
@@ -29,7 +32,7 @@ fn project(home: &Home) -> std::path::PathBuf {
            stdenv = derivation { name = \"stdenv\"; system = \"x86_64-linux\"; builder = ./bash;
              args = [ \"-c\" ''(exec -a busybox $busybox mkdir -p $out); echo 'export GREETING=from-the-shell' > $out/setup'' ];
              busybox = ./busybox; };
-           env = derivation { name = \"env\"; system = \"x86_64-linux\"; builder = \"${bash}/bin/bash\"; inherit stdenv; args = [ ]; outputs = [ \"out\" ]; };
+           env = derivation { name = \"env\"; system = \"x86_64-linux\"; builder = \"${bash}/bin/bash\"; inherit stdenv; args = [ ]; outputs = [ \"out\" ]; PATH = \"${bash}/bin\"; };
            bash = derivation { name = \"bash\"; system = \"x86_64-linux\"; builder = ./bash;
              args = [ \"-c\" ''box() { (exec -a busybox $busybox \"$@\"); }; box mkdir -p $out/bin; box cp $bash $out/bin/bash; box chmod 755 $out/bin/bash'' ];
              bash = ./bash; busybox = ./busybox; };
@@ -53,6 +56,7 @@ fn git(dir: &std::path::Path, args: &[&str]) -> String {
 
 #[test]
 fn closures_are_built_by_the_users_own_nix() {
+    let _store = STORE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let home = Home::new();
     let dir = project(&home);
     let run = |args: &[&str]| {
@@ -102,6 +106,7 @@ fn closures_are_built_by_the_users_own_nix() {
 
 #[test]
 fn an_incomplete_closure_is_refused_by_name() {
+    let _store = STORE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let home = Home::new();
     let dir = project(&home);
     let built = Command::new("nix-build")
