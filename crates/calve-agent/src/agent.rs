@@ -68,8 +68,9 @@ pub fn run(config: Config) -> io::Result<()> {
 
 async fn supervise(config: Config) -> io::Result<()> {
     let processes = Processes::new(config.init)?;
-    processes.ready().await?;
+    // Init may still be on its way meanwhile.
     let transport = (config.transport)()?;
+    processes.ready().await?;
     let (events, told) = mpsc::unbounded_channel();
     let agent = Rc::new(Agent {
         token: config.token,

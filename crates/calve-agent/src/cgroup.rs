@@ -197,7 +197,7 @@ impl Group {
     }
 }
 
-/// The cgroups of one machine.
+/// The cgroups of one machine; they go with the value.
 #[derive(Debug)]
 pub struct Cgroup {
     groups: Vec<Group>,
@@ -269,6 +269,13 @@ impl Cgroup {
             let _ = group.dir.parent().map(fs::remove_dir);
         }
         Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Whoever destroys the machine tries again.
+        let _ = self.remove();
     }
 }
 

@@ -25,14 +25,14 @@ const UMASK: u32 = 0o022;
 /// Everything that [`Confinement::apply`] does, prepared before the fork, so that applying it allocates nothing.
 #[derive(Debug)]
 pub struct Confinement {
-    filters: Vec<BpfProgram>,
+    filter: BpfProgram,
     limits: Vec<(Resource, Rlimit)>,
 }
 
 impl Confinement {
     /// Compiles the filter. `processes_max` limits the processes of the program's user where no cgroup does.
     pub fn new(processes_max: Option<u32>) -> io::Result<Self> {
-        let filters = filter::programs().map_err(io::Error::other)?;
+        let filter = filter::program().map_err(io::Error::other)?;
         let exactly = |n| Rlimit { current: Some(n), maximum: Some(n) };
         // The files that the agent itself was allowed when it began, before it raised that for its own use.
         let mut limits =
@@ -40,7 +40,7 @@ impl Confinement {
         if let Some(n) = processes_max {
             limits.push((Resource::Nproc, exactly(u64::from(n))));
         }
-        Ok(Self { filters, limits })
+        Ok(Self { filter, limits })
     }
 
     /// Confines the calling process for good. Call it in each child, right before execve(2): descriptors above 2 are
@@ -54,10 +54,7 @@ impl Confinement {
         }
         drop_capabilities()?;
         set_no_new_privs(true)?;
-        for filter in &self.filters {
-            seccompiler::apply_filter(filter).map_err(io::Error::other)?;
-        }
-        Ok(())
+        seccompiler::apply_filter(&self.filter).map_err(io::Error::other)
     }
 }
 

@@ -6,7 +6,7 @@
 //!    write traces, make cgroups, clone ─────────▶ enter the cgroups, open what will be mounted, as the host's user
 //!    write the id maps, then "mapped" ──────────▶ become root of the user namespace, die with the agent from here on
 //!                                                build the tree, enter it, raise the loopback
-//!    read the report ◀────────────────────────── report, then run what the caller wants to run as init
+//!    hear the report ◀────────────────────────── report, then run what the caller wants to run as init
 //! ```
 //! It must begin while the agent has one thread: the child is a plain copy of it, and dies with the thread that made it.
 
@@ -33,24 +33,28 @@ use rustix::process::{
     Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, pidfd_send_signal, setrlimit, waitid,
 };
 
+use talk::Talk;
+
 use crate::cgroup::{self, Cgroup, Controller};
 use crate::confine::Confinement;
 
 /// Why a sandbox could not be made; the driver gets it as it is.
 pub type SandboxError = SandboxFailure;
 
-/// A sandbox whose init runs.
+/// A sandbox. When it is dropped, nothing of it is left.
 #[derive(Debug)]
 pub struct Sandbox {
-    init: OwnedFd,
     pid: i32,
+    init: OwnedFd,
+    agent: Talk,
+    mapped: io::Result<()>,
     cgroup: Cgroup,
     notes: Vec<String>,
 }
 
 /// Makes the sandbox and runs `init` in it as its first process, as root of its user namespace and with nothing of the
-/// host in sight; gives the agent's hold on it once init is about to run. What `init` needs of open descriptors it takes
-/// along. Each program that it starts must go through [`Confinement::apply`].
+/// host in sight. Returns while init is still on its way: [`Sandbox::entered`] waits for it. What `init` needs of open
+/// descriptors it takes along. Each program that it starts must go through [`Confinement::apply`].
 pub fn launch(
     spec: &SandboxSpec,
     run_dir: &Path,
@@ -59,53 +63,39 @@ pub fn launch(
     check(spec)?;
     let host = cgroup::Hierarchies::of_host();
     let plan = cgroup::Plan::new(&host, &spec.machine_id, &spec.limits);
-    traces::write_cgroups(run_dir, plan.dirs())
-        .map_err(|e| failed("the run directory cannot be written", &e))?;
+    let unwritable = |e| failed("the run directory cannot be written", &e);
+    traces::write_cgroups(run_dir, plan.dirs()).map_err(unwritable)?;
     let cgroup = plan.make();
-    launch_in(spec, run_dir, &cgroup, init)
-        .map(|(pid, pidfd, notes)| {
-            let notes = cgroup.notes().iter().cloned().chain(notes).collect();
-            (pid, pidfd, notes)
-        })
-        .inspect_err(|_| drop(cgroup.remove()))
-        .map(|(pid, init, notes)| Sandbox { init, pid, cgroup, notes })
-}
-
-type Launched = (i32, OwnedFd, Vec<String>);
-
-fn launch_in(
-    spec: &SandboxSpec,
-    run_dir: &Path,
-    cgroup: &Cgroup,
-    init: impl FnOnce(Confinement) -> Infallible,
-) -> Result<Launched, SandboxError> {
-    // Another process for init itself, which is none of the user's.
-    let processes =
-        spec.limits.pids.filter(|_| !cgroup.enforces(Controller::Pids)).map(|n| n.saturating_add(1));
-    let confinement =
-        Confinement::new(processes).map_err(|e| failed("the system call filter cannot be made", &e))?;
+    let confinement = confinement(spec, &cgroup)?;
     let files = etc::Files::new(spec);
-    let (ours, theirs) = talk::Talk::pair().map_err(|e| failed("no socket pair for init", &e.into()))?;
+    let (ours, theirs) = Talk::pair().map_err(|e| failed("no socket pair for init", &e.into()))?;
+    let unopened = |e| failed("the machine's cgroup cannot be opened", &e);
+    let into = cgroup.clone_into().transpose().map_err(unopened)?;
+    let entrances = cgroup.entrances().map_err(unopened)?;
     let map = ids::Map::choose(&spec.machine_id);
-    let into =
-        cgroup.clone_into().transpose().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
-    let entrances = cgroup.entrances().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
-    let (cloned, map) =
-        clone::clone(map, spec.network, into.as_ref().map(AsFd::as_fd)).map_err(unclonable)?;
-    let child = match cloned {
+    let (cloned, map) = clone::clone(map, into.as_ref().map(AsFd::as_fd)).map_err(unclonable)?;
+    let (pid, pidfd) = match cloned {
         clone::Cloned::Child { in_cgroup } => {
             drop(ours);
-            let entrances =
-                entrances.into_iter().filter(|entrance| !(in_cgroup && entrance.is_v2())).collect();
+            let entered = |entrance: &cgroup::Entrance| in_cgroup && entrance.is_v2();
+            let entrances = entrances.into_iter().filter(|entrance| !entered(entrance)).collect();
             init::run(init::Job { spec, map, files: &files, agent: &theirs, entrances }, confinement, init)
         }
-        clone::Cloned::Parent { pid, pidfd } => Child { pid, pidfd },
+        clone::Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
-    drop((theirs, entrances));
-    let notes = child.bring_up(&ours, map, run_dir)?;
-    let notes = map.note().into_iter().chain(notes).collect();
-    let (pid, pidfd) = child.keep();
-    Ok((pid, pidfd, notes))
+    drop(theirs);
+    let notes = cgroup.notes().iter().cloned().chain(map.note()).collect();
+    let mut sandbox = Sandbox { pid, init: pidfd, agent: ours, mapped: Ok(()), cgroup, notes };
+    traces::write_init(run_dir, pid).map_err(unwritable)?;
+    sandbox.go_on(map);
+    Ok(sandbox)
+}
+
+fn confinement(spec: &SandboxSpec, cgroup: &Cgroup) -> Result<Confinement, SandboxError> {
+    // Another process for init itself, which is none of the user's.
+    let counted = cgroup.enforces(Controller::Pids);
+    let processes = spec.limits.pids.filter(|_| !counted).map(|n| n.saturating_add(1));
+    Confinement::new(processes).map_err(|e| failed("the system call filter cannot be made", &e))
 }
 
 /// What the driver wrote is right by itself; this guards the two things that would let a mistake out of the sandbox.
@@ -129,53 +119,33 @@ fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
     }
 }
 
-/// A cloned init that is killed unless it is kept.
-struct Child {
-    pid: i32,
-    pidfd: OwnedFd,
-}
-
-impl Child {
-    fn bring_up(
-        &self,
-        socket: &talk::Talk,
-        map: ids::Map,
-        run_dir: &Path,
-    ) -> Result<Vec<String>, SandboxError> {
-        traces::write_init(run_dir, self.pid)
-            .map_err(|e| failed("the run directory cannot be written", &e))?;
-        let mapped = map.write(self.pid);
-        match &mapped {
-            // An error here means that init is gone: its report, or the lack of one, says why.
-            Ok(()) => drop(socket.say(&[init::MAPPED])),
-            Err(_) => socket.fall_silent(),
-        }
-        match (init::read_report(socket), mapped) {
-            (Some(report), _) => report,
-            (None, Err(error)) => Err(failed("the user id map cannot be written", &error)),
-            (None, Ok(())) => Err(SandboxFailure {
-                kind: SandboxFailureKind::Failed,
-                message: "the sandbox's first process was killed before it could begin".to_owned(),
-                hint: Some("its memory limit may be too small, or the host is out of memory".to_owned()),
-            }),
-        }
-    }
-
-    fn keep(self) -> (i32, OwnedFd) {
-        let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: the wrapper keeps `this` from being dropped, so the descriptor is moved out exactly once.
-        (this.pid, unsafe { std::ptr::read(&this.pidfd) })
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-    }
-}
-
 impl Sandbox {
+    /// Lets init go on, as root of its namespace.
+    fn go_on(&mut self, map: ids::Map) {
+        self.mapped = map.write(self.pid);
+        match self.mapped {
+            // An error means that init is gone: its report, or the lack of one, says why.
+            Ok(()) => drop(self.agent.say(&[init::MAPPED])),
+            Err(_) => self.agent.fall_silent(),
+        }
+    }
+
+    /// Waits until init is about to run what it was given, or says why it never will. To be called once.
+    pub fn entered(&mut self) -> Result<(), SandboxError> {
+        match (init::read_report(&self.agent), &self.mapped) {
+            (Some(report), _) => self.notes.extend(report?),
+            (None, Err(error)) => return Err(failed("the user id map cannot be written", error)),
+            (None, Ok(())) => {
+                return Err(SandboxFailure {
+                    kind: SandboxFailureKind::Failed,
+                    message: "the sandbox's first process was killed before it could begin".to_owned(),
+                    hint: Some("its memory limit may be too small, or the host is out of memory".to_owned()),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Init's process id on the host.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -186,7 +156,8 @@ impl Sandbox {
         self.init.as_fd()
     }
 
-    /// Which limits are not enforced and why, and what else is less than it should be: for people.
+    /// Which limits are not enforced and why, and what else is less than it should be, for people; complete once init has
+    /// entered.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -209,9 +180,20 @@ impl Sandbox {
 
     /// Kills what is left, waits for its end, and removes the cgroups.
     pub fn remove(self) -> io::Result<()> {
-        self.kill_all();
-        let _ = waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED);
+        self.end();
         self.cgroup.remove()
+    }
+
+    fn end(&self) {
+        self.kill_all();
+        // It can only fail because init was waited for already.
+        let _ = waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED);
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

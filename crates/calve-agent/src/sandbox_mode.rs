@@ -1,6 +1,6 @@
 //! `calve-agent sandbox`: the agent outside, on the host, and init inside of a sandbox that it makes first.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,8 +26,9 @@ pub fn run(run_dir: PathBuf, ready: OwnedFd) -> anyhow::Result<()> {
     let _ = rustix::process::setsid();
     let hold = Hold::on(&run_dir)?;
     let driver = Rc::new(Cell::new(Some(Driver::new(ready, &hold)?)));
-    let made = make(&run_dir, driver.clone());
-    let supervised = made.and_then(|config| agent::run(config).map_err(|e| failure(&e.into())));
+    let supervised = make(&run_dir, driver.clone()).and_then(|(walls, config)| {
+        agent::run(config).map_err(|error| walls.refusal().unwrap_or_else(|| failure(&error.into())))
+    });
     let Err(error) = supervised else { return Ok(()) };
     // Without it, the driver has been told that the machine is made, and this is a later end.
     if let Some(driver) = driver.take() {
@@ -45,25 +46,27 @@ pub fn probe() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn make(run_dir: &Path, driver: Rc<Cell<Option<Driver>>>) -> Result<Config, SandboxFailure> {
+fn make(run_dir: &Path, driver: Rc<Cell<Option<Driver>>>) -> Result<(Rc<Walls>, Config), SandboxFailure> {
     let failed = |error: anyhow::Error| failure(&error);
     let spec = read_spec(run_dir).map_err(failed)?;
     let token = spec.token.parse().map_err(|e| failed(anyhow::Error::new(e)))?;
     let (here, there) = packet::pair().map_err(|e| failed(e.into()))?;
     let sandbox = sandbox::launch(&spec, run_dir, |confinement| serve(there, confinement))?;
     let socket = run_dir.join("agent.sock");
-    Ok(Config {
+    let walls = Rc::new(Walls::new(sandbox));
+    let config = Config {
         token,
         remaining: remaining_now(&spec),
         transport: Box::new(move || Ok(Transport::Listen(listen::bind(&socket)?))),
         init: here,
-        enclosure: Box::new(Walls::new(sandbox)),
+        enclosure: Box::new(walls.clone()),
         announce: Box::new(move || {
             let Some(mut told) = driver.take() else { return Ok(()) };
             told.announce()
         }),
         run_dir: Some(run_dir.to_owned()),
-    })
+    };
+    Ok((walls, config))
 }
 
 fn failure(error: &anyhow::Error) -> SandboxFailure {
@@ -107,24 +110,37 @@ impl Confine for Confined {
 /// The sandbox as the agent sees it.
 struct Walls {
     sandbox: RefCell<Option<Sandbox>>,
-    notes: Vec<String>,
+    entered: OnceCell<Result<Vec<String>, SandboxFailure>>,
     oom_kills_seen: Cell<u64>,
     pids_limit_hits_seen: Cell<u64>,
 }
 
 impl Walls {
     fn new(sandbox: Sandbox) -> Self {
-        let notes = sandbox.notes().to_vec();
+        let entered = OnceCell::new();
         Self {
             sandbox: Some(sandbox).into(),
-            notes,
+            entered,
             oom_kills_seen: 0.into(),
             pids_limit_hits_seen: 0.into(),
         }
     }
+
+    /// Notes for people, or why init never began. Waits for that; whoever asks knows that init has begun or ended.
+    fn entered(&self) -> &Result<Vec<String>, SandboxFailure> {
+        self.entered.get_or_init(|| {
+            let mut sandbox = self.sandbox.borrow_mut();
+            let Some(sandbox) = sandbox.as_mut() else { return Ok(Vec::new()) };
+            sandbox.entered().map(|()| sandbox.notes().to_vec())
+        })
+    }
+
+    fn refusal(&self) -> Option<SandboxFailure> {
+        self.entered().as_ref().err().cloned()
+    }
 }
 
-impl Enclosure for Walls {
+impl Enclosure for Rc<Walls> {
     fn exit_cause(&self) -> ExitCause {
         let sandbox = self.sandbox.borrow();
         let Some(sandbox) = sandbox.as_ref() else { return ExitCause::Normal };
@@ -142,7 +158,7 @@ impl Enclosure for Walls {
     fn kill_all(&self) {}
 
     fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        self.entered().clone().unwrap_or_default()
     }
 
     fn shut_down(&self) -> bool {
@@ -154,12 +170,5 @@ impl Enclosure for Walls {
         if let Some(Err(error)) = removed {
             eprintln!("calve-agent: the machine's cgroups cannot be removed: {error}");
         }
-    }
-}
-
-impl Drop for Walls {
-    /// Where the agent fails before it supervises.
-    fn drop(&mut self) {
-        self.on_end();
     }
 }

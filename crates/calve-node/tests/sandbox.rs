@@ -185,6 +185,19 @@ async fn an_agent_that_is_not_there_is_one_sentence() {
 }
 
 #[tokio::test]
+async fn what_the_supervisor_cannot_do_reaches_the_caller_as_it_said_it() {
+    let bench = Bench::new();
+    let order = bench.order();
+    fs::remove_dir_all(bench.dir.path().join(BASE_NAME)).expect("it was there");
+    let error = bench.driver.create(&order).await.expect_err("its closure is incomplete");
+    assert!(
+        error.message.contains(BASE_NAME) && error.hint.is_some_and(|hint| hint.contains("garbage")),
+        "{}",
+        error.message
+    );
+}
+
+#[tokio::test]
 async fn the_preflight_finds_what_the_driver_needs() {
     let checks = Bench::new().driver.preflight().await;
     let names: Vec<_> = checks.iter().map(|check| check.name.as_str()).collect();

@@ -92,16 +92,12 @@ const TERMINAL_COMMANDS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 /// Sockets that no namespace divides (virtual machines), or that open the kernel's crypto code.
 const SOCKET_FAMILIES: [u64; 2] = [libc::AF_VSOCK as u64, libc::AF_ALG as u64];
 
-/// The programs, to be installed in order. Of two that differ, the kernel takes the stricter answer (seccomp(2)).
-pub fn programs() -> Result<Vec<BpfProgram>, BackendError> {
+/// The program that every system call of a confined process goes through.
+pub fn program() -> Result<BpfProgram, BackendError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let refuse =
         SeccompFilter::new(refused()?, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), arch)?;
-    // Its flags lie in memory, out of a filter's sight: programs fall back to clone(2) when it is not there.
-    let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let absent =
-        SeccompFilter::new(absent, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32), arch)?;
-    Ok(vec![without_x32(refuse.try_into()?), absent.try_into()?])
+    Ok(with_absent(refuse.try_into()?))
 }
 
 fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
@@ -127,20 +123,24 @@ fn any(argument: u8, length: Len, operator: Op, value: u64) -> Result<SeccompRul
 }
 
 /// On x86-64 the same kernel entry serves x32 programs, whose call numbers have this bit: to a filter they would be
-/// unknown calls and pass. They end as if the kernel had no x32.
-const X32_BIT: u32 = 0x4000_0000;
+/// unknown calls and pass.
+#[cfg(target_arch = "x86_64")]
+const ABSENT_FROM: u32 = 0x4000_0000;
+/// Elsewhere no call has such a number.
+#[cfg(not(target_arch = "x86_64"))]
+const ABSENT_FROM: u32 = u32::MAX;
 
-fn without_x32(program: BpfProgram) -> BpfProgram {
-    if !cfg!(target_arch = "x86_64") {
-        return program;
-    }
+/// The program behind a head that answers as a kernel without these calls would: all of x32, and clone3(2), whose flags lie
+/// in memory, out of a filter's sight; programs then fall back to clone(2). A filter of its own for them would cost every
+/// start of a program its translation by the kernel.
+fn with_absent(program: BpfProgram) -> BpfProgram {
     let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     // offsetof(struct seccomp_data, nr) is 0.
     let load = step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0);
-    let test = step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32_BIT);
-    let refuse = step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
-    let head = [load, test, refuse];
-    head.into_iter().chain(program).collect()
+    let from = step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 1, 0, ABSENT_FROM);
+    let clone3 = step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_clone3 as u32);
+    let absent = step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
+    [load, from, clone3, absent].into_iter().chain(program).collect()
 }
 
 #[cfg(test)]
@@ -148,8 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filters_compile_and_fit_the_kernel() {
-        let programs = programs().unwrap();
-        assert!(programs.iter().all(|program| program.len() <= libc::BPF_MAXINSNS as usize));
+    fn the_filter_compiles_and_fits_the_kernel() {
+        assert!(program().unwrap().len() <= libc::BPF_MAXINSNS as usize);
     }
 }

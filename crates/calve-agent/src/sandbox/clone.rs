@@ -3,8 +3,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use calve_wire::machine::Network;
-
 use super::ids::Map;
 
 /// Says where the caller finds itself.
@@ -44,26 +42,24 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Makes init: a copy of this process, which must have one thread, in new namespaces. Gives the id map that it needs:
 /// where root may not make user namespaces, it is made without one.
-pub fn clone(map: Map, network: Network, cgroup: Option<BorrowedFd>) -> io::Result<(Cloned, Map)> {
-    match clone_as(map, network, cgroup) {
+pub fn clone(map: Map, cgroup: Option<BorrowedFd>) -> io::Result<(Cloned, Map)> {
+    match clone_as(map, cgroup) {
         Err(error)
             if map.is_optional()
                 && matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSPC | libc::EINVAL)) =>
         {
-            Ok((clone_as(Map::Host, network, cgroup)?, Map::Host))
+            Ok((clone_as(Map::Host, cgroup)?, Map::Host))
         }
         result => Ok((result?, map)),
     }
 }
 
 /// As [`clone`], with this map or not at all.
-pub fn clone_as(map: Map, network: Network, cgroup: Option<BorrowedFd>) -> io::Result<Cloned> {
-    // The cgroup namespace comes later: it begins where the process stands when it is made.
+pub fn clone_as(map: Map, cgroup: Option<BorrowedFd>) -> io::Result<Cloned> {
+    // The cgroup namespace comes later: it begins where the process stands when it is made. The network one takes the kernel
+    // longest, and init makes it while the agent goes on.
     let mut flags =
         libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_PIDFD;
-    if super::own_network(network) {
-        flags |= libc::CLONE_NEWNET;
-    }
     if map != Map::Host {
         flags |= libc::CLONE_NEWUSER;
     }

@@ -58,6 +58,10 @@ fn enter(job: &Job) -> Report {
     for entrance in &job.entrances {
         entrance.enter().map_err(|e| failed("init cannot enter its cgroup", &e))?;
     }
+    let own_network = own_network(job.spec.network);
+    if own_network {
+        unshare(UnshareFlags::NEWNET).map_err(step("no network namespace"))?;
+    }
     super::raise_open_files();
     let sources = tree::Sources::open(job)?;
     wait_for(job.agent, MAPPED);
@@ -72,20 +76,23 @@ fn enter(job: &Job) -> Report {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(step("init cannot be hidden from its programs"))?;
     rustix::system::sethostname(job.spec.hostname.as_bytes()).map_err(step("the host name cannot be set"))?;
-    if own_network(job.spec.network) {
+    if own_network {
         net::raise_loopback().map_err(|e| failed("the loopback cannot be raised", &e))?;
     }
     let mut notes = tree::build(job, sources)?;
-    if own_network(job.spec.network) && net::open_low_ports().is_err() {
+    if own_network && net::open_low_ports().is_err() {
         notes.push(
             "ports below 1024 cannot be listened on: this host does not let its network settings be changed"
                 .to_owned(),
         );
     }
-    // SAFETY: no descriptor table is shared or unshared; this thread is the only one.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
-        .map_err(step("no cgroup namespace"))?;
+    unshare(UnshareFlags::NEWCGROUP).map_err(step("no cgroup namespace"))?;
     Ok(notes)
+}
+
+fn unshare(namespace: UnshareFlags) -> rustix::io::Result<()> {
+    // SAFETY: no descriptor table is shared or unshared; this thread is the only one.
+    unsafe { rustix::thread::unshare_unsafe(namespace) }
 }
 
 /// Waits for the agent's byte; without an agent there is nothing left to do.

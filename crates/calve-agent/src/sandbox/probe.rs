@@ -40,7 +40,7 @@ pub fn probe(scratch_dir: &Path) -> Vec<Check> {
 
 fn user_namespaces(id: &str) -> Check {
     let map = Map::choose(id);
-    let made = clone::clone_as(map, Network::None, None);
+    let made = clone::clone_as(map, None);
     let mend = || FORBIDDING.iter().find(|(file, value, _)| reads(file, value)).map(|(_, _, mend)| *mend);
     let error = match made {
         // SAFETY: ends the child at once.
@@ -80,7 +80,8 @@ fn sandbox(scratch_dir: &Path, id: &str) -> Vec<Check> {
         limits: LIMITS,
         network: Network::None,
     };
-    let sandbox = match launch(&spec, scratch_dir, confine_and_end) {
+    let launched = launch(&spec, scratch_dir, confine_and_end);
+    let sandbox = match launched.and_then(|mut sandbox| sandbox.entered().map(|()| sandbox)) {
         Ok(sandbox) => sandbox,
         Err(SandboxFailure { message, hint, .. }) => {
             let restricted =

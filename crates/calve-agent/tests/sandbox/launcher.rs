@@ -26,7 +26,7 @@ pub fn launch(args: Vec<String>) {
     let spec: SandboxSpec = serde_json::from_slice(&fs::read(run_dir.join("sandbox.json")).unwrap()).unwrap();
     let argv: Vec<CString> = args[1..].iter().map(|arg| CString::new(arg.as_str()).unwrap()).collect();
     let launched = sandbox::launch(&spec, run_dir, |confinement| init(&confinement, &argv));
-    let sandbox = match launched {
+    let sandbox = match launched.and_then(|mut sandbox| sandbox.entered().map(|()| sandbox)) {
         Ok(sandbox) => sandbox,
         Err(error) => {
             eprintln!("{error} ({:?})", error.hint);
