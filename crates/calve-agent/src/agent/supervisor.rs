@@ -18,7 +18,7 @@ use super::streams::exit;
 use super::transport::Transport;
 use super::workload::{Action, Input, Workload};
 use super::{Agent, Event, health, stdin};
-use crate::init::packet::End;
+use crate::init::packet::{End, NotStarted};
 
 /// Time for init to see everything dead at the end: killed processes that a slow disk holds must not hold the machine.
 const LAST_KILL_MAX: Duration = Duration::from_secs(5);
@@ -140,9 +140,9 @@ impl Supervisor {
                 self.run = Some(run);
                 self.feed(Input::Started);
             }
-            Event::Started(Err(message)) => {
+            Event::Started(Err(NotStarted { message, code })) => {
                 self.note(message);
-                self.feed(Input::NotStarted);
+                self.feed(Input::NotStarted(code));
             }
             Event::Exited(end) => {
                 // Asked always, as an answer belongs to one end; a program that succeeded has coped with whatever it was.
@@ -176,7 +176,7 @@ impl Supervisor {
                     let copied = if first { program::copy_work_tree(&agent, &program).await } else { Ok(()) };
                     let started = match copied {
                         Ok(()) => program::start(&agent, &program).await,
-                        Err(message) => Err(message),
+                        Err(why) => Err(why),
                     };
                     agent.tell(Event::Started(started));
                 });

@@ -96,6 +96,11 @@ impl Step {
         };
         let mut new = MachineRecord::clone(old);
         self.changes.iter().for_each(|change| new.apply(change, self.now));
+        if self.changes.iter().any(|change| matches!(change, Change::Exit(_))) && new.message.is_none() {
+            // Kept, as nobody can ask the agent any more once the machine is gone.
+            let report = self.effects.agents().remove(&self.id);
+            new.message = report.and_then(|report| report.status?.why_not_started());
+        }
         let revision = self.put(&new, *revision).await?;
         let new = Arc::new(new);
         self.view.note(revision, new.clone());
