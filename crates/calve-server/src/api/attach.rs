@@ -8,6 +8,7 @@ use calve_core::{MachineId, StopReason};
 use calve_wire::agent::{Phase, Status, ToAgent};
 use calve_wire::api::{Problem, StreamControl};
 use calve_wire::frame::LogEntry;
+use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -72,6 +73,11 @@ async fn send_output(
     };
     let mut watched = api.watches.watch(id);
     let mut last = watched.borrow().clone();
+    // What a system says, it says on its console; beside a program's output the boot is noise.
+    if let Some(record) = last.as_ref().filter(|record| !matches!(record.spec.workload, Workload::Program(_)))
+    {
+        entries = api.world.console(record).follow(&Query::default(), entries).await;
+    }
     while let Some(entry) = entries.next().await {
         to_client.data(entry.channel, &entry.bytes).await?;
     }
