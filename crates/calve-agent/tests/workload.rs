@@ -49,7 +49,8 @@ fn a_program_that_cannot_start_says_why() {
     program.path = "/nonexistent/program".to_owned();
     client.send(&ToAgent::Start { program: Some(program), restart: Restart::Never, health: None });
     let status = client.until_ended();
-    assert_eq!(status.last_exit.expect("told").cause, ExitCause::NotStarted);
+    let exit = status.last_exit.expect("told");
+    assert_eq!((exit.cause, exit.code), (ExitCause::NotStarted, Some(127)));
     assert!(status.notes.iter().any(|note| note.contains("does not exist")), "{:?}", status.notes);
 }
 

@@ -3,11 +3,13 @@
 //! ```text
 //!  <dir>/<machine id>/00000000000000000001.log   frames of entry 1 and on; the name is the first entry's number
 //!                     00000000000000004711.log   the last segment alone grows
+//!                     console.log                what its console said, copied when it was destroyed
 //!                     complete                   nothing will be added any more
 //! ```
 //! Entries are handed to the kernel and not forced to the disk: they survive the death of the server, not of the host.
 //! What a reader sees was written; a reader reads from the files at its own pace and never holds up the writer.
 
+pub mod console;
 mod reader;
 mod segments;
 

@@ -260,7 +260,7 @@ async fn downward(mut machine: StreamReceiver, mut client: WriteHalf<'_>) -> Res
             StreamEvent::Data(Channel::Stdout, bytes) => client.write_all(&bytes).await?,
             StreamEvent::Data(Channel::Stdin | Channel::Stderr | Channel::Console, _) => {}
             StreamEvent::Ended(_) => break,
-            StreamEvent::Failed(reason) => return Err(CarryError::Machine(reason)),
+            StreamEvent::Failed { message: reason, .. } => return Err(CarryError::Machine(reason)),
         }
     }
     Ok(())

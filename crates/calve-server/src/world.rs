@@ -28,6 +28,7 @@ use crate::agents::{Agents, LinkError};
 use crate::chain;
 use crate::events::{Cursor, EventLog};
 use crate::logs::Logs;
+use crate::logs::console::Console;
 use crate::ports::Ports;
 use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
 use leases::Leases;
@@ -111,6 +112,12 @@ impl World {
     /// Counts what may have changed outside of the records, for waiting.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// The console of a machine.
+    pub fn console(&self, record: &MachineRecord) -> Console {
+        let driver = record.driver.and_then(|name| self.drivers.get(&name));
+        self.logs.console(record.id, driver.and_then(|driver| driver.console_log(record.id)))
     }
 
     /// A machine's published ports with the ports that the node chose.
@@ -309,8 +316,20 @@ impl Effects for World {
         self.tell(id, ToAgent::Stop { grace_ms })
     }
 
+    fn end_note(&self, record: &MachineRecord) -> Option<String> {
+        let note = self.drivers.get(&record.driver?)?.end_note(record.id)?;
+        note.lines().next().map(str::to_owned)
+    }
+
     async fn destroy(&self, id: MachineId, driver: DriverName) -> Result<(), EffectError> {
         let driver = self.driver(driver)?;
+        if let Some(console) = driver.console_log(id) {
+            let logs = self.logs.clone();
+            let kept = tokio::task::spawn_blocking(move || logs.keep_console(id, &console)).await;
+            if let Err(error) = kept.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+                tracing::warn!(machine = %id, error = chain(&error), "a console was not kept");
+            }
+        }
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.agents.unlink(id);
         self.ports.unpublish(id);

@@ -146,7 +146,7 @@ async fn an_agent_that_begins_anew_on_the_same_connection_is_greeted_again() {
     world.until_linked(id).await;
     let mut stream = world.agents.open(id, command()).unwrap();
     conversation.raw(&token().preamble()).await;
-    assert!(matches!(stream.recv().await, Some(StreamEvent::Failed(_))));
+    assert!(matches!(stream.recv().await, Some(StreamEvent::Failed { .. })));
     assert_eq!(stream.recv().await, None);
     conversation.hung_up().await;
     let (_conversation, _) = agent.accept_linked(0).await;
@@ -288,7 +288,9 @@ async fn a_dropped_stream_is_reset_and_a_broken_link_fails_every_stream() {
     assert_eq!(world.agents.open(id, command()).unwrap_err(), LinkError::TooManyStreams);
     drop(conversation);
     for stream in &mut streams {
-        assert!(matches!(stream.recv().await, Some(StreamEvent::Failed(reason)) if reason.contains("broke")));
+        assert!(
+            matches!(stream.recv().await, Some(StreamEvent::Failed { message: reason, .. }) if reason.contains("broke"))
+        );
         assert_eq!(stream.send(b"x").await, Err(LinkError::StreamClosed));
     }
 }
@@ -336,7 +338,7 @@ async fn standard_input_has_one_writer_and_outlives_it() {
     }
     // The program has closed its input: the writer learns it also while it waits for room.
     let waiting = tokio::spawn(async move { stdin.send(&[0; 2 * STREAM_WINDOW_BYTES]).await });
-    let closed = FromAgent::StreamFailed { stream: 0, message: "closed".into() };
+    let closed = FromAgent::StreamFailed { stream: 0, message: "closed".into(), exit: None };
     conversation.say(closed).await;
     assert_eq!(waiting.await.unwrap(), Err(LinkError::StreamClosed));
 }

@@ -76,7 +76,7 @@ async fn what_fails_in_the_machine_is_reset_towards_the_client() {
     world.until_linked(id).await;
     let mut refused = client(&published[0]).await;
     assert_eq!(conversation.message().await, opened(1));
-    conversation.say(FromAgent::StreamFailed { stream: 1, message: "refused".into() }).await;
+    conversation.say(FromAgent::StreamFailed { stream: 1, message: "refused".into(), exit: None }).await;
     let error = refused.read(&mut [0]).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     // The client goes away: the machine's side is told.

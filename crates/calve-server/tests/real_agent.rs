@@ -126,7 +126,7 @@ async fn commands_run_beside_the_program_with_input_output_signals_and_exit() {
             StreamEvent::Data(Channel::Stdout, bytes) => stdout.extend_from_slice(&bytes),
             StreamEvent::Data(_, bytes) => stderr.extend_from_slice(&bytes),
             StreamEvent::Ended(exit) => break exit.unwrap(),
-            StreamEvent::Failed(reason) => panic!("{reason}"),
+            StreamEvent::Failed { message: reason, .. } => panic!("{reason}"),
         }
     };
     sending.await.unwrap();
@@ -147,7 +147,14 @@ async fn commands_run_beside_the_program_with_input_output_signals_and_exit() {
         tty: None,
     };
     let (_, _, ended) = drain(world.agents.open(agent.id, missing).unwrap()).await;
-    assert!(matches!(ended, StreamEvent::Failed(_)), "{ended:?}");
+    let code = |event: &StreamEvent| match event {
+        StreamEvent::Failed { exit, .. } => exit.and_then(|exit| exit.code),
+        StreamEvent::Data(..) | StreamEvent::Ended(_) => None,
+    };
+    assert_eq!(code(&ended), Some(127), "{ended:?}");
+    let unreadable = Target::Read { path: "/no/such/path".into() };
+    let (output, _, ended) = drain(world.agents.open(agent.id, unreadable).unwrap()).await;
+    assert_eq!((output.len(), code(&ended)), (0, Some(127)), "{ended:?}");
     world.agents.send(agent.id, ToAgent::Stop { grace_ms: 0 }).unwrap();
     until_ended(&world, &agent).await;
 }
@@ -199,7 +206,7 @@ async fn archives_go_in_and_come_out() {
     assert_eq!(file.size(), content.len() as u64);
 
     let stream = world.agents.open(agent.id, Target::Read { path: "/no/such/path".into() }).unwrap();
-    assert!(matches!(drain(stream).await.2, StreamEvent::Failed(_)));
+    assert!(matches!(drain(stream).await.2, StreamEvent::Failed { .. }));
 }
 
 #[tokio::test]

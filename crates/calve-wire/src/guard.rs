@@ -19,6 +19,8 @@ pub const CONSOLE_FILE: &str = "console.log";
 pub const END_FILE: &str = "ended.txt";
 /// Most bytes of a console that are kept: a boot prints 30 kB, and a guest must not fill its host's disk.
 pub const CONSOLE_MAX_BYTES: u64 = 1024 * 1024;
+/// What is left of a console that has grown beyond the most: its last bytes, in a new file.
+pub const CONSOLE_KEPT_BYTES: u64 = CONSOLE_MAX_BYTES / 2;
 /// What a guest prints on its console when it was started only to see whether guests boot.
 pub const PROBE_MARKER: &str = "calve-guest-has-booted";
 /// The guard's first line when QEMU runs and its sockets accept connections.

@@ -11,6 +11,8 @@ mod logs;
 mod names;
 mod prune;
 mod ps;
+#[cfg(test)]
+mod reference;
 mod rm;
 mod run;
 mod server;

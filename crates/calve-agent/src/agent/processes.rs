@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::descriptor::watched;
 
-use crate::init::packet::{self, End, Packet, Report, Request, Work};
+use crate::init::packet::{self, End, NotStarted, Packet, Report, Request, Work};
 
 /// What init's end says once it is gone; everything in the machine is dead then.
 const GONE: &str = "the machine's init is gone";
@@ -35,7 +35,7 @@ struct Shared {
 /// Who waits for what of one number.
 enum Waiting {
     /// The process itself is handed over, so that it dies wherever on its way to the asker it is dropped.
-    Start(oneshot::Sender<Result<Process, String>>),
+    Start(oneshot::Sender<Result<Process, NotStarted>>),
     End(oneshot::Sender<End>),
     Socket(oneshot::Sender<Result<OwnedFd, String>>),
 }
@@ -93,8 +93,13 @@ impl Processes {
         carried
     }
 
-    /// Makes a process; the error is a sentence for people.
-    pub async fn spawn(&self, work: Work, standard: Standard, sweep_group: bool) -> Result<Process, String> {
+    /// Makes a process.
+    pub async fn spawn(
+        &self,
+        work: Work,
+        standard: Standard,
+        sweep_group: bool,
+    ) -> Result<Process, NotStarted> {
         let id = self.next_id();
         let (tty, descriptors) = match standard {
             Standard::Descriptors(descriptors) => (None, descriptors.into()),
@@ -104,7 +109,7 @@ impl Processes {
         self.wait_for(id, Waiting::Start(started))?;
         self.ask(&Request::Spawn { id, work, tty, sweep_group }, descriptors)
             .map_err(|error| error.to_string())?;
-        start.await.map_err(|_| GONE.to_owned())?
+        start.await.map_err(|_| GONE)?
     }
 
     /// Makes an unconnected TCP socket in the machine's network; it does not block.
@@ -193,9 +198,9 @@ impl Processes {
                     }));
                 }
             }
-            Report::NotSpawned { id, message } => {
+            Report::NotSpawned { id, why } => {
                 if let Some(Waiting::Start(started)) = waiting.remove(&id) {
-                    let _ = started.send(Err(message));
+                    let _ = started.send(Err(why));
                 }
             }
             Report::Exited { id, end } => {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 
-use calve_wire::guard::{CONSOLE_FILE, CONSOLE_MAX_BYTES};
+use calve_wire::guard::{CONSOLE_FILE, CONSOLE_KEPT_BYTES, CONSOLE_MAX_BYTES};
 
 /// Most bytes that are remembered of what came last: a panic's message and its trace.
 const TAIL_MAX_BYTES: usize = 8 * 1024;
@@ -64,7 +64,7 @@ impl Console {
 
     fn drop_first_half(&mut self) -> io::Result<()> {
         let mut rest = Vec::new();
-        self.file.seek(SeekFrom::Start(self.length - CONSOLE_MAX_BYTES / 2))?;
+        self.file.seek(SeekFrom::Start(self.length - CONSOLE_KEPT_BYTES))?;
         self.file.read_to_end(&mut rest)?;
         let new = format!("{CONSOLE_FILE}.new");
         let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&new)?;

@@ -12,7 +12,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use super::execute::Executable;
-use super::packet::Work;
+use super::packet::{NOT_FOUND_CODE, NOT_STARTED_CODE, NotStarted, Work};
 use super::tree;
 use crate::confine_api::Confine;
 
@@ -32,7 +32,7 @@ pub fn spawn(
     tty: Option<WindowSize>,
     descriptors: Vec<OwnedFd>,
     confine: &dyn Confine,
-) -> Result<Spawned, String> {
+) -> Result<Spawned, NotStarted> {
     let work = Prepared::new(work)?;
     let (terminal, descriptors) = match tty {
         None => (None, descriptors),
@@ -45,20 +45,20 @@ pub fn spawn(
     let standard = match descriptors.as_slice() {
         [terminal] => [terminal.as_raw_fd(); 3],
         [stdin, stdout, stderr] => [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()],
-        _ => return Err("a process needs three standard descriptors".to_owned()),
+        _ => return Err("a process needs three standard descriptors".into()),
     };
     let (reports, reporter) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| format!("no pipe can be made: {error}"))?;
     // SAFETY: init has a single thread, so the child has all of its memory in a consistent state.
     let pid = unsafe { libc::fork() };
     match pid {
-        -1 => Err(format!("no process can be made: {}", io::Error::last_os_error())),
+        -1 => Err(format!("no process can be made: {}", io::Error::last_os_error()).into()),
         0 => become_child(&work, standard, terminal.is_some(), confine, reporter),
         _ => {
             drop(reporter);
             match read_failure(reports) {
                 None => Ok(Spawned { pid, terminal }),
-                Some((step, errno)) => Err(work.explain(step, errno)),
+                Some((step, errno)) => Err(work.not_started(step, errno)),
             }
         }
     }
@@ -76,6 +76,12 @@ impl Prepared {
         let cwd = CString::new(cwd.unwrap_or_else(|| "/".to_owned()));
         let cwd = cwd.map_err(|_| "the working directory holds a NUL byte".to_owned())?;
         Ok(Self::Execute { executable: Executable::new(&argv, &env)?, cwd })
+    }
+
+    fn not_started(&self, step: Step, errno: i32) -> NotStarted {
+        let missing = matches!(step, Step::Execute) && matches!(errno, libc::ENOENT | libc::ENOTDIR);
+        let code = if missing { NOT_FOUND_CODE } else { NOT_STARTED_CODE };
+        NotStarted { message: self.explain(step, errno), code }
     }
 
     fn explain(&self, step: Step, errno: i32) -> String {

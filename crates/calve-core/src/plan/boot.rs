@@ -26,7 +26,10 @@ pub(super) fn end(draft: &mut Draft<'_>, world: &World<'_>) {
     }
     let seconds = boot_max(driver).as_secs();
     let name = &draft.machine.name;
-    draft.fail(format!(
-        "the agent in the machine did not speak within {seconds} s of its creation; `calve logs {name}` shows its console"
-    ));
+    let why = match driver {
+        // Nothing but the agent says anything before the program is started.
+        DriverName::Sandbox => "is this host overloaded?".to_owned(),
+        DriverName::Qemu => format!("`calve logs --console {name}` shows its console"),
+    };
+    draft.fail(format!("the agent in the machine did not speak within {seconds} s of its creation; {why}"));
 }

@@ -260,7 +260,7 @@ fn an_agent_that_does_not_speak_in_time_fails_its_machine() {
     check(
         silent(30_000),
         "write end failed since 1030000 with 0 ms, \"the agent in the machine did not speak within 30 s of its \
-         creation; `calve logs run-1` shows its console\", draining\ndestroy in sandbox",
+         creation; is this host overloaded?\", draining\ndestroy in sandbox",
     );
 }
 

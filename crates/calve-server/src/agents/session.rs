@@ -267,8 +267,8 @@ impl Reading<'_> {
             (_, Stage::Greeting) => return Err(SessionEnd::NotWelcomed("a message")),
             (FromAgent::Status { status }, Stage::Linked) => self.link.heard(status),
             (FromAgent::Opened { .. }, Stage::Linked) => {}
-            (FromAgent::StreamFailed { stream, message }, Stage::Linked) => {
-                self.session.streams.ended(stream, StreamEvent::Failed(message));
+            (FromAgent::StreamFailed { stream, message, exit }, Stage::Linked) => {
+                self.session.streams.ended(stream, StreamEvent::Failed { message, exit });
             }
             (FromAgent::StreamEnded { stream, exit }, Stage::Linked) => {
                 self.session.streams.ended(stream, StreamEvent::Ended(exit));

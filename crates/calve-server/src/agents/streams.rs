@@ -28,8 +28,19 @@ pub enum StreamEvent {
     Data(Channel, Bytes),
     /// It has ended, behind all of its output; a command's exit comes with it. The last event.
     Ended(Option<Exit>),
-    /// It could not be opened or broke, with the reason for people. The last event.
-    Failed(String),
+    /// It could not be opened or broke. The last event.
+    Failed {
+        /// Why.
+        message: String,
+        /// For a command, or an archive's path: the exit code with which a shell says the same.
+        exit: Option<Exit>,
+    },
+}
+
+impl StreamEvent {
+    fn failed(message: &str) -> Self {
+        Self::Failed { message: message.to_owned(), exit: None }
+    }
 }
 
 /// The open streams of one connection.
@@ -132,7 +143,7 @@ impl Streams {
             std::mem::take(&mut table.open)
         };
         for stream in open.into_values() {
-            stream.end(StreamEvent::Failed(reason.to_owned()));
+            stream.end(StreamEvent::failed(reason));
         }
     }
 
@@ -276,11 +287,11 @@ impl StreamReceiver {
         if self.ended {
             return None;
         }
-        let broken = || StreamEvent::Failed(LinkError::Broken.to_string());
+        let broken = || StreamEvent::failed(&LinkError::Broken.to_string());
         let event = self.events.recv().await.unwrap_or_else(broken);
         match &event {
             StreamEvent::Data(_, bytes) => self.grant(bytes.len()),
-            StreamEvent::Ended(_) | StreamEvent::Failed(_) => self.ended = true,
+            StreamEvent::Ended(_) | StreamEvent::Failed { .. } => self.ended = true,
         }
         Some(event)
     }

@@ -5,10 +5,10 @@ use axum::extract::ws::{WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use bytes::Bytes;
 use calve_core::{MachineId, StopReason};
-use calve_wire::agent::{Phase, ToAgent};
+use calve_wire::agent::{Phase, Status, ToAgent};
 use calve_wire::api::{Problem, StreamControl};
 use calve_wire::frame::LogEntry;
-use calve_wire::machine::Exit;
+use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -84,6 +84,11 @@ async fn send_output(
     };
     let mut watched = api.watches.watch(id);
     let mut last = watched.borrow().clone();
+    // What a system says, it says on its console; beside a program's output the boot is noise.
+    if let Some(record) = last.as_ref().filter(|record| !matches!(record.spec.workload, Workload::Program(_)))
+    {
+        entries = api.world.console(record).follow(&Query::default(), entries).await;
+    }
     while let Some(entry) = entries.next().await {
         to_client.data(entry.channel, &entry.bytes).await?;
     }
@@ -96,7 +101,7 @@ async fn send_output(
         };
         let said = ended(api, id);
         if said.is_some() || record.state.is_terminal() {
-            return Ok(Ok(exit_of(&record, said.flatten())));
+            return Ok(Ok(exit_of(&record, said.as_ref())));
         }
         last = Some(record);
         if watched.changed().await.is_err() {
@@ -105,24 +110,23 @@ async fn send_output(
     }
 }
 
-fn exit_of(record: &MachineRecord, said: Option<Exit>) -> StreamControl {
+fn exit_of(record: &MachineRecord, said: Option<&Status>) -> StreamControl {
     let stopped = record.stop.and_then(|stop| match stop.reason {
         StopReason::Expired => Some("its lease ended"),
         StopReason::Requested => Some("it was told to end"),
         StopReason::Exited | StopReason::Failed => None,
     });
     StreamControl::Exit {
-        exit: record.exit.or(said),
+        exit: record.exit.or(said.and_then(|status| status.last_exit)),
         state: Some(record.state.to_string()),
-        message: record.message.clone().or(stopped.map(str::to_owned)),
+        message: record.message.clone().or_else(|| said?.why_not_started()).or(stopped.map(str::to_owned)),
     }
 }
 
-/// How the program ended, once it did for good and all of its output is in the log.
-fn ended(api: &Api, id: MachineId) -> Option<Option<Exit>> {
+/// What the agent said last, once the program ended for good and all of its output is in the log.
+fn ended(api: &Api, id: MachineId) -> Option<Status> {
     let report = api.world.agents().report(id)?;
-    let status = report.status.filter(|status| status.phase == Phase::Ended && report.log_complete)?;
-    Some(status.last_exit)
+    report.status.filter(|status| status.phase == Phase::Ended && report.log_complete)
 }
 
 /// The log as it comes. Ends with the last entry once the program has ended for good, also where the machine never came

@@ -123,7 +123,10 @@ async fn send_output(mut receiver: StreamReceiver, to_client: &mut ToClient) -> 
             StreamEvent::Ended(exit) => {
                 return Ok(StreamControl::Exit { exit, state: None, message: None });
             }
-            StreamEvent::Failed(message) => {
+            StreamEvent::Failed { message, exit: Some(exit) } => {
+                return Ok(StreamControl::Exit { exit: Some(exit), state: None, message: Some(message) });
+            }
+            StreamEvent::Failed { message, exit: None } => {
                 return Ok(StreamControl::Error { problem: Problem::new(ProblemKind::BadRequest, message) });
             }
         }

@@ -8,6 +8,7 @@ use calve_wire::agent::Target;
 use calve_wire::api::{Problem, ProblemKind};
 use calve_wire::event::What;
 use calve_wire::frame::Channel;
+use calve_wire::machine::Exit;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -19,6 +20,8 @@ use crate::agents::{AgentStream, LinkError, StreamEvent};
 
 /// Longest path, in bytes (`PATH_MAX`, path_resolution(7)).
 const PATH_MAX_BYTES: usize = 4095;
+/// The exit code that tells a missing path ([`calve_wire::agent::FromAgent::StreamFailed`]).
+const NOT_FOUND_CODE: i32 = 127;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -91,7 +94,7 @@ pub async fn write(
             match receiver.recv().await {
                 Some(StreamEvent::Data(..)) => {}
                 Some(StreamEvent::Ended(_)) | None => return Ok(()),
-                Some(StreamEvent::Failed(message)) => return Err(refused(message)),
+                Some(StreamEvent::Failed { message, exit }) => return Err(refused(message, exit)),
             }
         }
     };
@@ -116,11 +119,12 @@ async fn next(stream: &mut AgentStream) -> ApiResult<Option<Bytes>> {
             Some(StreamEvent::Data(Channel::Stdout, bytes)) if !bytes.is_empty() => return Ok(Some(bytes)),
             Some(StreamEvent::Data(..)) => {}
             Some(StreamEvent::Ended(_)) | None => return Ok(None),
-            Some(StreamEvent::Failed(message)) => return Err(refused(message)),
+            Some(StreamEvent::Failed { message, exit }) => return Err(refused(message, exit)),
         }
     }
 }
 
-fn refused(message: String) -> ApiError {
-    ApiError::new(ProblemKind::BadRequest, message)
+fn refused(message: String, exit: Option<Exit>) -> ApiError {
+    let missing = exit.is_some_and(|exit| exit.code == Some(NOT_FOUND_CODE));
+    ApiError::new(if missing { ProblemKind::NotFound } else { ProblemKind::BadRequest }, message)
 }

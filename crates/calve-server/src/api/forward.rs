@@ -56,7 +56,7 @@ async fn carry(socket: WebSocket, stream: AgentStream) {
                 StreamEvent::Data(Channel::Stdout, bytes) => Message::Binary(bytes),
                 StreamEvent::Data(..) => continue,
                 StreamEvent::Ended(_) => break,
-                StreamEvent::Failed(message) => failure(message),
+                StreamEvent::Failed { message, .. } => failure(message),
             };
             to_client.send(message).await?;
         }

@@ -31,7 +31,8 @@ pub struct LogParams {
     since_ms: Option<u64>,
     /// Of what is there already, only the last so many lines.
     tail: Option<u64>,
-    /// Only this: `stdout`, `stderr` or `console`; several with commas between them.
+    /// Only this: `stdout`, `stderr` or `console`; several with commas between them. Without it everything but the
+    /// console, which has no times of its own: its bytes count as of when it was written to last.
     stream: Option<String>,
 }
 
@@ -46,17 +47,21 @@ pub async fn logs(
     Params(params): Params<LogParams>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let query = Query {
-        since_unix_ms: params.since_ms,
-        tail_lines: params.tail,
-        channels: channels(params.stream.as_deref())?,
-        ..Query::default()
-    };
+    let channels = channels(params.stream.as_deref())?;
+    let console = channels.contains(&Channel::Console);
+    let query =
+        Query { since_unix_ms: params.since_ms, tail_lines: params.tail, channels, ..Query::default() };
     let record = api.find(&name).await?;
     let live = params.follow && !record.state.is_terminal();
     let entries = match live {
-        true => super::attach::followed(&api, record.id, query).await?,
-        false => api.logs.read(record.id, query).await?,
+        true => super::attach::followed(&api, record.id, query.clone()).await?,
+        false => api.logs.read(record.id, query.clone()).await?,
+    };
+    let entries = match (console, live) {
+        (false, _) => entries,
+        (true, true) => api.world.console(&record).follow(&query, entries).await,
+        // A boot comes before everything else.
+        (true, false) => api.world.console(&record).read(&query).await.chain(entries).boxed(),
     };
     let wanted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     Ok(match wanted.contains(LOG_FRAMES) {

@@ -71,6 +71,12 @@ pub trait Effects: Send + Sync {
     /// What is known of the agents of linked machines.
     fn agents(&self) -> BTreeMap<MachineId, AgentReport>;
 
+    /// Why the machine ended by itself, in one sentence, where its driver knows.
+    fn end_note(&self, record: &MachineRecord) -> Option<String> {
+        let _ = record;
+        None
+    }
+
     /// Makes the placed machine.
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError>;
 

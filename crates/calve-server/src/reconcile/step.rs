@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calve_core::plan::{Action, Change, Fault};
-use calve_core::{DriverName, Lease, MachineId, State as MachineState, Timestamp};
+use calve_core::{DriverName, Exit, ExitCause, Lease, MachineId, State as MachineState, Timestamp};
 use calve_wire::event::What;
 use calve_wire::record::MachineRecord;
 
@@ -96,6 +96,11 @@ impl Step {
         };
         let mut new = MachineRecord::clone(old);
         self.changes.iter().for_each(|change| new.apply(change, self.now));
+        if let Some(exit) = self.changes.iter().find_map(exit_of)
+            && let Some(reason) = self.reason(exit, &new)
+        {
+            new.message = Some(reason);
+        }
         let revision = self.put(&new, *revision).await?;
         let new = Arc::new(new);
         self.view.note(revision, new.clone());
@@ -103,6 +108,18 @@ impl Step {
         self.announce(&new);
         self.record = Some((revision, new));
         Ok(())
+    }
+
+    /// What the agent or the driver knows of such an end. Kept, as neither can be asked any more once the machine is gone.
+    fn reason(&self, exit: Exit, record: &MachineRecord) -> Option<String> {
+        match exit.cause {
+            ExitCause::NotStarted => self.effects.agents().remove(&self.id)?.status?.why_not_started(),
+            ExitCause::MachineLost => {
+                let note = self.effects.end_note(record)?;
+                Some(format!("{note}; `calve logs --console {}` shows its console", record.name))
+            }
+            ExitCause::Normal | ExitCause::OutOfMemory | ExitCause::Limit => None,
+        }
     }
 
     /// Writes the record. Where the answer is lost, waits until the state says what became of it: the events of a change
@@ -164,6 +181,14 @@ impl Step {
         removed.map_err(|error| EffectError { message: error.to_string(), retry: true })?;
         self.effects.emit(self.id, &record.name, What::Removed);
         Ok(())
+    }
+}
+
+fn exit_of(change: &Change) -> Option<Exit> {
+    match change {
+        Change::Exit(exit) => Some(*exit),
+        Change::Place { .. } | Change::Creating { .. } | Change::State(_) | Change::End { .. } => None,
+        Change::Message(_) => None,
     }
 }
 

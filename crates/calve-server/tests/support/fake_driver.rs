@@ -233,7 +233,7 @@ impl FakeAgent {
             Target::Tcp { port } => send(connection, data(format!("port {port}: ").as_bytes())).await,
             Target::Read { path } if path == "/missing" => {
                 let message = format!("there is no {path} in the machine");
-                say(connection, FromAgent::StreamFailed { stream, message }).await
+                say(connection, FromAgent::StreamFailed { stream, message, exit: None }).await
             }
             Target::Read { path } => {
                 send(connection, data(path.as_bytes())).await?;

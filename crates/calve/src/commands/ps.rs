@@ -47,7 +47,10 @@ fn row(machine: &MachineSummary, now: Timestamp) -> [Cell; 8] {
         Cell::new(machine.driver.map_or("-", |driver| driver.as_str())),
         Cell::new(age),
         lease(machine, now),
-        Cell::new(machine.ports.iter().map(show_port).collect::<Vec<_>>().join(" ")),
+        Cell::new(match machine.state.is_terminal() {
+            true => String::new(),
+            false => machine.ports.iter().map(show_port).collect::<Vec<_>>().join(" "),
+        }),
         Cell::new(machine.runs.as_str()),
     ]
 }

@@ -64,7 +64,9 @@ fn describe(machine: &MachineView, lines: &mut Lines) {
     {
         lines.add("arguments", program.args.join(" "));
     }
-    lines.add("given", machine.spec.source.given.as_str());
+    if !machine.spec.source.given.is_empty() {
+        lines.add("given", machine.spec.source.given.as_str());
+    }
     if let Some(revision) = &machine.spec.source.revision {
         lines.add("revision", revision.as_str());
     }
@@ -72,8 +74,11 @@ fn describe(machine: &MachineView, lines: &mut Lines) {
         lines.add("driver", format!("{driver} on {node}"));
     }
     lines.add("created", ago(summary.created_unix_ms));
-    lines.add("lease", lease(summary.deadline_unix_ms, now));
-    lines.add("starts", format!("{} (restart: {})", machine.starts, show_restart(machine.spec.restart)));
+    // What has ended holds neither a lease nor a port, and nobody counts its starts any more.
+    if !summary.state.is_terminal() {
+        lines.add("lease", lease(summary.deadline_unix_ms, now));
+        lines.add("starts", format!("{} (restart: {})", machine.starts, show_restart(machine.spec.restart)));
+    }
     if let Some(health) = &machine.spec.health {
         lines.add("health", show_probe(&health.probe));
     }
@@ -88,7 +93,7 @@ fn describe(machine: &MachineView, lines: &mut Lines) {
     if !limits.is_empty() {
         lines.add("limits", limits);
     }
-    for port in &summary.ports {
+    for port in summary.ports.iter().filter(|_| !summary.state.is_terminal()) {
         lines.add("port", ps::show_port(port));
     }
     if !machine.linked && !summary.state.is_terminal() {
