@@ -106,7 +106,7 @@ fn logs_come_apart_with_times_or_as_objects() {
     let output = fake.run(&["logs", "web", "-f", "--since", "10m", "--json"]);
     let lines: Vec<Value> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(
-        (lines.len(), &lines[1]["stream"], &lines[1]["text"]),
+        (lines.len(), &lines[1]["channel"], &lines[1]["text"]),
         (3, &json!("stderr"), &json!("oops\n"))
     );
     assert!(fake.requests().last().unwrap().0.contains("follow=true&since_ms="));

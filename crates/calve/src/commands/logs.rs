@@ -45,7 +45,7 @@ pub struct Args {
     /// Begin each line with its time (UTC).
     #[arg(short, long, conflicts_with = "json")]
     timestamps: bool,
-    /// Print one object a line: seq, time_unix_ms, stream, and text (or base64 where it is not UTF-8).
+    /// Print one object a line: seq, time_unix_ms, channel, and text (or base64 where it is not UTF-8).
     #[arg(long)]
     json: bool,
 }
@@ -106,7 +106,7 @@ struct Printer {
 struct Entry<'a> {
     seq: u64,
     time_unix_ms: u64,
-    stream: &'static str,
+    channel: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +136,7 @@ fn json_line(entry: &LogEntry) -> Vec<u8> {
     let entry = Entry {
         seq: entry.seq,
         time_unix_ms: entry.time_unix_ms,
-        stream: entry.channel.as_str(),
+        channel: entry.channel.as_str(),
         text,
         base64,
     };
@@ -164,7 +164,7 @@ mod tests {
             bytes: bytes.into(),
         };
         let line = |bytes| String::from_utf8(json_line(&entry(bytes))).unwrap();
-        assert_eq!(line(b"a\n"), "{\"seq\":1,\"time_unix_ms\":2,\"stream\":\"stderr\",\"text\":\"a\\n\"}\n");
+        assert_eq!(line(b"a\n"), "{\"seq\":1,\"time_unix_ms\":2,\"channel\":\"stderr\",\"text\":\"a\\n\"}\n");
         assert!(line(b"\xff").contains("\"base64\":\"/w==\""));
         assert_eq!(show_time(1_767_323_045_678), "2026-01-02T03:04:05.678Z");
     }
