@@ -99,7 +99,7 @@ async fn what_a_killed_supervisor_ran_is_gone_with_it() {
     let sleep = format!("{busybox} sleep {mark}");
     let script = format!("(trap '' TERM HUP; {sleep}) & ({busybox} setsid {sleep} &); {sleep}");
     client.start(&format!("/nix/store/{BASE_NAME}/bin/busybox"), &["sh", "-c", &script]);
-    wait_for("the program's processes", || processes_with(&mark).len() >= 4);
+    wait_for("the program's processes", || processes_with(&mark).len() >= 3);
     let pid = RunDirs::new(&bench.dir.path().join("run"), DriverName::Sandbox)
         .meta(order.id)
         .expect("made")

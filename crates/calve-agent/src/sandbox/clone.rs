@@ -10,15 +10,16 @@ use super::ids::Map;
 /// Says where the caller finds itself.
 pub enum Cloned {
     /// In init.
-    Child,
+    Child {
+        /// Whether it began in the given cgroup.
+        in_cgroup: bool,
+    },
     /// In the agent.
     Parent {
         /// Init's process id.
         pid: i32,
         /// Init itself.
         pidfd: OwnedFd,
-        /// Whether it began in the given cgroup.
-        in_cgroup: bool,
     },
 }
 
@@ -106,8 +107,8 @@ fn clone3(flags: u64, cgroup: BorrowedFd) -> io::Result<Cloned> {
 
 fn cloned(pid: libc::c_long, pidfd: impl FnOnce() -> OwnedFd, in_cgroup: bool) -> io::Result<Cloned> {
     match pid {
-        0 => Ok(Cloned::Child),
+        0 => Ok(Cloned::Child { in_cgroup }),
         -1 => Err(io::Error::last_os_error()),
-        pid => Ok(Cloned::Parent { pid: pid as i32, pidfd: pidfd(), in_cgroup }),
+        pid => Ok(Cloned::Parent { pid: pid as i32, pidfd: pidfd() }),
     }
 }

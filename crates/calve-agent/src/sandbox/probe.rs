@@ -44,7 +44,7 @@ fn user_namespaces(id: &str) -> Check {
     let mend = || FORBIDDING.iter().find(|(file, value, _)| reads(file, value)).map(|(_, _, mend)| *mend);
     let error = match made {
         // SAFETY: ends the child at once.
-        Ok(clone::Cloned::Child) => unsafe { libc::_exit(0) },
+        Ok(clone::Cloned::Child { .. }) => unsafe { libc::_exit(0) },
         Ok(clone::Cloned::Parent { pidfd, .. }) => {
             let _ = waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)), WaitIdOptions::EXITED);
             let who = match map {
