@@ -228,18 +228,17 @@ impl Cgroup {
         Some(fs::File::open(&group.dir).map(Into::into))
     }
 
-    /// Opens the ways into the cgroups, for a process that may not open them itself. `cloned_into` says that it will begin in
-    /// the v2 one.
-    pub fn entrances(&self, cloned_into: bool) -> io::Result<Vec<Entrance>> {
-        let groups = self.groups.iter().filter(|group| !(cloned_into && group.version == Version::V2));
+    /// Opens the ways into the cgroups, for a process that may not open them itself.
+    pub fn entrances(&self) -> io::Result<Vec<Entrance>> {
         let open = |group: &Group| {
             let file = match group.version {
                 Version::V1 => "tasks",
                 Version::V2 => "cgroup.procs",
             };
-            fs::File::options().write(true).open(group.dir.join(file)).map(Entrance)
+            let file = fs::File::options().write(true).open(group.dir.join(file))?;
+            Ok(Entrance { file, version: group.version })
         };
-        groups.map(open).collect()
+        self.groups.iter().map(open).collect()
     }
 
     /// How often the kernel has killed something of the machine for want of memory.
@@ -275,14 +274,22 @@ impl Cgroup {
 
 /// The way into one cgroup.
 #[derive(Debug)]
-pub struct Entrance(fs::File);
+pub struct Entrance {
+    file: fs::File,
+    version: Version,
+}
 
 impl Entrance {
     /// Moves the calling process, which must have one thread. In v1 a single thread that moves itself is spared the wait for
     /// every fork in the system, which takes longer than all the rest of making a machine (`cgroup_procs_write_start` in the
     /// kernel's kernel/cgroup/cgroup.c).
     pub fn enter(&self) -> io::Result<()> {
-        (&self.0).write_all(b"0")
+        (&self.file).write_all(b"0")
+    }
+
+    /// Whether a process that was cloned into the v2 cgroup has come this way already.
+    pub fn is_v2(&self) -> bool {
+        self.version == Version::V2
     }
 }
 

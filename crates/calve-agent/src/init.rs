@@ -107,6 +107,7 @@ impl Init<'_> {
             Request::KillAll => {
                 self.emptying = true;
                 sweep::kill_everything(self.options.spare)?;
+                self.look_whether_empty()?;
             }
             Request::Socket { id } => match machine_socket() {
                 Ok(socket) => self.report(&Report::Socket { id }, vec![socket])?,

@@ -22,7 +22,7 @@ pub enum Mode {
     },
     /// `sandbox --run-dir DIR --ready-fd N`
     Sandbox {
-        /// Holds `sandbox.json`, gets `agent.sock` and `traces.json`.
+        /// Holds `sandbox.json`, gets `agent.sock` and what is left of the machine on the host.
         run_dir: PathBuf,
         /// The socket of the driver that waits for the machine.
         ready: OwnedFd,

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!  agent                                         init (PID 1 of the sandbox)
-//!    write traces, make cgroups, clone ─────────▶ open what will be mounted, as the host's user
+//!    write traces, make cgroups, clone ─────────▶ enter the cgroups, open what will be mounted, as the host's user
 //!    write the id maps, then "mapped" ──────────▶ become root of the user namespace, die with the agent from here on
-//!    move init into the cgroups, then "placed" ─▶ build the tree, enter it, raise the loopback
+//!                                                build the tree, enter it, raise the loopback
 //!    read the report ◀────────────────────────── report, then run what the caller wants to run as init
 //! ```
 //! It must begin while the agent has one thread: the child is a plain copy of it, and dies with the thread that made it.
@@ -59,10 +59,10 @@ pub fn launch(
     check(spec)?;
     let host = cgroup::Hierarchies::of_host();
     let plan = cgroup::Plan::new(&host, &spec.machine_id, &spec.limits);
-    let traces = traces::Traces::new(run_dir, plan.dirs());
-    traces.write(None).map_err(|e| failed("the run directory cannot be written", &e))?;
+    traces::write_cgroups(run_dir, plan.dirs())
+        .map_err(|e| failed("the run directory cannot be written", &e))?;
     let cgroup = plan.make();
-    launch_in(spec, &traces, &cgroup, init)
+    launch_in(spec, run_dir, &cgroup, init)
         .map(|(pid, pidfd, notes)| {
             let notes = cgroup.notes().iter().cloned().chain(notes).collect();
             (pid, pidfd, notes)
@@ -75,7 +75,7 @@ type Launched = (i32, OwnedFd, Vec<String>);
 
 fn launch_in(
     spec: &SandboxSpec,
-    traces: &traces::Traces,
+    run_dir: &Path,
     cgroup: &Cgroup,
     init: impl FnOnce(Confinement) -> Infallible,
 ) -> Result<Launched, SandboxError> {
@@ -89,18 +89,20 @@ fn launch_in(
     let map = ids::Map::choose(&spec.machine_id);
     let into =
         cgroup.clone_into().transpose().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
+    let entrances = cgroup.entrances().map_err(|e| failed("the machine's cgroup cannot be opened", &e))?;
     let (cloned, map) =
         clone::clone(map, spec.network, into.as_ref().map(AsFd::as_fd)).map_err(unclonable)?;
-    let (pid, pidfd, placed) = match cloned {
-        clone::Cloned::Child => {
+    let child = match cloned {
+        clone::Cloned::Child { in_cgroup } => {
             drop(ours);
-            init::run(&init::Job { spec, map, files: &files, agent: &theirs }, confinement, init)
+            let entrances =
+                entrances.into_iter().filter(|entrance| !(in_cgroup && entrance.is_v2())).collect();
+            init::run(init::Job { spec, map, files: &files, agent: &theirs, entrances }, confinement, init)
         }
-        clone::Cloned::Parent { pid, pidfd, in_cgroup } => (pid, pidfd, in_cgroup),
+        clone::Cloned::Parent { pid, pidfd } => Child { pid, pidfd },
     };
-    drop(theirs);
-    let child = Child { pid, pidfd };
-    let notes = child.bring_up(&ours, map, cgroup, placed, traces)?;
+    drop((theirs, entrances));
+    let notes = child.bring_up(&ours, map, run_dir)?;
     let notes = map.note().into_iter().chain(notes).collect();
     let (pid, pidfd) = child.keep();
     Ok((pid, pidfd, notes))
@@ -138,17 +140,25 @@ impl Child {
         &self,
         socket: &talk::Talk,
         map: ids::Map,
-        cgroup: &Cgroup,
-        placed: bool,
-        traces: &traces::Traces,
+        run_dir: &Path,
     ) -> Result<Vec<String>, SandboxError> {
-        traces.write(Some(self.pid)).map_err(|e| failed("the run directory cannot be written", &e))?;
-        map.write(self.pid).map_err(|e| failed("the user id map cannot be written", &e))?;
-        // An error here means that init is gone: its report, or the lack of one, says why.
-        let _ = socket.say(&[init::MAPPED]);
-        cgroup.adopt(self.pid, placed).map_err(|e| failed("init cannot be moved into its cgroup", &e))?;
-        let _ = socket.say(&[init::PLACED]);
-        init::read_report(socket)
+        traces::write_init(run_dir, self.pid)
+            .map_err(|e| failed("the run directory cannot be written", &e))?;
+        let mapped = map.write(self.pid);
+        match &mapped {
+            // An error here means that init is gone: its report, or the lack of one, says why.
+            Ok(()) => drop(socket.say(&[init::MAPPED])),
+            Err(_) => socket.fall_silent(),
+        }
+        match (init::read_report(socket), mapped) {
+            (Some(report), _) => report,
+            (None, Err(error)) => Err(failed("the user id map cannot be written", &error)),
+            (None, Ok(())) => Err(SandboxFailure {
+                kind: SandboxFailureKind::Failed,
+                message: "the sandbox's first process was killed before it could begin".to_owned(),
+                hint: Some("its memory limit may be too small, or the host is out of memory".to_owned()),
+            }),
+        }
     }
 
     fn keep(self) -> (i32, OwnedFd) {

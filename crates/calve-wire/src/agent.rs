@@ -254,24 +254,21 @@ pub struct StoreMount {
     pub base_name: String,
 }
 
-/// What a sandbox has on its host besides its run directory: `traces.json` in that directory, written before each thing is
-/// made, so that whoever finds the directory can end and remove everything without asking the agent.
+/// Where a sandbox has its cgroups: `cgroups.json` in the run directory, written before they are made, so that whoever finds
+/// the directory can remove everything without asking the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct SandboxTraces {
-    /// Directories of its cgroups, as absolute paths on the host.
-    #[serde(default)]
-    pub cgroups: Vec<String>,
-    /// The first process of the sandbox; when it has ended, nothing of the sandbox is alive.
-    #[serde(default)]
-    pub init: Option<InitProcess>,
+pub struct SandboxCgroups {
+    /// Their directories, as absolute paths on the host.
+    pub dirs: Vec<String>,
 }
 
-/// A process that cannot be mistaken for a later one with its number.
+/// The first process of a sandbox: `init.json` in the run directory, written before it is told to go on. When it has ended,
+/// nothing of the sandbox is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InitProcess {
+pub struct SandboxInit {
     /// Process id on the host.
     pub pid: i32,
-    /// Start time in clock ticks since boot (`proc_pid_stat(5)`, field 22).
+    /// Start time in clock ticks since boot (`proc_pid_stat(5)`, field 22), which tells it from a later one with its number.
     pub start_ticks: u64,
 }
 

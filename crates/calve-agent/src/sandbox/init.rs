@@ -1,7 +1,6 @@
 //! Init's own way into the sandbox, from the clone to the caller's code.
 
 use std::convert::Infallible;
-use std::io;
 
 use calve_wire::agent::{SandboxFailure as SandboxError, SandboxSpec};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
@@ -9,13 +8,12 @@ use rustix::thread::{Gid, Uid, UnshareFlags, set_thread_groups, set_thread_res_g
 
 use super::ids::Map;
 use super::talk::Talk;
-use super::{SandboxFailureKind, etc, failed, net, own_network, tree};
+use super::{etc, failed, net, own_network, tree};
+use crate::cgroup::Entrance;
 use crate::confine::Confinement;
 
 /// The agent has written the id map.
 pub const MAPPED: u8 = b'm';
-/// The agent has moved init into its cgroups.
-pub const PLACED: u8 = b'p';
 /// Longest report, in bytes: a sentence or two.
 const REPORT_MAX_BYTES: usize = 16 * 1024;
 /// Exit code of an init that could not begin; nobody but the agent sees it.
@@ -31,14 +29,16 @@ pub struct Job<'a> {
     pub files: &'a etc::Files,
     /// The way to the agent.
     pub agent: &'a Talk,
+    /// The cgroups that it must enter by itself.
+    pub entrances: Vec<Entrance>,
 }
 
 /// What init tells the agent: notes for people, or why there is no sandbox.
-type Report = Result<Vec<String>, SandboxError>;
+pub type Report = Result<Vec<String>, SandboxError>;
 
 /// Enters the sandbox and becomes what the caller wants.
-pub fn run(job: &Job, confinement: Confinement, init: impl FnOnce(Confinement) -> Infallible) -> ! {
-    let report = enter(job);
+pub fn run(job: Job, confinement: Confinement, init: impl FnOnce(Confinement) -> Infallible) -> ! {
+    let report = enter(&job);
     let entered = report.is_ok();
     let text = serde_json::to_vec(&report).expect("sentences");
     if job.agent.say(&text).is_err() || !entered {
@@ -55,6 +55,9 @@ fn exit(code: i32) -> ! {
 
 fn enter(job: &Job) -> Report {
     let step = |what: &'static str| move |error: rustix::io::Errno| failed(what, &error.into());
+    for entrance in &job.entrances {
+        entrance.enter().map_err(|e| failed("init cannot enter its cgroup", &e))?;
+    }
     super::raise_open_files();
     let sources = tree::Sources::open(job)?;
     wait_for(job.agent, MAPPED);
@@ -79,7 +82,6 @@ fn enter(job: &Job) -> Report {
                 .to_owned(),
         );
     }
-    wait_for(job.agent, PLACED);
     // SAFETY: no descriptor table is shared or unshared; this thread is the only one.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
         .map_err(step("no cgroup namespace"))?;
@@ -95,18 +97,9 @@ fn wait_for(agent: &Talk, expected: u8) {
     }
 }
 
-/// Reads init's report; its end without one is a failure.
-pub fn read_report(socket: &Talk) -> Report {
+/// Reads init's report; none where it ended without one.
+pub fn read_report(socket: &Talk) -> Option<Report> {
     let mut text = vec![0; REPORT_MAX_BYTES];
-    let read = socket.hear(&mut text);
-    let report = read
-        .map_err(io::Error::from)
-        .and_then(|n| serde_json::from_slice(&text[..n]).map_err(io::Error::from));
-    report.unwrap_or_else(|_| {
-        Err(SandboxError {
-            kind: SandboxFailureKind::Failed,
-            message: "the sandbox's first process was killed before it could begin".to_owned(),
-            hint: Some("its memory limit may be too small, or the host is out of memory".to_owned()),
-        })
-    })
+    let length = socket.hear(&mut text).ok()?;
+    serde_json::from_slice(&text[..length]).ok()
 }

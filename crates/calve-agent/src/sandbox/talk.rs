@@ -4,7 +4,9 @@
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
+};
 
 /// One end.
 #[derive(Debug)]
@@ -21,6 +23,12 @@ impl Talk {
     /// Says something; an error means that the other end is gone.
     pub fn say(&self, message: &[u8]) -> Result<(), Errno> {
         send(&self.0, message, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    /// Says nothing more; the other end hears that.
+    pub fn fall_silent(&self) {
+        // It fails only where the other end is gone, which is as well.
+        let _ = shutdown(&self.0, Shutdown::Write);
     }
 
     /// Hears one message and gives its length; 0 where the other end is gone.

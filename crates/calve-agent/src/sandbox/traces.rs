@@ -1,34 +1,22 @@
-//! Writes down what the sandbox has on the host, before it has it.
+//! Writes down what the sandbox has on the host, before it has it. A file that was cut off stands for nothing: what it should
+//! have named was not made yet.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use calve_wire::agent::{InitProcess, SandboxTraces};
+use calve_wire::agent::{SandboxCgroups, SandboxInit};
 
-/// The file of one sandbox.
-pub struct Traces {
-    file: PathBuf,
-    cgroups: Vec<String>,
+/// Writes the cgroups that will be made.
+pub fn write_cgroups<'a>(run_dir: &Path, dirs: impl Iterator<Item = &'a PathBuf>) -> io::Result<()> {
+    let dirs = dirs.map(|dir| dir.to_string_lossy().into_owned()).collect();
+    fs::write(run_dir.join("cgroups.json"), serde_json::to_vec(&SandboxCgroups { dirs }).expect("names"))
 }
 
-impl Traces {
-    /// Of the sandbox with this run directory and these cgroups.
-    pub fn new<'a>(run_dir: &Path, cgroups: impl Iterator<Item = &'a PathBuf>) -> Self {
-        let cgroups = cgroups.map(|dir| dir.to_string_lossy().into_owned()).collect();
-        Self { file: run_dir.join("traces.json"), cgroups }
-    }
-
-    /// Writes the file, at once or not at all.
-    pub fn write(&self, init: Option<i32>) -> io::Result<()> {
-        let init = init
-            .map(|pid| start_ticks(pid).map(|start_ticks| InitProcess { pid, start_ticks }))
-            .transpose()?;
-        let traces = SandboxTraces { cgroups: self.cgroups.clone(), init };
-        let new = self.file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(&traces).expect("names and numbers"))?;
-        fs::rename(new, &self.file)
-    }
+/// Writes the first process, which still waits for a word.
+pub fn write_init(run_dir: &Path, pid: i32) -> io::Result<()> {
+    let init = SandboxInit { pid, start_ticks: start_ticks(pid)? };
+    fs::write(run_dir.join("init.json"), serde_json::to_vec(&init).expect("numbers"))
 }
 
 /// When the process began, in clock ticks since boot.

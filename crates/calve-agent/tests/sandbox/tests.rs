@@ -6,7 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, SandboxSpec, SandboxTraces, StoreMount};
+use calve_wire::agent::{
+    AGENT_PROTOCOL_VERSION, Remaining, SandboxCgroups, SandboxInit, SandboxSpec, StoreMount,
+};
 use calve_wire::machine::{Limits, Network};
 use rustix::process::geteuid;
 
@@ -138,8 +140,13 @@ impl Bench {
         serde_json::from_slice(&fs::read(self.run_dir().join("seen.json")).unwrap()).unwrap()
     }
 
-    fn traces(&self) -> SandboxTraces {
-        serde_json::from_slice(&fs::read(self.run_dir().join("traces.json")).unwrap()).unwrap()
+    fn cgroups(&self) -> Vec<String> {
+        let file = fs::read(self.run_dir().join("cgroups.json")).unwrap();
+        serde_json::from_slice::<SandboxCgroups>(&file).unwrap().dirs
+    }
+
+    fn init(&self) -> Option<SandboxInit> {
+        serde_json::from_slice(&fs::read(self.run_dir().join("init.json")).ok()?).ok()
     }
 }
 
@@ -254,22 +261,20 @@ fn leaves_nothing(who: Who) {
     let mut bench = Bench::new(who);
     bench.spec.limits = Limits { cpus_milli: Some(500), memory_bytes: Some(64 << 20), pids: Some(10) };
     bench.facts();
-    let traces = bench.traces();
-    assert!(traces.cgroups.iter().all(|dir| !Path::new(dir).exists()), "{traces:?}");
-    assert!(!Path::new(&format!("/proc/{}", traces.init.unwrap().pid)).exists());
+    assert!(bench.cgroups().iter().all(|dir| !Path::new(dir).exists()), "{:?}", bench.cgroups());
+    assert!(!Path::new(&format!("/proc/{}", bench.init().unwrap().pid)).exists());
 }
 
 fn dies_with_its_agent(who: Who) {
     let bench = Bench::new(who);
     let mut agent = bench.command(&Bench::probe(), &["inside", "sleep"]).spawn().unwrap();
-    let init =
-        wait_for(|| fs::read(bench.run_dir().join("traces.json")).ok().and_then(|_| bench.traces().init));
+    let init = wait_for(|| bench.init());
     let proc = PathBuf::from(format!("/proc/{}", init.pid));
     wait_for(|| children(init.pid).pop());
     agent.kill().unwrap();
     agent.wait().unwrap();
     wait_for(|| (!proc.exists()).then_some(()));
-    for dir in bench.traces().cgroups {
+    for dir in bench.cgroups() {
         wait_for(|| fs::remove_dir(&dir).is_ok().then_some(()));
         let _ = fs::remove_dir(Path::new(&dir).parent().unwrap());
     }
@@ -287,7 +292,7 @@ fn a_missing_store_path_is_one_sentence(who: Who) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(99));
     assert!(said.contains("-missing") && said.contains("garbage"), "{said}");
-    assert!(bench.traces().cgroups.iter().all(|dir| !Path::new(dir).exists()));
+    assert!(bench.cgroups().iter().all(|dir| !Path::new(dir).exists()));
 }
 
 fn a_machine_without_a_closure_has_a_shell(who: Who) {

@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use calve_core::MachineId;
-use calve_wire::agent::SandboxTraces;
+use calve_wire::agent::{SandboxCgroups, SandboxInit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::de::DeserializeOwned;
 
 use super::failed;
 use crate::driver::DriverError;
@@ -38,22 +39,22 @@ pub fn end(dirs: &RunDirs, id: MachineId) -> Result<(), DriverError> {
     // A supervisor that is not written down lost its driver, and ends by itself; its lock goes with it.
     let locked = retry(deadline, || flock(&dir, FlockOperation::NonBlockingLockExclusive));
     locked.map_err(|e| failed("the machine's supervisor does not end").caused_by(e))?;
-    let traces = traces(&path);
-    if let Some(init) = traces.init {
+    if let Some(init) = read::<SandboxInit>(&path, "init.json") {
         // It dies with its supervisor. The kernel tells its end only once everything in the sandbox has ended.
         let init = Process { pid: init.pid, start_ticks: init.start_ticks };
         kill(init, deadline).map_err(|e| failed("the machine's processes cannot be ended").caused_by(e))?;
     }
     let ours = |dir: &PathBuf| dir.ends_with(id.to_string());
-    for cgroup in traces.cgroups.into_iter().map(PathBuf::from).filter(ours) {
+    let cgroups: SandboxCgroups = read(&path, "cgroups.json").unwrap_or_default();
+    for cgroup in cgroups.dirs.into_iter().map(PathBuf::from).filter(ours) {
         remove_cgroup(&cgroup, deadline)?;
     }
     dirs.remove(id).map_err(|e| failed("the machine's run directory cannot be removed").caused_by(e))
 }
 
-fn traces(dir: &Path) -> SandboxTraces {
-    let read = fs::read(dir.join("traces.json"));
-    read.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+/// What the agent has written; none where it was cut off, and what the file should name was not made.
+fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
+    serde_json::from_slice(&fs::read(dir.join(name)).ok()?).ok()
 }
 
 /// Kills the process and waits for its end; absence is success.
