@@ -10,6 +10,7 @@ mod exec;
 mod extract;
 mod files;
 mod forward;
+mod holds;
 mod life;
 mod listing;
 mod logs;
@@ -43,6 +44,7 @@ use crate::state::State;
 use crate::world::World;
 
 pub use extract::BODY_MAX_BYTES;
+use holds::Holds;
 use listing::Listing;
 pub use principal::Principal;
 pub use problem::{ApiError, ApiResult};
@@ -78,6 +80,7 @@ struct Api {
     context: Arc<Context>,
     watches: Watches,
     listing: Listing,
+    holds: Holds,
 }
 
 impl std::ops::Deref for Api {
@@ -103,6 +106,9 @@ struct Document;
 pub fn router(context: Context) -> Router {
     let context = Arc::new(context);
     let watches = Watches::start(context.state.clone(), context.view.clone(), context.shutdown.clone());
+    let api = Api { context, watches, listing: Listing::default(), holds: Holds::default() };
+    let expecting = api.clone();
+    tokio::spawn(async move { holds::expect_all(&expecting).await });
     let (router, document) = routes().split_for_parts();
     let document: Arc<str> = document.to_json().expect("the document is plain data").into();
     let served = move || async move {
@@ -112,7 +118,7 @@ pub fn router(context: Context) -> Router {
         .route("/v1/openapi.json", axum::routing::get(served))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Api { context, watches, listing: Listing::default() })
+        .with_state(api)
 }
 
 /// The OpenAPI document of the API.

@@ -32,6 +32,7 @@ fn record(n: u64, spec: calve_wire::machine::MachineSpec) -> MachineRecord {
         created_unix_ms: n,
         state_since_unix_ms: u64::MAX / 2,
         remove: false,
+        held: false,
     }
 }
 

@@ -21,6 +21,9 @@ pub struct CreateMachine {
     /// Time between its stop and its destruction; the server's default where none is given.
     #[serde(default)]
     pub grace_ms: Option<u64>,
+    /// Whether it ends when no client is attached with `?hold=true` any more.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// A machine as `ps` lists it.

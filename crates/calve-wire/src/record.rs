@@ -46,6 +46,9 @@ pub struct MachineRecord {
     pub attempt: u32,
     /// Shared with its agent alone: the agent speaks to nobody who does not know it. 32 hexadecimal digits.
     pub agent_token: String,
+    /// Whether it ends when its client is gone.
+    #[serde(default)]
+    pub held: bool,
     /// How its program ended for good.
     #[serde(default)]
     pub exit: Option<Exit>,

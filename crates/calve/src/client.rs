@@ -25,6 +25,9 @@ pub use websocket::{Received, Socket, SocketReader, SocketWriter};
 
 /// Most bytes of an answer that is read as a whole: 10,000 machines in full are some 20 MB.
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
+/// How often a request that changes nothing is sent again where the server died before it answered: the next one is
+/// started, and may itself be killed.
+const READ_TRIES_MAX: u32 = 3;
 /// Most bytes of an error's body.
 const PROBLEM_MAX_BYTES: usize = 64 * 1024;
 
@@ -44,15 +47,7 @@ impl Client {
     /// A client of the server that `CALVE_SERVER` names, else of this user's local server, started where none answers.
     pub async fn connect() -> Outcome<Self> {
         let endpoint = Endpoint::from_env()?;
-        let stream = match endpoint.connect().await {
-            Ok(stream) => stream,
-            Err(error) => match &endpoint {
-                Endpoint::Local(dirs) if connect::nobody_listens(&error) => {
-                    start::start(dirs, &endpoint).await?
-                }
-                _ => return Err(endpoint.unreachable(error)),
-            },
-        };
+        let stream = reach(&endpoint).await?;
         Ok(Self::over(endpoint, stream))
     }
 
@@ -77,7 +72,7 @@ impl Client {
 
     /// `GET`, the answer's bytes as they came.
     pub async fn get_bytes(&self, path: &str) -> Outcome<Bytes> {
-        let answer = self.send(Method::GET, path, None, empty()).await?;
+        let answer = self.read(path, None).await?;
         self.collect(answer.into_body()).await
     }
 
@@ -88,8 +83,7 @@ impl Client {
 
     /// `GET`, the answer's body as a stream. `accept` is the wanted media type.
     pub async fn get_stream(&self, path: &str, accept: &str) -> Outcome<Incoming> {
-        let answer = self.send(Method::GET, path, Some((header::ACCEPT, accept)), empty()).await?;
-        Ok(answer.into_body())
+        Ok(self.read(path, Some((header::ACCEPT, accept))).await?.into_body())
     }
 
     /// `POST` or `DELETE` with a JSON body; the answer's bytes.
@@ -115,12 +109,31 @@ impl Client {
     pub async fn websocket(&self, path: &str) -> Outcome<Socket> {
         let stream = self.stream().await?;
         let request = websocket::upgrade_request(path, &self.endpoint);
-        let answer = self.exchange(stream, request).await?;
+        let answer = self.exchange(stream, request).await.map_err(|unanswered| self.failure(unanswered))?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(Failure::failed(format!("the server at {} speaks no WebSocket here", self.server())));
         }
         let upgraded = hyper::upgrade::on(answer).await.map_err(|error| self.broken(error))?;
         Ok(websocket::open(upgraded).await)
+    }
+
+    /// `GET`, of the next server where this one dies before it answers: reading twice changes nothing.
+    async fn read(
+        &self,
+        path: &str,
+        header: Option<(header::HeaderName, &str)>,
+    ) -> Outcome<Response<Incoming>> {
+        let mut tries = 1;
+        loop {
+            match self.try_send(Method::GET, path, header.clone(), empty()).await {
+                Err(Unanswered::Broken(_)) if tries < READ_TRIES_MAX => {
+                    tries += 1;
+                    let stream = reach(&self.endpoint).await?;
+                    *self.first.lock().expect("nothing panics while it is held") = Some(stream);
+                }
+                result => return result.map_err(|unanswered| self.failure(unanswered)),
+            }
+        }
     }
 
     async fn send(
@@ -130,7 +143,17 @@ impl Client {
         header: Option<(header::HeaderName, &str)>,
         body: Body,
     ) -> Outcome<Response<Incoming>> {
-        let stream = self.stream().await?;
+        self.try_send(method, path, header, body).await.map_err(|unanswered| self.failure(unanswered))
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        header: Option<(header::HeaderName, &str)>,
+        body: Body,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        let stream = self.stream().await.map_err(Unanswered::Failed)?;
         let mut request = self.endpoint.request(path).method(method);
         if let Some((name, value)) = header {
             request = request.header(name, value);
@@ -147,19 +170,30 @@ impl Client {
     }
 
     /// Sends one request; an answer that is an error becomes a failure.
-    async fn exchange(&self, stream: Stream, request: Request<Body>) -> Outcome<Response<Incoming>> {
+    async fn exchange(
+        &self,
+        stream: Stream,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Unanswered> {
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(Unanswered::Broken)?;
         // The connection ends with its last answer; its errors reach the body that is being read.
         tokio::spawn(connection.with_upgrades());
-        let answer = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let answer = sender.send_request(request).await.map_err(Unanswered::Broken)?;
         let status = answer.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
         let body = Limited::new(answer.into_body(), PROBLEM_MAX_BYTES).collect().await;
         let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-        Err(refused(status, &body))
+        Err(Unanswered::Failed(refused(status, &body)))
+    }
+
+    fn failure(&self, unanswered: Unanswered) -> Failure {
+        match unanswered {
+            Unanswered::Broken(error) => self.broken(error),
+            Unanswered::Failed(failure) => failure,
+        }
     }
 
     async fn collect(&self, body: Incoming) -> Outcome<Bytes> {
@@ -185,6 +219,25 @@ impl Client {
     fn broken(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
         Failure::failed(format!("the connection to the server at {} broke off", self.server()))
             .caused_by(error)
+    }
+}
+
+/// Why there is no answer that is good.
+enum Unanswered {
+    /// The connection broke before one came.
+    Broken(hyper::Error),
+    /// The server refused, or cannot be reached.
+    Failed(Failure),
+}
+
+/// A connection to the server; a local one that does not answer is started.
+async fn reach(endpoint: &Endpoint) -> Outcome<Stream> {
+    match endpoint.connect().await {
+        Ok(stream) => Ok(stream),
+        Err(error) => match endpoint {
+            Endpoint::Local(dirs) if connect::nobody_listens(&error) => start::start(dirs, endpoint).await,
+            _ => Err(endpoint.unreachable(error)),
+        },
     }
 }
 

@@ -91,6 +91,7 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
     };
     let name = rng.chance(300).then(|| rng.pick(&["web", "db", "run-2"]).parse().expect("a name"));
     NewMachine {
+        held: false,
         id: MachineId::new(now, u128::from(rng.next())),
         agent_token: String::new(),
         name,

@@ -110,6 +110,9 @@ impl Enclosure for SystemGuest {
     fn on_end(&self) {
         power::end_machine();
     }
+
+    /// The system is ending by itself and powers off in its own order; the guard watches the lease.
+    fn on_interrupt(&self) {}
 }
 
 /// Makes the system's root from the image on `device`, and enters it. Answers with what is less than it should be.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use calve_node::Driver as _;
 use calve_node::run_dir::Process;
 use calve_wire::agent::{Remaining, ToAgent};
+use calve_wire::doctor::CheckStatus;
 use calve_wire::machine::{ExitCause, Limits, Network, Restart};
 
 use client::Client;
@@ -86,6 +87,11 @@ async fn a_guest_ends_with_its_lease_though_nobody_is_connected() {
     let host = Host::new();
     let order = host.order(2, Remaining { until_deadline_ms: Some(1000), grace_ms: 0 });
     let driver = host.driver();
+    let checks = driver.preflight().await;
+    assert!(
+        checks.iter().all(|check| check.area == "qemu" && check.status < CheckStatus::Missing),
+        "{checks:?}"
+    );
     driver.create(&order).await.unwrap();
     let [guard, qemu] = host.processes(order.id);
     eventually("the end of QEMU", || !qemu.is_alive() && !guard.is_alive());

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Api;
 use super::extract::Named;
+use super::holds::Hold;
 use super::problem::{ApiError, ApiResult};
 use super::socket::{self, Client, FromClient, Gone, ToClient};
 use super::watches::Watched;
@@ -28,20 +29,30 @@ const STDIN_WAITING_MAX: usize = 64;
 /// A WebSocket: the log from its first entry, then live; standard input and signals the other way. Ends with
 /// `StreamControl::Exit` once the program has ended for good and all of its output was sent.
 #[utoipa::path(get, path = "/v1/machines/{name}/attach",
-    params(("name" = String, Path, description = "Name or id")), responses(
+    params(("name" = String, Path, description = "Name or id"),
+        ("hold" = Option<bool>, Query, description = "The machine ends when this connection does")), responses(
     (status = 101, description = "A WebSocket"), (status = "default", body = Problem)))]
 pub async fn attach(
     State(api): State<Api>,
     Named(name): Named,
+    axum::extract::Query(options): axum::extract::Query<Options>,
     connection: Connection,
     upgrade: WebSocketUpgrade,
 ) -> ApiResult<Response> {
     let id = api.find(&name).await?.id;
     Ok(socket::limited(upgrade).on_upgrade(async move |socket| {
         let _connection = connection;
+        let _hold = options.hold.then(|| Hold::on(&api, id));
         let shutdown = api.shutdown.clone();
         shutdown.run_until_cancelled(serve(&api, id, socket)).await;
     }))
+}
+
+/// What stands behind the question mark.
+#[derive(Debug, serde::Deserialize)]
+pub struct Options {
+    #[serde(default)]
+    hold: bool,
 }
 
 async fn serve(api: &Api, id: MachineId, socket: WebSocket) {

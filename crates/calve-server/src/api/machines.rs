@@ -17,7 +17,7 @@ use utoipa::IntoParams;
 
 use super::extract::{JsonBody, Named, Params};
 use super::problem::{ApiError, ApiResult};
-use super::{Api, Principal, check};
+use super::{Api, Principal, check, holds};
 use crate::chain;
 use crate::reconcile::records::{self, NewMachine};
 
@@ -68,6 +68,7 @@ pub async fn create(
         spec: request.spec,
         ttl: request.ttl_ms.map(Duration::from_millis),
         grace: request.grace_ms.map_or(GRACE_DEFAULT, Duration::from_millis),
+        held: request.hold,
     };
     let mut announced = None;
     let announce = |record: &MachineRecord| {
@@ -80,6 +81,9 @@ pub async fn create(
         api.audit(&by, &record, What::Removed);
     }
     let record = created?;
+    if record.held {
+        holds::expect(&api, record.id);
+    }
     Ok((StatusCode::CREATED, Json(api.show(&record))))
 }
 

@@ -50,7 +50,7 @@ fn an_environment_of_ten_megabytes_is_refused() {
 
 #[test]
 fn a_taken_name_is_refused_until_it_is_removed() {
-    let home = Home::new();
+    let home = Home::alone();
     let app = home.app();
     home.ok(&["run", "--name", "one", &app, "--", "true"]);
     refused(&home, &["run", "--name", "one", &app, "--", "true"], "one");
@@ -70,7 +70,7 @@ fn read_verbs_speak_json_and_completions_are_scripts() {
     assert!(home.json(&["server", "status"])["pid"].is_number());
     let log = home.ok(&["logs", "--json", "one"]);
     let entry: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
-    assert_eq!(entry["channel"], "stdout");
+    assert_eq!(entry["stream"], "stdout");
     let events = home.ok(&["events", "--json"]);
     for event in ["declared", "started", "exited", "stopped"] {
         assert!(events.contains(&format!("\"{event}\"")), "no {event} in {events}");

@@ -67,7 +67,7 @@ fn a_second_server_is_refused_and_a_newer_state_too() {
     let home = Home::new();
     home.ok(&["ps"]);
     let ran = home.run(&["server"]);
-    assert!(ran.code != 0 && ran.stderr.contains("already"), "{ran:?}");
+    assert!(ran.code != 0 && ran.stderr.contains("another calve server"), "{ran:?}");
     assert!(ran.stderr.contains(&home.server_pid().to_string()), "it says which: {ran:?}");
 }
 

@@ -45,7 +45,7 @@ fn a_service_is_restarted_with_backoff_until_it_is_stopped() {
 fn a_published_port_reaches_the_service_and_health_makes_it_ready() {
     let home = Home::new();
     let app = home.app();
-    let args = ["run", "-d", "--name", "web", "--kind", "service", "--health-http", "80:/", "-p", "0:80"];
+    let args = ["run", "-d", "--name", "web", "--kind", "service", "--health-http", "80/", "-p", "0:80"];
     home.ok(&[&args[..], &[&app, "--", "sh", "-c", HTTPD]].concat());
     wait_until("web to be ready", || home.json(&["status", "web"])["ready"] == true);
     let status = home.json(&["status", "web"]);

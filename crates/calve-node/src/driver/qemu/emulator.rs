@@ -45,7 +45,7 @@ impl Emulator {
 }
 
 /// A program in `PATH`.
-pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+fn in_path(program: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
     let executable = |path: &PathBuf| {
         path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)

@@ -2,7 +2,7 @@
 
 use calve_wire::doctor::{Check, CheckStatus};
 
-use super::emulator::{INSTALL_HINT, in_path};
+use super::emulator::INSTALL_HINT;
 use super::{QemuDriver, needs};
 use crate::driver::DriverError;
 use crate::initrd::static_busybox;
@@ -27,7 +27,6 @@ pub(super) async fn preflight(driver: &QemuDriver) -> Vec<Check> {
         }
         Err(error) => missing("kernel", &super::probe::broke_off(error), "programs cannot run in guests"),
     });
-    checks.push(images_check());
     if let (Ok(emulator), true) = (&emulator, has_kernel) {
         checks.push(kvm_check(driver.kvm(emulator).await));
     }
@@ -56,20 +55,6 @@ fn kvm_check(state: &KvmState) -> Check {
             cost: "guests run in emulation: about ten times slower".into(),
             mend: mend.clone(),
             ..degraded("KVM", why.clone())
-        },
-    }
-}
-
-fn images_check() -> Check {
-    match in_path("mkfs.erofs") {
-        Some(path) => ok("mkfs.erofs", path.display().to_string()),
-        None => Check {
-            status: CheckStatus::Missing,
-            cost: "closures cannot be handed to guests".into(),
-            mend: Some(
-                "apt-get install erofs-utils (Debian, Ubuntu), dnf install erofs-utils (Fedora)".into(),
-            ),
-            ..degraded("mkfs.erofs", "not installed".into())
         },
     }
 }

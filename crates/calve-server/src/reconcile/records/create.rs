@@ -26,6 +26,8 @@ pub struct NewMachine {
     pub ttl: Option<Duration>,
     /// Time between its stop and its destruction.
     pub grace: Duration,
+    /// Whether it ends when its client is gone.
+    pub held: bool,
 }
 
 /// Takes the name and writes the record, which then survives a power failure; the loop does the rest.
@@ -106,5 +108,6 @@ fn declared(new: NewMachine, name: MachineName, now: Timestamp) -> MachineRecord
         created_unix_ms: now.0,
         state_since_unix_ms: now.0,
         remove: false,
+        held: new.held,
     }
 }

@@ -16,6 +16,7 @@ const NOW: Timestamp = Timestamp(1_000_000);
 
 fn new(n: u128, name: Option<&str>) -> NewMachine {
     NewMachine {
+        held: false,
         id: MachineId::new(NOW, n),
         agent_token: "00".repeat(16),
         name: name.map(|name| name.parse().unwrap()),

@@ -146,7 +146,13 @@ impl Args {
             Some(Ttl::For(ttl)) => Some(ttl),
             Some(Ttl::None) => None,
         };
-        Ok(CreateMachine { name: self.name.clone(), spec, ttl_ms: ttl.map(ms), grace_ms: self.grace.map(ms) })
+        Ok(CreateMachine {
+            name: self.name.clone(),
+            spec,
+            ttl_ms: ttl.map(ms),
+            grace_ms: self.grace.map(ms),
+            hold: !self.detach,
+        })
     }
 
     /// The kind that was asked for or that goes without saying, and the workload with its environment.
