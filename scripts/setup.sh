@@ -87,14 +87,6 @@ need_bench_peers() {
   need_packages bwrap=bubblewrap runc=runc systemd-nspawn=systemd-container
 }
 
-# The release binaries side by side, the agent in its own profile.
-build_release() {
-  say "building"
-  cargo build --quiet --profile agent --bin calve-agent
-  cargo build --quiet --release --bin calve
-  install -m755 "$(bin_dir agent)/calve-agent" "$(bin_dir release)/calve-agent"
-}
-
 # The directory that cargo builds into for this machine: `bin_dir debug`.
 bin_dir() {
   echo "$root/target/$(rustc -vV | sed -n 's/^host: //p')/$1"

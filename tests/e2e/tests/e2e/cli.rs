@@ -70,7 +70,7 @@ fn read_verbs_speak_json_and_completions_are_scripts() {
     assert!(home.json(&["server", "status"])["pid"].is_number());
     let log = home.ok(&["logs", "--json", "one"]);
     let entry: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
-    assert_eq!(entry["stream"], "stdout");
+    assert_eq!(entry["channel"], "stdout");
     let events = home.ok(&["events", "--json"]);
     for event in ["declared", "started", "exited", "stopped"] {
         assert!(events.contains(&format!("\"{event}\"")), "no {event} in {events}");

@@ -1,10 +1,14 @@
 //! Other ways to run a program in namespaces, with the same mounts as ours.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Store, installed};
+use crate::store::Store;
+
+/// The program by itself: what starting a process costs.
+pub const BARE: &str = "bare process";
 
 /// A way that is installed here.
 pub struct Peer {
@@ -31,7 +35,7 @@ impl Peer {
 /// Those that are installed, for this store.
 pub fn peers(store: &Store) -> Vec<Peer> {
     let root = rustix::process::geteuid().is_root();
-    let bare = Peer { name: "bare process", argv: host_program(store), _files: None };
+    let bare = Peer { name: BARE, argv: host_program(store), _files: None };
     let bwrap = installed("bwrap").then(|| bwrap(store));
     let runc = (root && installed("runc")).then(|| runc(store));
     let nspawn = (root && installed("systemd-nspawn")).then(|| nspawn(store));
@@ -109,4 +113,9 @@ fn nspawn(store: &Store) -> Peer {
     }
     argv.extend([store.program(), "true".to_owned()]);
     Peer { name: "systemd-nspawn", argv, _files: Some(root) }
+}
+
+fn installed(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').any(|dir| Path::new(dir).join(program).exists())
 }

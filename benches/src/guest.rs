@@ -1,7 +1,5 @@
 //! Cold start of a guest to the first line of its program's output, against the floor: QEMU started by hand with the
 //! quickest command that is known, the same kernel and the same initrd, to the first line that its first process prints.
-//!
-//! Usage: `guest_start AGENT ROUNDS`. Both run in turns, so that a busy host is equally bad for both.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -20,38 +18,33 @@ use calve_wire::frame::{Channel, Decoder, Frame, Incoming, Token};
 use calve_wire::guard::PROBE_MARKER;
 use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
 
+use crate::Effort;
+use crate::home::beside;
+use crate::table::Table;
+use crate::times::{Times, millis};
+
 const TOKEN: &str = "00112233445566778899aabbccddeeff";
 const BUSYBOX: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 const LEASE: Remaining = Remaining { until_deadline_ms: Some(120_000), grace_ms: 0 };
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let agent = PathBuf::from(arguments.next().expect("the path of calve-agent"));
-    let rounds: u32 = arguments.next().expect("a number of rounds").parse().expect("a number");
-    let bench = Bench::new(agent);
+/// Most that a guest's start may take, as a multiple of the floor.
+const RATIO_MAX: f64 = 1.15;
+
+pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
+    let bench = Bench::new(beside("calve-agent"));
     // The first one makes kernel and initrd, and tries KVM.
     bench.through_driver(0).await;
     let floor_argv = bench.floor_argv();
-    let (mut ours, mut floor) = (Vec::new(), Vec::new());
-    for round in 1..=rounds {
+    let (mut ours, mut floor) = (Times::default(), Times::default());
+    for round in 1..=effort.boots {
         floor.push(by_hand(&floor_argv));
         ours.push(bench.through_driver(u128::from(round)).await);
-        println!(
-            "round {round}: by hand {:?}, calve {:?}",
-            floor.last().expect("one"),
-            ours.last().expect("one")
-        );
     }
-    ours.sort();
-    floor.sort();
-    for (name, n) in [("best", 0), ("median", ours.len() / 2)] {
-        let ratio = ours[n].as_secs_f64() / floor[n].as_secs_f64();
-        println!(
-            "guest cold start, {name} of {rounds}: calve {:?}, by hand {:?}, ratio {ratio:.2}",
-            ours[n], floor[n]
-        );
-    }
+    let (ours, floor) = (ours.median(), floor.median());
+    let ratio = ours.as_secs_f64() / floor.as_secs_f64();
+    let theirs = format!("QEMU by hand {}", millis(floor));
+    table.ratio("guest, cold, to its first line", millis(ours), theirs, ratio, Some(RATIO_MAX));
+    Ok(())
 }
 
 struct Bench {
