@@ -3,6 +3,7 @@
 
 mod filter;
 
+use std::cell::Cell;
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -26,6 +27,7 @@ const UMASK: u32 = 0o022;
 #[derive(Debug)]
 pub struct Confinement {
     filter: BpfProgram,
+    filtered: Cell<bool>,
     limits: Vec<(Resource, Rlimit)>,
 }
 
@@ -40,7 +42,7 @@ impl Confinement {
         if let Some(n) = processes_max {
             limits.push((Resource::Nproc, exactly(u64::from(n))));
         }
-        Ok(Self { filter, limits })
+        Ok(Self { filter, filtered: Cell::new(false), limits })
     }
 
     /// Confines the calling process for good. Call it in each child, right before execve(2): descriptors above 2 are
@@ -54,6 +56,16 @@ impl Confinement {
         }
         drop_capabilities()?;
         set_no_new_privs(true)?;
+        self.filter_calls()
+    }
+
+    /// Filters the system calls of the calling process and all that it will make, for good. The kernel translates a filter
+    /// as it is installed, which takes as long as all the rest of starting a program: an init that does it once, while
+    /// nobody waits, spares each program that. Init itself needs none of the refused calls any more.
+    pub fn filter_calls(&self) -> io::Result<()> {
+        if self.filtered.replace(true) {
+            return Ok(());
+        }
         seccompiler::apply_filter(&self.filter).map_err(io::Error::other)
     }
 }

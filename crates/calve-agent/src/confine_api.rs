@@ -7,6 +7,11 @@ use std::io;
 /// `apply` runs between `fork` and `execve`: it must make system calls only, on memory that was prepared before
 /// (signal-safety(7)); it must not allocate, lock or panic.
 pub trait Confine {
+    /// Narrows init itself, as far as it can do without; called once, while nobody waits for init.
+    fn prepare(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Narrows the calling process for good.
     fn apply(&self) -> io::Result<()>;
 }

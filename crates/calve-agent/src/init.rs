@@ -47,6 +47,7 @@ pub fn run(link: OwnedFd, options: &Options<'_>) -> io::Result<()> {
     let children = child_signals()?;
     let mut init = Init { link, options, processes: HashMap::new(), emptying: false };
     init.report(&Report::Ready, Vec::new())?;
+    options.confine.prepare()?;
     let served = init.serve(&children);
     init.kill_the_rest(&children);
     served

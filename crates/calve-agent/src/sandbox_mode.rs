@@ -24,6 +24,8 @@ use crate::plain::{read_spec, remaining_now};
 pub fn run(run_dir: PathBuf, ready: OwnedFd) -> anyhow::Result<()> {
     // A session of its own, so that no terminal's end reaches it. Who leads a group already has one.
     let _ = rustix::process::setsid();
+    let run_dir = std::path::absolute(run_dir)?;
+    std::env::set_current_dir("/")?;
     let hold = Hold::on(&run_dir)?;
     let driver = Rc::new(Cell::new(Some(Driver::new(ready, &hold)?)));
     let supervised = make(&run_dir, driver.clone()).and_then(|(walls, config)| {
@@ -102,6 +104,10 @@ fn keep_only(link: &OwnedFd) -> io::Result<()> {
 struct Confined(Confinement);
 
 impl Confine for Confined {
+    fn prepare(&self) -> io::Result<()> {
+        self.0.filter_calls()
+    }
+
     fn apply(&self) -> io::Result<()> {
         self.0.apply()
     }

@@ -101,10 +101,19 @@ impl RunDirs {
 
     /// Writes what the directory says, at once or not at all.
     pub fn write_meta(&self, id: MachineId, meta: Meta) -> io::Result<()> {
+        self.stage_meta(id, meta)?;
+        self.commit_meta(id)
+    }
+
+    /// Gets ready what the directory will say, while there is time.
+    pub fn stage_meta(&self, id: MachineId, meta: Meta) -> io::Result<()> {
+        fs::write(self.path(id).join("meta.json.new"), serde_json::to_vec(&meta).expect("plain numbers"))
+    }
+
+    /// From here on the directory says what was staged.
+    pub fn commit_meta(&self, id: MachineId) -> io::Result<()> {
         let dir = self.path(id);
-        let new = dir.join("meta.json.new");
-        fs::write(&new, serde_json::to_vec(&meta).expect("plain numbers"))?;
-        fs::rename(new, dir.join("meta.json"))
+        fs::rename(dir.join("meta.json.new"), dir.join("meta.json"))
     }
 
     /// Removes the machine's directory; absence is success.

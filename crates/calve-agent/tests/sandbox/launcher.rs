@@ -45,6 +45,7 @@ pub fn launch(args: Vec<String>) {
 
 /// Starts the program and ends with it, whatever else is alive.
 fn init(confinement: &Confinement, argv: &[CString]) -> Infallible {
+    confinement.filter_calls().expect("this kernel filters calls");
     let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
     pointers.push(std::ptr::null());
     // SAFETY: this process has one thread, so that the child may go on with everything; the pointers are to C strings and

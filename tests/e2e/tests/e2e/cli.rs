@@ -56,6 +56,7 @@ fn a_taken_name_is_refused_until_it_is_removed() {
     refused(&home, &["run", "--name", "one", &app, "--", "true"], "one");
     home.ok(&["rm", "one"]);
     home.ok(&["run", "--name", "one", &app, "--", "true"]);
+    home.wait_for_state("one", "gone");
     home.ok(&["prune"]);
     assert!(home.json(&["ps", "-a"]).as_array().unwrap().is_empty());
 }

@@ -38,10 +38,13 @@ pub fn start(dirs: &RunDirs, agent_binary: &Path, order: &Order) -> Result<Child
     let (ours, theirs) =
         UnixStream::pair().map_err(|e| failed("no socket pair for the supervisor").caused_by(e))?;
     let mut supervisor = Supervisor(Some(spawn(agent_binary, &dir, theirs.into(), &log)?));
-    hear(&ours, &dir)?;
     let process = Process::of(supervisor.child().id().cast_signed());
-    let process = process.ok_or_else(|| failed("the machine's supervisor ended as soon as it was ready"))?;
-    dirs.write_meta(order.id, Meta { attempt: order.attempt, process }).map_err(unwritable)?;
+    if let Some(process) = process {
+        dirs.stage_meta(order.id, Meta { attempt: order.attempt, process }).map_err(unwritable)?;
+    }
+    hear(&ours, &dir)?;
+    // One that had ended by then cannot have got ready.
+    dirs.commit_meta(order.id).map_err(unwritable)?;
     (&ours)
         .write_all(&[KEEP_BYTE])
         .map_err(|e| failed("the machine's supervisor does not listen").caused_by(e))?;
@@ -77,7 +80,8 @@ fn mount(path: &ClosurePath) -> Result<StoreMount, DriverError> {
 }
 
 /// Its standard input is the socket on which it answers: descriptors with other numbers would be inherited by whatever
-/// else this process starts at the same moment.
+/// else this process starts at the same moment. Nothing is asked for that would take a fork(2) of this whole process in
+/// place of posix_spawn(3), such as another directory: the supervisor goes to `/` by itself.
 fn spawn(agent_binary: &Path, dir: &Path, ready: OwnedFd, log: &File) -> Result<Child, DriverError> {
     let to_log = || log.try_clone().map(Stdio::from);
     let spawned = (|| {
@@ -86,7 +90,6 @@ fn spawn(agent_binary: &Path, dir: &Path, ready: OwnedFd, log: &File) -> Result<
             .args(["--ready-fd", "0", "--run-dir"])
             .arg(dir)
             .env_clear()
-            .current_dir("/")
             .stdin(Stdio::from(ready))
             .stdout(to_log()?)
             .stderr(to_log()?)
