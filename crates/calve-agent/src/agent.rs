@@ -35,7 +35,7 @@ use calve_wire::machine::{HealthCheck, Program, Restart};
 use tokio::sync::mpsc;
 
 use crate::enclosure::Enclosure;
-use crate::init::packet::End;
+use crate::init::packet::{End, NotStarted};
 use processes::Processes;
 use transport::Transport;
 
@@ -127,7 +127,7 @@ enum Event {
     /// By the server.
     PowerOff,
     /// The program runs, or why it does not.
-    Started(Result<program::Run, String>),
+    Started(Result<program::Run, NotStarted>),
     /// The program has ended.
     Exited(End),
     /// Anything else that the workload's rules want to know.

@@ -92,7 +92,7 @@ impl Init<'_> {
         match request {
             Request::Spawn { id, work, tty, sweep_group } => {
                 let spawned = if self.emptying {
-                    Err("the machine is ending".to_owned())
+                    Err("the machine is ending".into())
                 } else {
                     spawn::spawn(work, tty, descriptors, self.options.confine)
                 };
@@ -101,7 +101,7 @@ impl Init<'_> {
                         self.processes.insert(spawned.pid, Process { id, sweep_group });
                         self.report(&Report::Spawned { id }, spawned.terminal.into_iter().collect())?;
                     }
-                    Err(message) => self.report(&Report::NotSpawned { id, message }, Vec::new())?,
+                    Err(why) => self.report(&Report::NotSpawned { id, why }, Vec::new())?,
                 }
             }
             Request::Signal { id, signal } => self.signal(id, signal),

@@ -8,6 +8,8 @@
 mod agent;
 mod confine_api;
 mod enclosure;
+mod guard;
+mod guest;
 mod init;
 mod modes;
 mod plain;
@@ -19,8 +21,19 @@ use std::process::ExitCode;
 use modes::Mode;
 
 fn main() -> ExitCode {
-    let arguments = std::env::args().collect();
-    let ended = modes::parse(arguments).and_then(|mode| match mode {
+    let ended =
+        if std::process::id() == 1 { guest::run() } else { modes::parse(std::env::args_os()).and_then(run) };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("calve-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mode: Mode) -> anyhow::Result<()> {
+    match mode {
         Mode::Plain { run_dir, device, ready } => plain::run(run_dir, device, ready),
         Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
@@ -29,12 +42,7 @@ fn main() -> ExitCode {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
-    });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("calve-agent: {error:#}");
-            ExitCode::FAILURE
-        }
+        Mode::Guard { arguments } => guard::run(arguments),
+        Mode::BesideSystem => guest::run_beside_system(),
     }
 }

@@ -1,5 +1,6 @@
 //! The modes of the program, and its arguments.
 
+use std::ffi::OsString;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -35,14 +36,26 @@ pub enum Mode {
         /// Holds the machine's token.
         token_file: PathBuf,
     },
+    /// `guard --run-dir DIR -- PROGRAM [ARGUMENT]…`
+    Guard {
+        /// Everything behind the mode's name.
+        arguments: Vec<OsString>,
+    },
+    /// `beside-system`: in a guest, beside the system's own init.
+    BesideSystem,
     /// `--version`
     Version,
 }
 
 /// Reads the arguments; the first is the program's own name. Takes over the descriptor of `--ready-fd`.
-pub fn parse(arguments: Vec<String>) -> anyhow::Result<Mode> {
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mode> {
     let mut arguments = arguments.into_iter().skip(1);
-    let mode = arguments.next().unwrap_or_default();
+    let mode = text(arguments.next().unwrap_or_default())?;
+    if mode == "guard" {
+        // Paths of images in a program's arguments may be any bytes.
+        return Ok(Mode::Guard { arguments: arguments.collect() });
+    }
+    let arguments = arguments.map(text).collect::<anyhow::Result<Vec<_>>>()?.into_iter();
     let mut options = Options::parse(arguments)?;
     let mode = match mode.as_str() {
         "plain" => Mode::Plain {
@@ -62,15 +75,20 @@ pub fn parse(arguments: Vec<String>) -> anyhow::Result<Mode> {
             },
             token_file: options.need("--token-file")?.into(),
         },
+        "beside-system" => Mode::BesideSystem,
         "--version" => Mode::Version,
         other => {
             bail!(
-                "{other:?} is no mode of calve-agent: plain, sandbox, service, probe; calve starts it, people rarely do"
+                "{other:?} is no mode of calve-agent: plain, sandbox, service, guard, probe; calve starts it, people rarely do"
             )
         }
     };
     options.ensure_empty()?;
     Ok(mode)
+}
+
+fn text(argument: OsString) -> anyhow::Result<String> {
+    argument.into_string().map_err(|argument| anyhow::anyhow!("{argument:?} is not UTF-8"))
 }
 
 /// `--name value` pairs that were not asked for yet.
@@ -128,7 +146,7 @@ mod tests {
     use super::*;
 
     fn parse_line(line: &str) -> anyhow::Result<Mode> {
-        parse(format!("calve-agent {line}").split_whitespace().map(str::to_owned).collect())
+        parse(format!("calve-agent {line}").split_whitespace().map(OsString::from))
     }
 
     #[test]

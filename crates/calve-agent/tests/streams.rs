@@ -150,12 +150,27 @@ fn a_reset_kills_the_command_and_a_signal_reaches_it() {
 }
 
 #[test]
+fn commands_that_are_reset_at_any_moment_of_their_start_do_not_stay() {
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    for n in 0..100 {
+        let stream = client.open(command(&["sleep", "76546"]));
+        for _ in 0..n % 10 {
+            client.step(std::time::Duration::from_micros(200));
+        }
+        client.send(&ToAgent::Reset { stream });
+    }
+    client.exec("true");
+    wait_for("the commands' end", || !is_alive(&["sleep", "76546"]));
+}
+
+#[test]
 fn a_command_that_leaves_something_behind_ends_all_the_same() {
     let machine = Machine::start();
     let mut client = machine.connect();
     let ended = client.exec("sleep 76544 & echo started");
     assert_eq!(ended.stdout, b"started\n");
-    assert!(is_alive(&["sleep", "76544"]));
+    wait_for("what it left behind", || is_alive(&["sleep", "76544"]));
     client.send(&ToAgent::Stop { grace_ms: 0 });
     client.until_phase(Phase::Ended);
     assert!(!is_alive(&["sleep", "76544"]));

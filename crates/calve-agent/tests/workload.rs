@@ -49,7 +49,8 @@ fn a_program_that_cannot_start_says_why() {
     program.path = "/nonexistent/program".to_owned();
     client.send(&ToAgent::Start { program: Some(program), restart: Restart::Never, health: None });
     let status = client.until_ended();
-    assert_eq!(status.last_exit.expect("told").cause, ExitCause::NotStarted);
+    let exit = status.last_exit.expect("told");
+    assert_eq!((exit.cause, exit.code), (ExitCause::NotStarted, Some(127)));
     assert!(status.notes.iter().any(|note| note.contains("does not exist")), "{:?}", status.notes);
 }
 
@@ -145,16 +146,18 @@ fn health_follows_the_probe_and_an_unhealthy_service_is_restarted() {
     let sick = machine.path("sick");
     let argv = ["/bin/sh", "-c", &format!("! test -e {}", sick.display())].map(str::to_owned).into();
     let check =
-        HealthCheck { probe: Probe::Command { argv }, interval_ms: 20, timeout_ms: 20_000, retries: 2 };
+        HealthCheck { probe: Probe::Command { argv }, interval_ms: 300, timeout_ms: 20_000, retries: 2 };
     client.start_with(
-        &format!("rm -f {}; exec sleep 98763", sick.display()),
+        &format!("rm -f {}; echo up; exec sleep 98763", sick.display()),
         Restart::OnFailure,
         Some(check),
         false,
     );
+    // The script has removed what is written below, so that it does not do so later.
+    client.until(|client| client.text() == "up\n");
     client.until(|client| client.status.as_ref().is_some_and(|status| status.healthy == Some(true)));
     std::fs::write(&sick, "").expect("written");
-    client.until(|client| client.status.as_ref().is_some_and(|status| status.starts == 2));
+    client.until(|client| client.status.as_ref().is_some_and(|status| status.starts >= 2));
     client.until(|client| client.status.as_ref().is_some_and(|status| status.healthy == Some(true)));
     client.send(&ToAgent::Stop { grace_ms: 0 });
     client.until_ended();
@@ -217,4 +220,17 @@ fn a_work_tree_is_there_before_the_start() {
     client.send(&ToAgent::Start { program: Some(program), restart: Restart::Never, health: None });
     let status = client.until_ended();
     assert!(status.notes.iter().any(|note| note.contains("cannot be entered")), "{:?}", status.notes);
+}
+
+#[test]
+fn a_program_has_three_descriptors_and_its_own_session() {
+    let machine = Machine::start();
+    let mut client = machine.connect();
+    client.start("ls /proc/self/fd; cut -d' ' -f6 /proc/$$/stat; echo $$", Restart::Never);
+    client.until_ended();
+    let text = client.text();
+    let lines: Vec<&str> = text.lines().collect();
+    // The fourth one is the directory that `ls` itself reads.
+    assert_eq!(lines[..4], ["0", "1", "2", "3"]);
+    assert_eq!(lines[4], lines[5], "its session is not its own");
 }

@@ -7,9 +7,11 @@ pub mod ids;
 pub mod lease;
 pub mod limits;
 pub mod machine;
+pub mod placement;
+pub mod plan;
 pub mod time;
 
 pub use ids::{DriverName, MachineId, MachineName, NodeName};
 pub use lease::{Lease, LeaseStage};
-pub use machine::{Exit, ExitCause, Goal, Kind, Machine, State, StopReason};
+pub use machine::{Exit, ExitCause, Goal, Kind, Machine, Runs, State, StopReason};
 pub use time::Timestamp;

@@ -48,6 +48,17 @@ pub enum Kind {
 }
 words!(Kind, "kind", "one of system, service, job", { System => "system", Service => "service", Job => "job" });
 
+/// What is handed to a machine; decides which drivers can make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Runs {
+    /// A program out of a closure.
+    Program,
+    /// A system, which boots its own kernel.
+    System,
+    /// Nothing but the agent.
+    Base,
+}
+
 /// The life of a machine. Owner: the loop ([`crate::plan`]) alone writes it.
 ///
 /// ```text
@@ -173,6 +184,8 @@ pub struct Machine {
     pub name: MachineName,
     /// What it does.
     pub kind: Kind,
+    /// What is handed to it.
+    pub runs: Runs,
     /// Where it stands.
     pub state: State,
     /// What should become of it.
@@ -191,4 +204,6 @@ pub struct Machine {
     pub created_at: Timestamp,
     /// When its state last changed.
     pub state_since: Timestamp,
+    /// Whether its record is to be removed once it has ended.
+    pub remove: bool,
 }

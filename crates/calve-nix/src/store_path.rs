@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::{Sha256Hash, base32};
+
 /// The logical store directory; every store path that calve runs has it, wherever the bytes lie on the host.
 pub const STORE_DIR: &str = "/nix/store";
 /// Length of the hash part in base32 characters (160 bits).
@@ -41,13 +43,21 @@ impl StorePath {
         if !hash_ok {
             return Err(StorePathError::BadHash(base.to_owned()));
         }
-        let name = &bytes[HASH_CHARS + 1..];
-        let allowed = |c: &u8| c.is_ascii_alphanumeric() || b"+-._?=".contains(c);
-        let dots = name == b"." || name == b".." || name.starts_with(b".-") || name.starts_with(b"..-");
-        if name.is_empty() || name.len() > NAME_MAX_CHARS || !name.iter().all(allowed) || dots {
+        if !is_name(&bytes[HASH_CHARS + 1..]) {
             return Err(StorePathError::BadName(base.to_owned()));
         }
         Ok(Self(base.to_owned()))
+    }
+
+    /// The path that `nix-store --add` gives to a tree: from its name and the hash of its NAR
+    /// (Nix manual, "Complete Store Path Calculation", with method NAR, SHA-256 and no references).
+    pub fn from_source(name: &str, nar_hash: &Sha256Hash) -> Result<Self, StorePathError> {
+        if !is_name(name.as_bytes()) {
+            return Err(StorePathError::BadName(name.to_owned()));
+        }
+        let fingerprint = format!("source:{nar_hash}:{STORE_DIR}:{name}");
+        let digest = Sha256Hash::of(fingerprint.as_bytes());
+        Ok(Self(format!("{}-{name}", base32::encode(&digest.compressed()))))
     }
 
     /// Parses a full store path without anything after it.
@@ -82,6 +92,13 @@ impl StorePath {
     pub fn hash_part(&self) -> &str {
         &self.0[..HASH_CHARS]
     }
+}
+
+/// Whether Nix allows this as the name part of a store path.
+pub fn is_name(name: &[u8]) -> bool {
+    let allowed = |c: &u8| c.is_ascii_alphanumeric() || b"+-._?=".contains(c);
+    let dots = name == b"." || name == b".." || name.starts_with(b".-") || name.starts_with(b"..-");
+    !name.is_empty() && name.len() <= NAME_MAX_CHARS && name.iter().all(allowed) && !dots
 }
 
 impl fmt::Display for StorePath {

@@ -1,6 +1,10 @@
 //! How a node makes machines: one trait, one file a driver, one conformance suite (`tests/conformance.rs`).
 
+mod open;
+pub mod qemu;
 pub mod sandbox;
+
+pub use open::{Host, open};
 
 use std::path::PathBuf;
 
@@ -71,6 +75,13 @@ pub trait Driver: Send + Sync {
 
     /// The console output of the machine (kernel and boot messages), where it has one.
     fn console_log(&self, id: MachineId) -> Option<PathBuf>;
+
+    /// Why the machine ended by itself, for people: a sentence, then what its console said last. None where it has not,
+    /// or where the driver's machines leave no word.
+    fn end_note(&self, id: MachineId) -> Option<String> {
+        let _ = id;
+        None
+    }
 }
 
 /// Why a driver could not do it.

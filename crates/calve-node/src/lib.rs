@@ -4,6 +4,10 @@
 //! again by listing run directories, so that a host without any memory can adopt or destroy it.
 
 pub mod driver;
+mod images;
+pub mod initrd;
+pub mod kernel;
+pub mod kvm;
 pub mod preflight;
 pub mod run_dir;
 

@@ -2,6 +2,35 @@
 //!
 //! *Invariant*: every change of a machine goes through a compare-and-set on its record and is written to the event log;
 //! only `state/` knows a database, only `reconcile/` calls drivers.
+//!
+//! Where to look:
+//! - [`daemon`]: from nothing to a serving process and back, once a user.
+//! - [`api`]: HTTP `/v1`; one file a resource.
+//! - [`reconcile`]: the loop, and the record changes that requests make.
+//! - [`world`]: the loop's eyes and hands: drivers, agents, store, clock.
+//! - [`agents`]: the links to machines; [`logs`]: what they said; [`ports`]: published on this host.
+//! - [`state`]: what survives; [`events`]: what happened.
 
+pub mod agents;
+pub mod api;
+pub mod daemon;
+pub mod dirs;
+pub mod events;
+pub mod logs;
+pub mod ports;
+mod random;
 pub mod reconcile;
 pub mod state;
+pub mod world;
+
+/// An error with everything behind it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,10 +1,18 @@
 //! State: a key-value store with revisions; one trait, one file a backend, one conformance suite.
 
+pub mod embedded;
+pub mod memory;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use embedded::EmbeddedState;
+
 /// Largest value: what NATS KV carries with room for its headers; a record is a few KiB.
 pub const VALUE_MAX_BYTES: usize = 512 * 1024;
+
+/// Longest key: what every backend can carry; ours are below 80.
+pub const KEY_MAX_BYTES: usize = 255;
 
 /// Position of a change in the order of all changes of a store; counts from 1.
 pub type Revision = u64;
@@ -18,6 +26,17 @@ pub struct Entry {
     pub revision: Revision,
     /// Its value.
     pub value: Bytes,
+}
+
+/// What changed behind a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Keys whose value was set, as they are now.
+    pub set: Vec<Entry>,
+    /// Keys that have no value any more.
+    pub removed: Vec<String>,
+    /// The revision of this moment.
+    pub revision: Revision,
 }
 
 /// What must be true of a key for a change to be made.
@@ -72,6 +91,13 @@ pub trait State: Send + Sync {
     /// Every key that begins with `prefix`, in order, and the revision of that moment.
     async fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StateError>;
 
+    /// What changed under `prefix` behind the revision `seen`; none where the store does not remember that far, so that
+    /// everything must be listed.
+    async fn list_since(&self, prefix: &str, seen: Revision) -> Result<Option<Changes>, StateError> {
+        let _ = (prefix, seen);
+        Ok(None)
+    }
+
     /// Sets the key's value; gives the change's revision.
     async fn put(
         &self,
@@ -87,4 +113,24 @@ pub trait State: Send + Sync {
 
     /// Waits until the store's revision is above `seen`, and gives it: "look again".
     async fn changed(&self, seen: Revision) -> Revision;
+}
+
+/// Refuses a key that some backend could not hold.
+fn check_key(key: &str) -> Result<(), StateError> {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"-/_=.".contains(&c);
+    if !key.is_empty() && key.len() <= KEY_MAX_BYTES && key.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(StateError::Invalid(format!("the key {key:?} is not 1 to {KEY_MAX_BYTES} of -/_=.a-zA-Z0-9")))
+}
+
+/// Refuses a value that some backend could not hold.
+fn check_value(key: &str, value: &[u8]) -> Result<(), StateError> {
+    if value.len() <= VALUE_MAX_BYTES {
+        return Ok(());
+    }
+    Err(StateError::Invalid(format!(
+        "the value of {key:?} has {} bytes, at most {VALUE_MAX_BYTES} can be stored",
+        value.len()
+    )))
 }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Exit, HealthCheck, Limits, Network, Program, Restart};
+use crate::machine::{Exit, ExitCause, HealthCheck, Limits, Network, Program, Restart};
 
 /// The protocol's version; the agent refuses a server of another major version in its `Welcome`.
 pub const AGENT_PROTOCOL_VERSION: u32 = 1;
@@ -172,6 +172,10 @@ pub enum FromAgent {
         stream: u32,
         /// Why, for people.
         message: String,
+        /// For a command, or an archive's path: the exit code with which a shell says the same, 127 for what does not
+        /// exist and 126 for what does and cannot be used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit: Option<Exit>,
     },
     /// A stream has ended; its last message. A command's exit comes behind all of its output.
     StreamEnded {
@@ -204,6 +208,14 @@ pub struct Status {
     pub notes: Vec<String>,
     /// The last log entry that was made; all of the output is there once the phase is `ended`.
     pub log_seq: u64,
+}
+
+impl Status {
+    /// Why the program was not started, where that is how it ended last.
+    pub fn why_not_started(&self) -> Option<String> {
+        let unstarted = self.last_exit.is_some_and(|exit| exit.cause == ExitCause::NotStarted);
+        self.notes.last().filter(|_| unstarted).cloned()
+    }
 }
 
 /// The phases of a workload.

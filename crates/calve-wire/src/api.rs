@@ -21,6 +21,9 @@ pub struct CreateMachine {
     /// Time between its stop and its destruction; the server's default where none is given.
     #[serde(default)]
     pub grace_ms: Option<u64>,
+    /// Whether it ends when no client is attached with `?hold=true` any more.
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// A machine as `ps` lists it.
@@ -159,6 +162,7 @@ pub struct ExecRequest {
 /// Control messages of the `attach` and `exec` WebSockets (text frames). Data goes in binary frames whose first byte is
 /// the channel ([`crate::frame::Channel`]); an empty one closes the channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum StreamControl {
     /// Client: send this signal to the program.
@@ -212,6 +216,8 @@ pub struct Problem {
 pub enum ProblemKind {
     /// The request makes no sense. 400
     BadRequest,
+    /// The token is missing or wrong. 401
+    Unauthorized,
     /// No such machine or path. 404
     NotFound,
     /// The name is taken, or the machine is not in a state for it. 409
@@ -231,6 +237,7 @@ impl ProblemKind {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
+            Self::Unauthorized => 401,
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Unusable => 422,

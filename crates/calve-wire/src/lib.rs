@@ -8,6 +8,7 @@ pub mod api;
 pub mod doctor;
 pub mod event;
 pub mod frame;
+pub mod guard;
 pub mod machine;
 pub mod record;
 pub mod text;

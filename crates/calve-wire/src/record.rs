@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use calve_core::plan::Change;
 use calve_core::{
-    DriverName, Goal, Lease, Machine, MachineId, MachineName, NodeName, State, StopReason, Timestamp,
+    DriverName, Goal, Lease, Machine, MachineId, MachineName, NodeName, Runs, State, StopReason, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Exit, MachineSpec};
+use crate::machine::{Exit, MachineSpec, Workload};
 
 /// The version that this program writes. Older ones are read; a newer one is refused ([`MachineRecord::from_json`]).
 pub const RECORD_VERSION: u32 = 1;
@@ -45,6 +46,9 @@ pub struct MachineRecord {
     pub attempt: u32,
     /// Shared with its agent alone: the agent speaks to nobody who does not know it. 32 hexadecimal digits.
     pub agent_token: String,
+    /// Whether it ends when its client is gone.
+    #[serde(default)]
+    pub held: bool,
     /// How its program ended for good.
     #[serde(default)]
     pub exit: Option<Exit>,
@@ -55,6 +59,31 @@ pub struct MachineRecord {
     pub created_unix_ms: u64,
     /// When its state last changed.
     pub state_since_unix_ms: u64,
+    /// Whether it is to be removed, with its log and name, once it has ended.
+    #[serde(default)]
+    pub remove: bool,
+}
+
+/// Who holds a name, as it is stored under the name: written before the machine's record, removed after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameRecord {
+    /// [`RECORD_VERSION`] of the writer.
+    pub version: u32,
+    /// The machine.
+    #[serde(with = "crate::text")]
+    pub id: MachineId,
+    /// When it was claimed.
+    pub claimed_unix_ms: u64,
+}
+
+/// Stands where a machine's record would, after somebody else took its name because no record had come: holds off a
+/// creator that was only slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoidRecord {
+    /// [`RECORD_VERSION`] of the writer.
+    pub version: u32,
+    /// When the name was taken.
+    pub void_unix_ms: u64,
 }
 
 /// That a machine was told to end.
@@ -108,6 +137,11 @@ impl MachineRecord {
             id: self.id,
             name: self.name.clone(),
             kind: self.spec.kind,
+            runs: match self.spec.workload {
+                Workload::Program(_) => Runs::Program,
+                Workload::System { .. } => Runs::System,
+                Workload::Base => Runs::Base,
+            },
             state: self.state,
             goal: self.stop.map_or(Goal::Run, |stop| Goal::Stop {
                 since: Timestamp(stop.since_unix_ms),
@@ -124,6 +158,35 @@ impl MachineRecord {
             exit: self.exit.map(Into::into),
             created_at: Timestamp(self.created_unix_ms),
             state_since: Timestamp(self.state_since_unix_ms),
+            remove: self.remove,
+        }
+    }
+
+    /// Makes a change that was planned.
+    pub fn apply(&mut self, change: &Change, now: Timestamp) {
+        let mut state = |state| (self.state, self.state_since_unix_ms) = (state, now.0);
+        match change {
+            Change::Place { node, driver } => {
+                state(State::Placed);
+                (self.node, self.driver) = (Some(node.clone()), Some(*driver));
+            }
+            Change::Creating { attempt } => {
+                state(State::Creating);
+                self.attempt = *attempt;
+            }
+            Change::State(new) => {
+                state(*new);
+                if *new == State::Booting {
+                    // What was said of failed attempts no longer matters.
+                    self.message = None;
+                }
+            }
+            Change::Exit(exit) => self.exit = Some((*exit).into()),
+            Change::End { since, grace, reason } => {
+                let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                self.stop = Some(Stop { since_unix_ms: since.0, grace_ms, reason: *reason });
+            }
+            Change::Message(message) => self.message = Some(message.clone()),
         }
     }
 }

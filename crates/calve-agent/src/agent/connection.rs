@@ -147,7 +147,7 @@ impl<'a> Session<'a> {
                 }
                 self.agent.streams.borrow_mut().reset(stream);
                 let message = "more was sent than the window allows".to_owned();
-                self.agent.outbox.send(&FromAgent::StreamFailed { stream, message });
+                self.agent.outbox.send(&FromAgent::StreamFailed { stream, message, exit: None });
                 Ok(())
             }
             Frame::Data { .. } | Frame::Log(_) => Err(Broken::Forbidden("sent what only an agent sends")),

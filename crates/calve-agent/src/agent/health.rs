@@ -100,7 +100,8 @@ async fn probe(agent: &Agent, probe: &Probe) -> bool {
 async fn command(agent: &Agent, argv: &[String]) -> io::Result<bool> {
     let work = command_work(agent, argv.to_vec(), BTreeMap::new(), None);
     let standard = Standard::Descriptors([null()?, null()?, null()?]);
-    let mut process = agent.processes.spawn(work, standard, true).await.map_err(io::Error::other)?;
+    let mut process =
+        agent.processes.spawn(work, standard, true).await.map_err(|why| io::Error::other(why.message))?;
     Ok(process.end().await == Some(End::Code(0)))
 }
 

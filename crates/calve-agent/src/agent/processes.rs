@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::descriptor::watched;
 
-use crate::init::packet::{self, End, Packet, Report, Request, Work};
+use crate::init::packet::{self, End, NotStarted, Packet, Report, Request, Work};
 
 /// What init's end says once it is gone; everything in the machine is dead then.
 const GONE: &str = "the machine's init is gone";
@@ -34,7 +34,8 @@ struct Shared {
 
 /// Who waits for what of one number.
 enum Waiting {
-    Start { started: oneshot::Sender<Result<Option<OwnedFd>, String>>, ended: oneshot::Sender<End> },
+    /// The process itself is handed over, so that it dies wherever on its way to the asker it is dropped.
+    Start(oneshot::Sender<Result<Process, NotStarted>>),
     End(oneshot::Sender<End>),
     Socket(oneshot::Sender<Result<OwnedFd, String>>),
 }
@@ -92,20 +93,23 @@ impl Processes {
         carried
     }
 
-    /// Makes a process; the error is a sentence for people.
-    pub async fn spawn(&self, work: Work, standard: Standard, sweep_group: bool) -> Result<Process, String> {
+    /// Makes a process.
+    pub async fn spawn(
+        &self,
+        work: Work,
+        standard: Standard,
+        sweep_group: bool,
+    ) -> Result<Process, NotStarted> {
         let id = self.next_id();
         let (tty, descriptors) = match standard {
             Standard::Descriptors(descriptors) => (None, descriptors.into()),
             Standard::Terminal(size) => (Some(size), Vec::new()),
         };
         let (started, start) = oneshot::channel();
-        let (ended, end) = oneshot::channel();
-        self.wait_for(id, Waiting::Start { started, ended })?;
+        self.wait_for(id, Waiting::Start(started))?;
         self.ask(&Request::Spawn { id, work, tty, sweep_group }, descriptors)
             .map_err(|error| error.to_string())?;
-        let terminal = start.await.map_err(|_| GONE.to_owned())??;
-        Ok(Process { processes: self.clone(), id, ended: end, terminal, killed_on_drop: true })
+        start.await.map_err(|_| GONE)?
     }
 
     /// Makes an unconnected TCP socket in the machine's network; it does not block.
@@ -180,16 +184,23 @@ impl Processes {
         match report {
             Report::Ready => {}
             Report::Spawned { id } => {
-                if let Some(Waiting::Start { started, ended }) = waiting.remove(&id) {
+                if let Some(Waiting::Start(started)) = waiting.remove(&id) {
+                    let (ended, end) = oneshot::channel();
                     waiting.insert(id, Waiting::End(ended));
-                    if started.send(Ok(descriptors.into_iter().next())).is_err() {
-                        self.signal(id, libc::SIGKILL);
-                    }
+                    let terminal = descriptors.into_iter().next();
+                    let processes = self.clone();
+                    let _ = started.send(Ok(Process {
+                        processes,
+                        id,
+                        ended: end,
+                        terminal,
+                        killed_on_drop: true,
+                    }));
                 }
             }
-            Report::NotSpawned { id, message } => {
-                if let Some(Waiting::Start { started, .. }) = waiting.remove(&id) {
-                    let _ = started.send(Err(message));
+            Report::NotSpawned { id, why } => {
+                if let Some(Waiting::Start(started)) = waiting.remove(&id) {
+                    let _ = started.send(Err(why));
                 }
             }
             Report::Exited { id, end } => {

@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::pipe::Pipe;
 use super::processes::{Process, Signals, Standard};
 use super::{Agent, Event, log, stdin};
-use crate::init::packet::Work;
+use crate::init::packet::{NotStarted, Work};
 
 /// A program that was started.
 pub struct Run {
@@ -24,17 +24,17 @@ pub struct Run {
 }
 
 /// Copies the work tree, where the program has one, into its directory.
-pub async fn copy_work_tree(agent: &Agent, program: &Program) -> Result<(), String> {
+pub async fn copy_work_tree(agent: &Agent, program: &Program) -> Result<(), NotStarted> {
     let Some(tree) = &program.work_tree else { return Ok(()) };
     let cwd = program.cwd.as_ref().ok_or("a work tree needs a working directory that it is copied to")?;
     let work = Work::CopyTree { from: tree.to_string(), to: cwd.clone() };
     super::streams::files::perform(agent, work)
         .await
-        .map_err(|message| format!("the work tree cannot be copied: {message}"))
+        .map_err(|why| format!("the work tree cannot be copied: {}", why.message).into())
 }
 
-/// Starts the program; its end is told as an event. The error is a sentence for people.
-pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, String> {
+/// Starts the program; its end is told as an event.
+pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, NotStarted> {
     let no_pipe = |error: io::Error| format!("no pipe can be made: {error}");
     let (output, stdout) = Pipe::from_process().map_err(no_pipe)?;
     let (errors, stderr) = Pipe::from_process().map_err(no_pipe)?;

@@ -10,12 +10,13 @@ use std::rc::Rc;
 
 use calve_wire::agent::{FromAgent, Target, WindowSize};
 use calve_wire::frame::{CHUNK_MAX_BYTES, Channel, STREAM_WINDOW_BYTES};
-use calve_wire::machine::Exit;
+use calve_wire::machine::{Exit, ExitCause};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::Agent;
 use super::pipe::Pipe;
+use crate::init::packet::NotStarted;
 
 pub use command::{exit, work as command_work};
 pub use port::connect;
@@ -106,7 +107,7 @@ impl Streams {
 /// Opens a stream as the server asks.
 pub fn open(agent: &Rc<Agent>, stream: u32, target: Target) {
     let refuse = |message: &str| {
-        agent.outbox.send(&FromAgent::StreamFailed { stream, message: message.to_owned() });
+        agent.outbox.send(&FromAgent::StreamFailed { stream, message: message.to_owned(), exit: None });
     };
     let mut streams = agent.streams.borrow_mut();
     if stream == 0 || streams.0.contains_key(&stream) {
@@ -143,7 +144,9 @@ async fn serve(
             let wanted = command::Command { argv, env, cwd, stdin, tty };
             command::serve(&stream, wanted, &mut inputs, orders).await.map(Some)
         }
-        Target::Tcp { port } => port::serve(&stream, port, &mut inputs).await.map(|()| None),
+        Target::Tcp { port } => {
+            port::serve(&stream, port, &mut inputs).await.map(|()| None).map_err(NotStarted::from)
+        }
         Target::Read { path } => files::read(&stream, path).await.map(|()| None),
         Target::Write { path } => files::write(&stream, path, &mut inputs).await.map(|()| None),
     };
@@ -165,11 +168,14 @@ impl Stream {
     }
 
     /// The last message; the number is free again.
-    fn end(&self, ended: Result<Option<Exit>, String>) {
+    fn end(&self, ended: Result<Option<Exit>, NotStarted>) {
         let stream = self.stream;
         self.agent.outbox.send(&match ended {
             Ok(exit) => FromAgent::StreamEnded { stream, exit },
-            Err(message) => FromAgent::StreamFailed { stream, message },
+            Err(NotStarted { message, code }) => {
+                let exit = Exit { code: Some(code), signal: None, cause: ExitCause::NotStarted };
+                FromAgent::StreamFailed { stream, message, exit: Some(exit) }
+            }
         });
         // This drops the handle of the running task, which has nothing left to wait for.
         self.agent.streams.borrow_mut().reset(stream);

@@ -1,5 +1,6 @@
 //! The supervisor: feeds the workload's rules with what happens, and does what they say.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +19,8 @@ use super::streams::exit;
 use super::transport::Transport;
 use super::workload::{Action, Input, Workload};
 use super::{Agent, Event, health, stdin};
-use crate::init::packet::End;
+use crate::init::PATH_DEFAULT;
+use crate::init::packet::{End, NotStarted};
 
 /// Time for init to see everything dead at the end: killed processes that a slow disk holds must not hold the machine.
 const LAST_KILL_MAX: Duration = Duration::from_secs(5);
@@ -127,7 +129,7 @@ impl Supervisor {
                 if self.workload.phase() == Phase::Waiting && self.workload.starts() == 0 {
                     self.agent
                         .environment
-                        .replace(program.iter().flat_map(|program| program.env.clone()).collect());
+                        .replace(program.as_ref().map(command_environment).unwrap_or_default());
                     self.program = program.map(Rc::new);
                     self.health = health;
                 }
@@ -140,9 +142,9 @@ impl Supervisor {
                 self.run = Some(run);
                 self.feed(Input::Started);
             }
-            Event::Started(Err(message)) => {
+            Event::Started(Err(NotStarted { message, code })) => {
                 self.note(message);
-                self.feed(Input::NotStarted);
+                self.feed(Input::NotStarted(code));
             }
             Event::Exited(end) => {
                 // Asked always, as an answer belongs to one end; a program that succeeded has coped with whatever it was.
@@ -176,7 +178,7 @@ impl Supervisor {
                     let copied = if first { program::copy_work_tree(&agent, &program).await } else { Ok(()) };
                     let started = match copied {
                         Ok(()) => program::start(&agent, &program).await,
-                        Err(message) => Err(message),
+                        Err(why) => Err(why),
                     };
                     agent.tell(Event::Started(started));
                 });
@@ -290,6 +292,16 @@ impl Supervisor {
         };
         let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
     }
+}
+
+/// The environment of commands in the machine: the program's own. Where that says no `PATH`, a bare name is looked up beside
+/// the program first, as a closure holds nothing else under names that people know.
+fn command_environment(program: &Program) -> BTreeMap<String, String> {
+    let mut env = program.env.clone();
+    if let Some((dir, _)) = program.path.rsplit_once('/') {
+        env.entry("PATH".to_owned()).or_insert_with(|| format!("{dir}:{PATH_DEFAULT}"));
+    }
+    env
 }
 
 async fn sleep_until(at: Option<Instant>) {

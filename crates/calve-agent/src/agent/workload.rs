@@ -26,8 +26,8 @@ pub enum Input {
     },
     /// The program runs.
     Started,
-    /// The program cannot be started.
-    NotStarted,
+    /// The program cannot be started; the code with which a shell says so.
+    NotStarted(i32),
     /// The program has ended; `cause` may be anything but `NotStarted`.
     Exited(Exit),
     /// Nothing is left alive in the machine: the answer to [`Action::KillAll`].
@@ -125,8 +125,8 @@ impl Workload {
         match input {
             Input::Start { program, restart } => self.start(program, restart, now),
             Input::Started => self.started(now),
-            Input::NotStarted => {
-                self.exited(Exit { code: None, signal: None, cause: ExitCause::NotStarted }, now)
+            Input::NotStarted(code) => {
+                self.exited(Exit { code: Some(code), signal: None, cause: ExitCause::NotStarted }, now)
             }
             Input::Exited(exit) => self.exited(exit, now),
             Input::Empty => self.empty(),
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(service.take(Input::Exited(OK), now), [Action::KillAll]);
         let mut service = Workload::new();
         service.take(Input::Start { program: true, restart: Restart::OnFailure }, now);
-        assert_eq!(service.take(Input::NotStarted, now), [Action::Drain]);
+        assert_eq!(service.take(Input::NotStarted(127), now), [Action::Drain]);
         assert_eq!(service.last_exit().map(|exit| exit.cause), Some(ExitCause::NotStarted));
     }
 

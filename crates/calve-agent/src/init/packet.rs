@@ -102,8 +102,8 @@ pub enum Report {
     NotSpawned {
         /// The agent's number.
         id: u64,
-        /// Why, for people.
-        message: String,
+        /// Why.
+        why: NotStarted,
     },
     /// The process has ended.
     Exited {
@@ -126,6 +126,32 @@ pub enum Report {
     },
     /// Nothing is left alive.
     Empty,
+}
+
+/// Why something was not started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotStarted {
+    /// One sentence for people.
+    pub message: String,
+    /// The code with which a shell says so ([`NOT_FOUND_CODE`], [`NOT_STARTED_CODE`]).
+    pub code: i32,
+}
+
+/// A shell's exit code for a program or path that does not exist (POSIX, 2.8.2 of the shell's language).
+pub const NOT_FOUND_CODE: i32 = 127;
+/// A shell's exit code for a program that exists and cannot be executed.
+pub const NOT_STARTED_CODE: i32 = 126;
+
+impl From<String> for NotStarted {
+    fn from(message: String) -> Self {
+        Self { message, code: NOT_STARTED_CODE }
+    }
+}
+
+impl From<&str> for NotStarted {
+    fn from(message: &str) -> Self {
+        Self::from(message.to_owned())
+    }
 }
 
 /// How a process ended.

@@ -12,7 +12,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use super::execute::Executable;
-use super::packet::Work;
+use super::packet::{NOT_FOUND_CODE, NOT_STARTED_CODE, NotStarted, Work};
 use super::tree;
 use crate::confine_api::Confine;
 
@@ -32,7 +32,7 @@ pub fn spawn(
     tty: Option<WindowSize>,
     descriptors: Vec<OwnedFd>,
     confine: &dyn Confine,
-) -> Result<Spawned, String> {
+) -> Result<Spawned, NotStarted> {
     let work = Prepared::new(work)?;
     let (terminal, descriptors) = match tty {
         None => (None, descriptors),
@@ -45,20 +45,20 @@ pub fn spawn(
     let standard = match descriptors.as_slice() {
         [terminal] => [terminal.as_raw_fd(); 3],
         [stdin, stdout, stderr] => [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()],
-        _ => return Err("a process needs three standard descriptors".to_owned()),
+        _ => return Err("a process needs three standard descriptors".into()),
     };
     let (reports, reporter) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| format!("no pipe can be made: {error}"))?;
     // SAFETY: init has a single thread, so the child has all of its memory in a consistent state.
     let pid = unsafe { libc::fork() };
     match pid {
-        -1 => Err(format!("no process can be made: {}", io::Error::last_os_error())),
+        -1 => Err(format!("no process can be made: {}", io::Error::last_os_error()).into()),
         0 => become_child(&work, standard, terminal.is_some(), confine, reporter),
         _ => {
             drop(reporter);
             match read_failure(reports) {
                 None => Ok(Spawned { pid, terminal }),
-                Some((step, errno)) => Err(work.explain(step, errno)),
+                Some((step, errno)) => Err(work.not_started(step, errno)),
             }
         }
     }
@@ -76,6 +76,12 @@ impl Prepared {
         let cwd = CString::new(cwd.unwrap_or_else(|| "/".to_owned()));
         let cwd = cwd.map_err(|_| "the working directory holds a NUL byte".to_owned())?;
         Ok(Self::Execute { executable: Executable::new(&argv, &env)?, cwd })
+    }
+
+    fn not_started(&self, step: Step, errno: i32) -> NotStarted {
+        let missing = matches!(step, Step::Execute) && matches!(errno, libc::ENOENT | libc::ENOTDIR);
+        let code = if missing { NOT_FOUND_CODE } else { NOT_STARTED_CODE };
+        NotStarted { message: self.explain(step, errno), code }
     }
 
     fn explain(&self, step: Step, errno: i32) -> String {
@@ -157,6 +163,9 @@ fn set_up(standard: [RawFd; 3], terminal: bool) -> Result<(), i32> {
         for (target, descriptor) in (0..).zip(standard) {
             check(libc::dup2(descriptor, target))?;
         }
+        // Whatever the agent's parent left open is none of the program's business. Kernels before 5.11 do not know this;
+        // then it rests with the parent, as everything opened here is closed on exec anyway.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         // A program expects what execve(2) does not reset: SIGPIPE is ignored in Rust programs, SIGCHLD blocked in init.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none = std::mem::zeroed();

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use super::packet::Work;
+use super::packet::{NOT_FOUND_CODE, Work};
 
 /// Does the work on standard input and output; a failure is a sentence on standard error and code 1.
 pub fn perform(work: &Work) -> i32 {
@@ -18,8 +18,12 @@ pub fn perform(work: &Work) -> i32 {
     match done {
         Ok(()) => 0,
         Err((path, error)) => {
-            let _ = write!(io::stderr(), "{path}: {}", sentence(&error));
-            1
+            let missing = error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err();
+            let _ = match missing {
+                true => write!(io::stderr(), "{path} does not exist in the machine"),
+                false => write!(io::stderr(), "{path}: {}", sentence(&error)),
+            };
+            if missing { NOT_FOUND_CODE } else { 1 }
         }
     }
 }
@@ -40,11 +44,12 @@ fn sentence(error: &io::Error) -> String {
 
 /// Writes an archive of `path`; entries are named from its last component on, links are kept as links.
 fn pack(path: &Path, out: impl Write) -> io::Result<()> {
+    let name = path.file_name().map_or(Path::new("."), Path::new);
+    // Who asks for a link by name wants what it points to; links further down stay links. Before the archive begins, which
+    // writes its end when it is dropped: of what does not exist there must be no byte.
+    let path = fs::canonicalize(path)?;
     let mut archive = tar::Builder::new(io::BufWriter::with_capacity(64 * 1024, out));
     archive.follow_symlinks(false);
-    let name = path.file_name().map_or(Path::new("."), Path::new);
-    // Who asks for a link by name wants what it points to; links further down stay links.
-    let path = fs::canonicalize(path)?;
     append(&mut archive, &path, name)?;
     archive.into_inner()?.flush()
 }

@@ -343,7 +343,7 @@ impl Client {
                 self.status = Some(status);
             }
             FromAgent::Opened { stream } => self.on(stream, |known| known.opened = true),
-            FromAgent::StreamFailed { stream, message } => {
+            FromAgent::StreamFailed { stream, message, .. } => {
                 self.on(stream, |known| known.ended = Some(Err(message)))
             }
             FromAgent::StreamEnded { stream, exit } => self.on(stream, |known| known.ended = Some(Ok(exit))),

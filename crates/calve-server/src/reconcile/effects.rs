@@ -27,6 +27,8 @@ pub struct AgentReport {
     pub linked: bool,
     /// What it said last; none before it first spoke.
     pub status: Option<Status>,
+    /// Whether the server has kept everything that the program wrote up to that status.
+    pub log_complete: bool,
 }
 
 /// Why an effect did not happen, or is not known to have happened.
@@ -48,18 +50,32 @@ pub trait Effects: Send + Sync {
     /// The time.
     fn now(&self) -> Timestamp;
 
-    /// Returns at `until` at the latest, or when something observable may have changed (an agent spoke, a link broke, a
-    /// driver's process ended).
+    /// Returns at `until` at the latest, or when something observable may have changed since it last returned (an agent
+    /// spoke, a link broke, a driver's process ended, a driver became known). It is dropped and called again at will; no
+    /// change is missed by that.
     async fn changed(&self, until: Timestamp);
 
-    /// Which drivers this node has.
+    /// Which drivers this node has, as far as is known yet: a driver whose check takes long is left out until then.
     async fn drivers(&self) -> Vec<DriverState>;
 
     /// What each driver has on this node; an error says that nothing is known of that driver's machines.
     async fn list(&self) -> BTreeMap<DriverName, Result<Vec<Found>, EffectError>>;
 
+    /// Whether a process of a listed machine is alive; otherwise only something to clean up is left. Asked, right after the
+    /// list, of machines whose agents are not heard.
+    fn is_alive(&self, driver: DriverName, found: Found) -> bool {
+        let _ = (driver, found);
+        true
+    }
+
     /// What is known of the agents of linked machines.
     fn agents(&self) -> BTreeMap<MachineId, AgentReport>;
+
+    /// Why the machine ended by itself, in one sentence, where its driver knows.
+    fn end_note(&self, record: &MachineRecord) -> Option<String> {
+        let _ = record;
+        None
+    }
 
     /// Makes the placed machine.
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError>;
@@ -84,4 +100,11 @@ pub trait Effects: Send + Sync {
 
     /// Writes an event; `by` the loop.
     fn emit(&self, id: MachineId, name: &MachineName, what: What);
+
+    /// Of these ended machines (with the time of their end), those whose `Stopped` should be among the events that are
+    /// kept but is not, as the server died in between. Asked once, when the loop starts.
+    async fn unannounced(&self, ended: &[(MachineId, Timestamp)]) -> Vec<MachineId> {
+        let _ = ended;
+        Vec::new()
+    }
 }

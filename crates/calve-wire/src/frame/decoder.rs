@@ -13,6 +13,9 @@ pub const TOKEN_BYTES: usize = 32;
 /// Length of a preamble in bytes: the magic and the token.
 pub const PREAMBLE_BYTES: usize = PREAMBLE_MAGIC.len() + TOKEN_BYTES;
 
+/// Most memory that a decoder keeps between two bursts: a server has a thousand of them.
+const IDLE_MAX_BYTES: usize = 4 * 1024;
+
 /// A machine's token: the agent speaks only with who knows it. 32 hexadecimal digits; never printed.
 #[derive(Clone)]
 pub struct Token([u8; TOKEN_BYTES]);
@@ -153,6 +156,9 @@ impl Decoder {
     fn forget_used(&mut self) {
         let spare = self.used.saturating_sub(PREAMBLE_BYTES - 1).min(self.scanned);
         self.bytes.drain(..spare);
+        if self.bytes.len() <= PREAMBLE_BYTES && self.bytes.capacity() > IDLE_MAX_BYTES {
+            self.bytes.shrink_to(IDLE_MAX_BYTES);
+        }
         self.used -= spare;
         self.scanned -= spare;
         self.preambles.iter_mut().for_each(|end| *end -= spare);

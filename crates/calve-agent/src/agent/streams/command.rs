@@ -17,7 +17,7 @@ use crate::agent::pipe::Pipe;
 use crate::agent::processes::{Signals, Standard};
 use crate::agent::program::null;
 use crate::init::PATH_DEFAULT;
-use crate::init::packet::{End, Work};
+use crate::init::packet::{End, NotStarted, Work};
 
 /// Time that a terminal's last output has to come through after its command has ended, where something else still holds
 /// the terminal: the kernel moves it in the background.
@@ -61,7 +61,7 @@ pub async fn serve(
     command: Command,
     inputs: &mut Inputs,
     orders: mpsc::UnboundedReceiver<Order>,
-) -> Result<Exit, String> {
+) -> Result<Exit, NotStarted> {
     let Command { argv, env, cwd, stdin, tty } = command;
     let agent = &stream.agent;
     let work = work(agent, argv, env, cwd);
@@ -81,7 +81,7 @@ pub async fn serve(
             output: Pipe::new(master).map_err(no_pipe)?,
             errors: None,
         },
-        (None, None) => return Err("the machine gave no terminal".to_owned()),
+        (None, None) => return Err("the machine gave no terminal".into()),
     };
     stream.opened();
     let (writer_gone, gone) = watch::channel(false);

@@ -8,13 +8,13 @@ use crate::agent::Agent;
 use crate::agent::pipe::Pipe;
 use crate::agent::processes::{Process, Standard};
 use crate::agent::program::null;
-use crate::init::packet::{End, Work};
+use crate::init::packet::{End, NOT_FOUND_CODE, NOT_STARTED_CODE, NotStarted, Work};
 
 /// Most bytes of a failure's text.
 const MESSAGE_MAX_BYTES: usize = 4096;
 
 /// Sends an archive of `path`.
-pub async fn read(stream: &Stream, path: String) -> Result<(), String> {
+pub async fn read(stream: &Stream, path: String) -> Result<(), NotStarted> {
     let (output, stdout) = Pipe::from_process().map_err(|error| error.to_string())?;
     let stdin = null().map_err(|error| error.to_string())?;
     let task = Task::start(&stream.agent, Work::ReadTar { path }, stdin, stdout).await?;
@@ -26,7 +26,7 @@ pub async fn read(stream: &Stream, path: String) -> Result<(), String> {
 }
 
 /// Unpacks the archive that comes into `path`.
-pub async fn write(stream: &Stream, path: String, inputs: &mut Inputs) -> Result<(), String> {
+pub async fn write(stream: &Stream, path: String, inputs: &mut Inputs) -> Result<(), NotStarted> {
     let (input, stdin) = Pipe::to_process().map_err(|error| error.to_string())?;
     let stdout = null().map_err(|error| error.to_string())?;
     let task = Task::start(&stream.agent, Work::WriteTar { path }, stdin, stdout).await?;
@@ -43,7 +43,7 @@ pub async fn write(stream: &Stream, path: String, inputs: &mut Inputs) -> Result
 }
 
 /// Does work that needs neither input nor output.
-pub async fn perform(agent: &Agent, work: Work) -> Result<(), String> {
+pub async fn perform(agent: &Agent, work: Work) -> Result<(), NotStarted> {
     let stdin = null().map_err(|error| error.to_string())?;
     let stdout = null().map_err(|error| error.to_string())?;
     Task::start(agent, work, stdin, stdout).await?.end().await
@@ -61,14 +61,14 @@ impl Task {
         work: Work,
         stdin: std::os::fd::OwnedFd,
         stdout: std::os::fd::OwnedFd,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NotStarted> {
         let (errors, stderr) = Pipe::from_process().map_err(|error| error.to_string())?;
         let standard = Standard::Descriptors([stdin, stdout, stderr]);
         let process = agent.processes.spawn(work, standard, true).await?;
         Ok(Self { process, errors })
     }
 
-    async fn end(mut self) -> Result<(), String> {
+    async fn end(mut self) -> Result<(), NotStarted> {
         let mut message = Vec::new();
         let (_writer_gone, mut gone) = watch::channel(false);
         let reading = async {
@@ -80,10 +80,14 @@ impl Task {
         let (end, ()) = tokio::join!(self.process.end(), reading);
         match end {
             Some(End::Code(0)) => Ok(()),
-            Some(_) if !message.is_empty() => Err(String::from_utf8_lossy(&message).into_owned()),
-            Some(End::Signal(signal)) => Err(format!("it was ended by signal {signal}")),
-            Some(End::Code(code)) => Err(format!("it ended with code {code}")),
-            None => Err("the machine ended meanwhile".to_owned()),
+            Some(End::Code(code)) if !message.is_empty() => {
+                let message = String::from_utf8_lossy(&message).into_owned();
+                let code = if code == NOT_FOUND_CODE { NOT_FOUND_CODE } else { NOT_STARTED_CODE };
+                Err(NotStarted { message, code })
+            }
+            Some(End::Signal(signal)) => Err(format!("it was ended by signal {signal}").into()),
+            Some(End::Code(code)) => Err(format!("it ended with code {code}").into()),
+            None => Err("the machine ended meanwhile".into()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A virtio-serial port, or any other character device with the server at its other end.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,7 +11,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use calve_wire::frame::Decoder;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -18,16 +22,16 @@ use crate::agent::Agent;
 use crate::agent::connection::{Broken, Preamble, await_preamble, serve as serve_connection};
 use crate::agent::descriptor::watched;
 
-/// Pause while nobody is at the other end: the port is readable (with an end of file) all that time, so only a clock keeps
-/// the agent from spinning.
-const HANG_UP_PAUSE: Duration = Duration::from_millis(50);
+/// Longest time between two looks whether somebody has come to the other end; a port tells so at once, other devices may
+/// not. It is the pause as well before a device that failed is opened again.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Serves whoever is at the other end and knows the token.
 pub async fn serve(agent: &Rc<Agent>, path: &Path) -> io::Result<Infallible> {
     let mut decoder = Decoder::new(agent.token.clone());
     loop {
         let Ok(device) = Device::open(path) else {
-            tokio::time::sleep(HANG_UP_PAUSE).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
             continue;
         };
         loop {
@@ -36,24 +40,52 @@ pub async fn serve(agent: &Rc<Agent>, path: &Path) -> io::Result<Infallible> {
                 Err(broken) => broken,
             };
             decoder.hang_up();
-            tokio::time::sleep(HANG_UP_PAUSE).await;
             // A port whose other end hung up says end of file until somebody comes back; opening it again would drop what
             // came since. Any other error is the end of this descriptor.
             if matches!(broken, Broken::Io(error) if error.kind() != io::ErrorKind::UnexpectedEof) {
+                tokio::time::sleep(LOOK_INTERVAL).await;
                 break;
             }
+            let _ = tokio::time::timeout(LOOK_INTERVAL, poll_fn(|cx| device.readable.poll_edge(cx))).await;
         }
     }
 }
 
-struct Device(AsyncFd<OwnedFd>);
+struct Device {
+    device: OwnedFd,
+    readable: Edges,
+    writable: Edges,
+}
 
 impl Device {
     fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let device = rustix::fs::open(path, flags, Mode::empty())?;
         make_raw(&device)?;
-        Ok(Self(watched(device)?))
+        let (readable, writable) =
+            (Edges::of(&device, EventFlags::IN)?, Edges::of(&device, EventFlags::OUT)?);
+        Ok(Self { device, readable, writable })
+    }
+}
+
+/// Changes of a device, seen through an epoll instance of its own: the runtime takes a hang-up for the end of a
+/// descriptor and would call it ready for ever, but a port whose other end comes back goes on.
+struct Edges(AsyncFd<OwnedFd>);
+
+impl Edges {
+    fn of(device: &OwnedFd, event: EventFlags) -> io::Result<Self> {
+        let edges = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&edges, device, EventData::new_u64(0), event | EventFlags::ET)?;
+        Ok(Self(watched(edges)?))
+    }
+
+    /// Ready when something has changed since the last time.
+    fn poll_edge(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut guard = ready!(self.0.poll_read_ready(cx))?;
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
+        epoll::wait(self.0.get_ref(), &mut events[..], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        guard.clear_ready();
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -73,12 +105,12 @@ impl AsyncRead for &Device {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            let read =
-                guard.try_io(|device| Ok(rustix::io::read(device.get_ref(), buffer.initialize_unfilled())?));
-            if let Ok(count) = read {
-                buffer.advance(count?);
-                return Poll::Ready(Ok(()));
+            match rustix::io::read(&self.device, buffer.initialize_unfilled()) {
+                Err(Errno::AGAIN | Errno::INTR) => ready!(self.readable.poll_edge(cx))?,
+                read => {
+                    buffer.advance(read?);
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
     }
@@ -87,9 +119,9 @@ impl AsyncRead for &Device {
 impl AsyncWrite for &Device {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            if let Ok(written) = guard.try_io(|device| Ok(rustix::io::write(device.get_ref(), bytes)?)) {
-                return Poll::Ready(written);
+            match rustix::io::write(&self.device, bytes) {
+                Err(Errno::AGAIN | Errno::INTR) => ready!(self.writable.poll_edge(cx))?,
+                written => return Poll::Ready(Ok(written?)),
             }
         }
     }

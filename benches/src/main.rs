@@ -1,0 +1,59 @@
+//! Measures what calve promises about speed and size (`benches/run`). Each number stands beside a peer or a floor that was
+//! measured in turn with it, so that a busy host is equally bad for both, and the ratio says more than the milliseconds.
+
+mod guest;
+mod hold;
+mod home;
+mod peers;
+mod reads;
+mod size;
+mod start;
+mod store;
+#[path = "../../crates/calve-node/tests/support/mod.rs"]
+mod support;
+mod table;
+mod times;
+
+use table::Table;
+
+/// How often things are done.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Starts of each peer.
+    pub starts: usize,
+    /// Boots of a guest.
+    pub boots: u32,
+    /// Calls of each read verb.
+    pub reads: usize,
+    /// Machines at once.
+    pub machines: usize,
+}
+
+const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000 };
+const QUICK: Effort = Effort { starts: 15, boots: 3, reads: 50, machines: 100 };
+
+const PARTS: [&str; 5] = ["start", "guest", "reads", "hold", "size"];
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let effort = if words.iter().any(|word| word == "quick") { QUICK } else { FULL };
+    let named: Vec<&str> = words.iter().map(String::as_str).filter(|word| *word != "quick").collect();
+    if let Some(unknown) = named.iter().find(|word| !PARTS.contains(word)) {
+        anyhow::bail!("there is no part {unknown}; there are {}", PARTS.join(", "));
+    }
+    let wanted = |part: &str| named.is_empty() || named.contains(&part);
+    let mut table = Table::default();
+    for part in PARTS.into_iter().filter(|part| wanted(part)) {
+        eprintln!("measuring: {part}");
+        match part {
+            "start" => start::measure(effort, &mut table).await?,
+            "guest" => guest::measure(effort, &mut table).await?,
+            "reads" => reads::measure(effort, &mut table).await?,
+            "hold" => hold::measure(effort, &mut table)?,
+            _ => size::measure(&mut table)?,
+        }
+    }
+    table.print();
+    Ok(())
+}

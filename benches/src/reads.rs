@@ -1,0 +1,148 @@
+//! Read verbs with as many records as a server keeps, through the binary, as scripts call them.
+
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::ensure;
+use bytes::Bytes;
+use calve_core::{
+    DriverName, ExitCause, Kind, MachineId, MachineName, NodeName, State as MachineState, StopReason,
+    Timestamp,
+};
+use calve_server::dirs::Dirs;
+use calve_server::reconcile::records::{NAMES, machine_key};
+use calve_server::state::{Durability, EmbeddedState, Expect, State};
+use calve_wire::machine::{Exit, Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::record::{MachineRecord, NameRecord, RECORD_VERSION, Stop};
+
+use crate::Effort;
+use crate::home::{Home, megabytes};
+use crate::start::SERVER_RSS_MB;
+use crate::table::Table;
+use crate::times::{Times, millis};
+
+/// Records that the server holds.
+const RECORDS: u128 = 10_000;
+/// Most time of a read verb at p99, in milliseconds.
+const READ_MS: f64 = 50.0;
+
+pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
+    with_living(0, effort, table).await?;
+    with_living(RECORDS / 2, effort, table).await
+}
+
+async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow::Result<()> {
+    let home = Home::new()?;
+    seed(&home.dirs(), living).await?;
+    let listed = home.calve(&["ps", "--all", "--json"])?;
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&listed)?;
+    let running = listed.iter().filter(|machine| machine["state"] == "running").count();
+    ensure!(listed.len() as u128 == RECORDS, "{} machines are listed", listed.len());
+    ensure!(running as u128 == living, "{running} machines run");
+    let verbs: [&[&str]; 4] =
+        [&["ps", "--all", "--json"], &["ps", "--all"], &["ps"], &["status", "run-5000", "--json"]];
+    let mut times = vec![Times::default(); verbs.len()];
+    for _ in 0..effort.reads {
+        for (verb, times) in verbs.iter().zip(&mut times) {
+            let mut command = home.command(verb);
+            command.stdout(Stdio::null());
+            let begun = Instant::now();
+            let status = command.status()?;
+            times.push(begun.elapsed());
+            ensure!(status.success(), "calve {verb:?}: {status}");
+        }
+    }
+    let records = if living == 0 {
+        format!("{RECORDS} ended")
+    } else {
+        format!("{} ended, {living} unreachable", RECORDS - living)
+    };
+    for (verb, times) in verbs.iter().zip(&times) {
+        let p99 = times.quantile(99);
+        let what = format!("calve {}, p99; {records}", verb.join(" "));
+        let ours = format!("{} (p50 {})", millis(p99), millis(times.median()));
+        table.limit(&what, ours, p99.as_secs_f64() * 1000.0, READ_MS, "ms");
+    }
+    let rss = megabytes(home.server_rss_kib()?);
+    table.limit(
+        &format!("server's memory, all listed; {records}"),
+        format!("{rss:.1} MB"),
+        rss,
+        SERVER_RSS_MB,
+        "MB",
+    );
+    // Nothing can be ended whose node does not answer; the server that would wait for it is not needed any more.
+    home.calve(&["server", "stop"])?;
+    std::fs::remove_dir_all(home.dirs().data)?;
+    Ok(())
+}
+
+/// Writes the records as a server would have. Those that live are on a node that cannot tell what there is, so that the
+/// server goes on with them as they are.
+async fn seed(dirs: &Dirs, living: u128) -> anyhow::Result<()> {
+    dirs.create()?;
+    std::fs::create_dir_all(dirs.run.join("m"))?;
+    std::fs::write(dirs.run.join("m").join(DriverName::Qemu.as_str()), "no directory")?;
+    let state = EmbeddedState::open(&dirs.data)?;
+    let now = calve_server::world::now();
+    for n in 1..=RECORDS {
+        let record = record(n, n <= living, now)?;
+        let name =
+            NameRecord { version: RECORD_VERSION, id: record.id, claimed_unix_ms: record.created_unix_ms };
+        let name_key = format!("{NAMES}{}", record.name);
+        put(&state, &name_key, serde_json::to_vec(&name)?).await?;
+        put(&state, &machine_key(record.id), record.to_json()).await?;
+    }
+    Ok(())
+}
+
+async fn put(state: &EmbeddedState, key: &str, value: Vec<u8>) -> anyhow::Result<()> {
+    state.put(key, Bytes::from(value), Expect::Absent, Durability::Soon).await?;
+    Ok(())
+}
+
+fn record(n: u128, lives: bool, now: Timestamp) -> anyhow::Result<MachineRecord> {
+    let created = now.0 - 60_000;
+    let program = Program {
+        path: format!("/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-app-{n}/bin/app"),
+        args: vec!["--listen".to_owned(), format!("127.0.0.1:{n}")],
+        env: [("LANG", "C.UTF-8"), ("MODE", "bench")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        cwd: None,
+        extra_roots: vec![],
+        work_tree: None,
+        stdin: false,
+    };
+    let requested = Stop { since_unix_ms: created, grace_ms: 0, reason: StopReason::Requested };
+    let source = Source { given: format!("./app-{n}/bin/app"), revision: None };
+    let spec = MachineSpec {
+        kind: Kind::Service,
+        workload: Workload::Program(program),
+        driver: Some(DriverName::Qemu),
+        restart: Restart::Always,
+        health: None,
+        limits: Limits::default(),
+        network: Network::None,
+        ports: vec![],
+        source,
+    };
+    Ok(MachineRecord {
+        version: RECORD_VERSION,
+        id: MachineId::new(Timestamp(created), n),
+        name: format!("run-{n}").parse::<MachineName>()?,
+        spec,
+        state: if lives { MachineState::Running } else { MachineState::Gone },
+        stop: (!lives).then_some(requested),
+        deadline_unix_ms: Some(now.0 + 3_600_000),
+        grace_ms: 10_000,
+        node: Some("local".parse::<NodeName>()?),
+        driver: Some(DriverName::Qemu),
+        attempt: 1,
+        agent_token: format!("{n:032x}"),
+        exit: (!lives).then_some(Exit { code: Some(0), signal: None, cause: ExitCause::Normal }),
+        message: None,
+        created_unix_ms: created,
+        state_since_unix_ms: created,
+        remove: false,
+        held: false,
+    })
+}

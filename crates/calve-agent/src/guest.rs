@@ -1,0 +1,56 @@
+//! The agent as the first process of a guest: makes the machine a place where programs run, then starts init and the
+//! agent proper; with a system, it hands the place over to the system's own init.
+//!
+//! ```text
+//!  kernel ─▶ rdinit=/calve-agent ─▶ mounts, modules ─┬─ bare ───▶ init (PID 1) + agent
+//!                                                    ├─ system ─▶ init + agent beside ─▶ PID 1 becomes <toplevel>/init
+//!                                                    └─ probe ──▶ a word on the console, end
+//! ```
+
+mod bare;
+mod clock;
+mod files;
+mod limits;
+mod modules;
+mod mounts;
+mod network;
+mod parameters;
+mod port;
+mod power;
+mod system;
+
+use calve_wire::guard::PROBE_MARKER;
+
+use parameters::{Mode, Parameters};
+
+pub use system::run_beside_system;
+
+/// Runs as the first process of a guest; returns only where the machine cannot be ended.
+pub fn run() -> anyhow::Result<()> {
+    let result = boot();
+    if let Err(error) = &result {
+        // The console is all that there is; the guard keeps its last lines.
+        eprintln!("calve-agent: {error:#}");
+    }
+    power::end_machine();
+    result
+}
+
+fn boot() -> anyhow::Result<()> {
+    mounts::base()?;
+    let parameters = Parameters::read()?;
+    let notes = modules::load_all();
+    if let Some(unix_ms) = parameters.unix_ms {
+        clock::set_if_behind(unix_ms);
+    }
+    match &parameters.mode {
+        Mode::Probe => {
+            println!("{PROBE_MARKER}");
+            Ok(())
+        }
+        Mode::Bare => bare::run(parameters, notes),
+        Mode::System { toplevel } => {
+            system::hand_over(&parameters, toplevel, notes).map(|never| match never {})
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A guest without a system: programs run on the first root file system, below our own init.
+
+use std::cell::Cell;
+use std::io;
+
+use anyhow::Context as _;
+use calve_wire::machine::ExitCause;
+
+use super::limits::{Events, Programs};
+use super::parameters::Parameters;
+use super::{files, mounts, network, port, power};
+use crate::agent::transport::Transport;
+use crate::agent::{self, Config};
+use crate::confine_api::Confine;
+use crate::enclosure::Enclosure;
+use crate::init::{self, packet};
+
+/// Makes the place, and is its init until the agent has ended.
+pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Result<()> {
+    mounts::for_programs()?;
+    if let Some(device) = &parameters.store {
+        mounts::store(device, "/nix/store")?;
+    }
+    network::name_host(&parameters.hostname)?;
+    network::loopback().context("the loopback cannot be brought up")?;
+    if parameters.network
+        && let Err(error) = network::through_host()
+    {
+        notes.push(format!("the network cannot be reached: {error}"));
+    }
+    files::write(&parameters.hostname, parameters.network)?;
+    let programs = match Programs::create(parameters.pids) {
+        Ok(programs) => Some(programs),
+        Err(error) => {
+            notes
+                .push(format!("processes are not limited, and kills for want of memory not told: {error:#}"));
+            None
+        }
+    };
+    let (here, there) = packet::pair()?;
+    // SAFETY: this process has one thread, so the child has all of its memory in a consistent state.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()).context("the agent cannot be forked"),
+        0 => {
+            drop(there);
+            let ended = agent(parameters, here, notes);
+            if let Err(error) = &ended {
+                eprintln!("calve-agent: {error:#}");
+            }
+            // SAFETY: ends the child at once, without running what the parent has registered.
+            unsafe { libc::_exit(i32::from(ended.is_err())) }
+        }
+        pid => {
+            drop(here);
+            let confine = Enter(programs);
+            init::run(there, &init::Options { confine: &confine, spare: Some(pid) })?;
+            Ok(())
+        }
+    }
+}
+
+fn agent(parameters: Parameters, init: std::os::fd::OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {
+    agent::run(Config {
+        token: parameters.token.parse()?,
+        remaining: parameters.remaining_now(),
+        transport: Box::new(|| Ok(Transport::Device(port::find()?))),
+        init,
+        enclosure: Box::new(BareGuest { notes, before: Cell::new(Programs::events()) }),
+        announce: Box::new(|| Ok(())),
+        run_dir: None,
+    })?;
+    Ok(())
+}
+
+/// Programs enter their cgroup and give up nothing: the guest's kernel is the wall.
+struct Enter(Option<Programs>);
+
+impl Confine for Enter {
+    fn apply(&self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), Programs::enter)
+    }
+}
+
+struct BareGuest {
+    notes: Vec<String>,
+    before: Cell<Events>,
+}
+
+impl Enclosure for BareGuest {
+    fn exit_cause(&self) -> ExitCause {
+        let now = Programs::events();
+        let before = self.before.replace(now);
+        if now.oom_kills > before.oom_kills {
+            ExitCause::OutOfMemory
+        } else if now.pids_refused > before.pids_refused {
+            ExitCause::Limit
+        } else {
+            ExitCause::Normal
+        }
+    }
+
+    /// Init kills everything, and with the machine ends what is left.
+    fn kill_all(&self) {}
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    fn shut_down(&self) -> bool {
+        false
+    }
+
+    fn on_end(&self) {
+        power::end_machine();
+    }
+}

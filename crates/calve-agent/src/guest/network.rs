@@ -1,0 +1,104 @@
+//! Host name, loopback, and the network card behind which QEMU answers for the host (`netdevice(7)`, `rtnetlink(7)`).
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+/// QEMU's user network gives every guest the same addresses (QEMU `docs/system/devices/net.rst`).
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Where QEMU answers for the host's name servers.
+pub(super) const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+
+/// Sets the host name.
+pub(super) fn name_host(hostname: &str) -> io::Result<()> {
+    Ok(rustix::system::sethostname(hostname.as_bytes())?)
+}
+
+/// Brings the loopback up.
+pub(super) fn loopback() -> io::Result<()> {
+    Interfaces::open()?.bring_up("lo")
+}
+
+/// Gives the first network card its address and makes QEMU its gateway.
+pub(super) fn through_host() -> io::Result<()> {
+    let interfaces = Interfaces::open()?;
+    let card = fs::read_dir("/sys/class/net")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .find(|name| name != "lo")
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no network card is there"))?;
+    interfaces.set_address(&card, libc::SIOCSIFADDR, ADDRESS)?;
+    interfaces.set_address(&card, libc::SIOCSIFNETMASK, NETMASK)?;
+    interfaces.bring_up(&card)?;
+    interfaces.add_default_route(GATEWAY)
+}
+
+struct Interfaces {
+    socket: OwnedFd,
+}
+
+impl Interfaces {
+    fn open() -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        Ok(Self { socket })
+    }
+
+    fn bring_up(&self, name: &str) -> io::Result<()> {
+        let mut request = request_for(name)?;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        self.control(libc::SIOCSIFFLAGS, &request)
+    }
+
+    fn set_address(&self, name: &str, what: libc::Ioctl, address: Ipv4Addr) -> io::Result<()> {
+        let mut request = request_for(name)?;
+        request.ifr_ifru.ifru_addr = socket_address(address);
+        self.control(what, &request)
+    }
+
+    fn add_default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
+        // SAFETY: an all-zero route is a valid value of this plain C structure.
+        let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = socket_address(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        match self.control(libc::SIOCADDRT, &route) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            added => added,
+        }
+    }
+
+    fn control<T>(&self, request: libc::Ioctl, argument: &T) -> io::Result<()> {
+        // SAFETY: every caller passes the structure that its request reads (`netdevice(7)`), and the kernel only reads it.
+        match unsafe { libc::ioctl(self.socket.as_raw_fd(), request, std::ptr::from_ref(argument)) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn request_for(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: an all-zero request is a valid value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
+
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    // The layout of `sockaddr_in` (`ip(7)`): family, port, address.
+    let mut data = [0; 14];
+    for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
+        *to = from.cast_signed();
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+}

@@ -1,0 +1,121 @@
+//! What the host says on the kernel's command line.
+
+use anyhow::{Context as _, bail};
+use calve_wire::agent::Remaining;
+
+/// What this guest shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Programs run on the first root file system.
+    Bare,
+    /// This toplevel's init takes over.
+    System {
+        /// Its store path.
+        toplevel: String,
+    },
+    /// Tells the host that guests boot, and ends.
+    Probe,
+}
+
+/// The host's parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters {
+    /// What this guest shall be.
+    pub mode: Mode,
+    /// Second half of the preamble. Every process of the guest can read it: it opens nothing but the talk with this agent.
+    pub token: String,
+    /// The machine's name.
+    pub hostname: String,
+    /// The lease, counted from the start of the kernel.
+    pub remaining: Remaining,
+    /// Whether there is a network card behind which QEMU answers.
+    pub network: bool,
+    /// The block device with the closure's image.
+    pub store: Option<String>,
+    /// Most processes of the program.
+    pub pids: Option<u32>,
+    /// The host's clock when the machine was made, in milliseconds since the epoch.
+    pub unix_ms: Option<u64>,
+}
+
+impl Parameters {
+    /// Reads them from `/proc/cmdline`.
+    pub fn read() -> anyhow::Result<Self> {
+        Self::parse(
+            &std::fs::read_to_string("/proc/cmdline").context("the kernel's command line cannot be read")?,
+        )
+    }
+
+    /// What remains of the lease now: the kernel has been running for a while.
+    pub fn remaining_now(&self) -> Remaining {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let passed_ms = now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000;
+        let until_deadline_ms = self.remaining.until_deadline_ms.map(|until| until.saturating_sub(passed_ms));
+        Remaining { until_deadline_ms, ..self.remaining }
+    }
+
+    fn parse(line: &str) -> anyhow::Result<Self> {
+        let text = |name: &str| {
+            let ours = |word: &str| {
+                word.strip_prefix("calve.")?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+            };
+            line.split_ascii_whitespace().rev().find_map(ours)
+        };
+        let number = |name: &str| -> anyhow::Result<Option<u64>> {
+            text(name)
+                .map(|text| text.parse().with_context(|| format!("calve.{name}={text} is no number")))
+                .transpose()
+        };
+        let mode = match text("mode").as_deref() {
+            Some("bare") => Mode::Bare,
+            Some("probe") => Mode::Probe,
+            Some("system") => Mode::System { toplevel: text("system").context("calve.system= is missing")? },
+            Some(other) => bail!("calve.mode={other} is not known to this agent"),
+            None => bail!("calve.mode= is missing: this kernel was not started by calve"),
+        };
+        Ok(Self {
+            mode,
+            token: text("token").context("calve.token= is missing")?,
+            hostname: text("name").context("calve.name= is missing")?,
+            remaining: Remaining {
+                until_deadline_ms: number("ttl_ms")?,
+                grace_ms: number("grace_ms")?.unwrap_or(0),
+            },
+            network: text("net").is_some_and(|net| net == "slirp"),
+            store: text("store"),
+            pids: number("pids")?.map(|pids| u32::try_from(pids).unwrap_or(u32::MAX)),
+            unix_ms: number("unix_ms")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_none_and_the_last_word_wins() {
+        let parse = Parameters::parse;
+        let bare = parse("quiet calve.mode=x calve.mode=bare calve.token=t calve.name=n calve.grace_ms=5\n")
+            .unwrap();
+        assert_eq!(
+            (&bare.mode, bare.remaining.until_deadline_ms, bare.remaining.grace_ms),
+            (&Mode::Bare, None, 5)
+        );
+        assert!(!bare.network && bare.store.is_none() && bare.pids.is_none());
+        let all = "calve.mode=system calve.system=/nix/store/x calve.token=t calve.name=n calve.ttl_ms=7 calve.net=slirp \
+                   calve.store=/dev/vda calve.pids=9 calve.unix_ms=3";
+        let all = parse(all).unwrap();
+        assert_eq!(all.mode, Mode::System { toplevel: "/nix/store/x".into() });
+        assert!(all.network);
+        assert_eq!((all.remaining.until_deadline_ms, all.pids, all.unix_ms), (Some(7), Some(9), Some(3)));
+        for bad in [
+            "",
+            "calve.mode=y",
+            "calve.mode=system",
+            "calve.mode=bare calve.token=t calve.name=n calve.ttl_ms=x",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Rule: a placed machine is made; the intent is written first. A creation whose end is not known is repeated under the
+//! same attempt, which changes nothing where it had succeeded; one that failed is followed by another attempt.
+
+use std::time::Duration;
+
+use super::draft::Draft;
+use super::{Action, Change, Fault, On};
+use crate::State;
+use crate::limits::{ATTEMPT_PAUSE, ATTEMPTS_MAX};
+
+pub(super) fn create(draft: &mut Draft<'_>) {
+    if !draft.wanted() {
+        return;
+    }
+    match draft.machine.state {
+        State::Placed => draft.change(Change::Creating { attempt: draft.machine.attempt + 1 }),
+        State::Creating => {
+            if let Some(fault) = failure(draft) {
+                follow(draft, fault.clone());
+            }
+        }
+        _ => return,
+    }
+    if !draft.wanted() {
+        return;
+    }
+    let attempt = draft.machine.attempt;
+    let from = draft.machine.state_since.after(pause_before(attempt));
+    if draft.now < from {
+        return draft.wait(On::Retry, Some(from));
+    }
+    draft.act(Action::Create { id: draft.id(), attempt });
+}
+
+/// How this attempt failed, if it did.
+fn failure<'a>(draft: &Draft<'a>) -> Option<&'a Fault> {
+    let created = draft.sight.created.as_ref().filter(|created| created.attempt == draft.machine.attempt)?;
+    created.result.as_ref().err()
+}
+
+/// What follows from a failed attempt: another, or the end.
+fn follow(draft: &mut Draft<'_>, fault: Fault) {
+    let attempt = draft.machine.attempt;
+    if fault.retry && attempt < ATTEMPTS_MAX {
+        draft.change(Change::Creating { attempt: attempt + 1 });
+        draft.change(Change::Message(format!("attempt {attempt} failed: {}", fault.message)));
+    } else {
+        draft.fail(fault.message);
+    }
+}
+
+/// Nothing before the first, then doubling.
+fn pause_before(attempt: u32) -> Duration {
+    match attempt {
+        0 | 1 => Duration::ZERO,
+        n => ATTEMPT_PAUSE * 2_u32.saturating_pow(n.min(ATTEMPTS_MAX) - 2),
+    }
+}

@@ -1,0 +1,147 @@
+//! What a round sees.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::{DriverName, Exit, Lease, Machine, MachineId, NodeName, Timestamp};
+
+/// Position in the order in which the loop begins and ends things; tells whether a list was taken after an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Tick(pub u64);
+
+/// Everything that a round sees.
+#[derive(Debug, Clone, Copy)]
+pub struct World<'a> {
+    /// The node that machines are placed on.
+    pub node: &'a NodeName,
+    /// When this loop began to look: nobody was missed before that.
+    pub since: Timestamp,
+    /// Every record.
+    pub machines: &'a BTreeMap<MachineId, Machine>,
+    /// Whether every record could be read; otherwise an unknown machine may be somebody's.
+    pub complete: bool,
+    /// What is known of machines beyond their records, also of machines without one.
+    pub sights: &'a BTreeMap<MachineId, Sight>,
+    /// What is known of the drivers.
+    pub drivers: &'a Drivers,
+    /// What each driver listed, and when the list was asked for; a driver without one is unknown now.
+    pub lists: &'a BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>,
+}
+
+/// What is known of the drivers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drivers {
+    /// When they were last asked, if ever.
+    pub as_of: Option<Timestamp>,
+    /// For each known driver, that it can be used or why not.
+    pub usable: BTreeMap<DriverName, Result<(), String>>,
+}
+
+/// A machine in a driver's list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    /// Which creation of it.
+    pub attempt: u32,
+    /// Whether it lives; otherwise only something to clean up is left.
+    pub alive: bool,
+}
+
+/// What a machine's driver says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// No list was taken since the last effect on it.
+    Unknown,
+    /// Its driver does not have it.
+    Absent,
+    /// Its driver has it.
+    Listed(Listed),
+}
+
+/// What the loop knows of a machine beyond its record; lost with the server, and safely so.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sight {
+    /// Whether something is being done to it: nothing else is until that has ended.
+    pub busy: bool,
+    /// When the last effect on it ended.
+    pub settled: Tick,
+    /// Effects on it wait until then, as the last one failed.
+    pub pause_until: Option<Timestamp>,
+    /// How the last creation by this loop ended.
+    pub created: Option<Created>,
+    /// Whether its agent is being linked.
+    pub link_asked: bool,
+    /// What its agent said last.
+    pub agent: Option<Agent>,
+    /// When its agent was first heard saying that the workload has ended.
+    pub ended_at: Option<Timestamp>,
+    /// How the last handing over of the workload ended.
+    pub started: Option<Result<(), Fault>>,
+    /// The lease that the machine was last told.
+    pub lease_told: Option<Lease>,
+    /// The stop that the agent was last told: when it was decided, and its grace.
+    pub stop_told: Option<(Timestamp, Duration)>,
+    /// Whether it was destroyed by this loop.
+    pub destroyed: bool,
+}
+
+/// How a creation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    /// Which.
+    pub attempt: u32,
+    /// How; an error says nothing about what exists.
+    pub result: Result<(), Fault>,
+}
+
+/// Why an effect failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// One sentence for people.
+    pub message: String,
+    /// Whether a later try may succeed.
+    pub retry: bool,
+}
+
+/// An agent's last report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agent {
+    /// Whether it is heard now.
+    pub linked: bool,
+    /// Where the workload stands; none before it first spoke.
+    pub phase: Option<Phase>,
+    /// How often the program was started.
+    pub starts: u32,
+    /// How the program ended last.
+    pub last_exit: Option<Exit>,
+    /// Whether the health check passes, where it is known.
+    pub healthy: Option<bool>,
+    /// Whether everything that the program wrote so far is kept.
+    pub log_complete: bool,
+}
+
+/// The phases of a workload, as its agent tells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not handed over yet.
+    Waiting,
+    /// The program runs, or the system is up.
+    Running,
+    /// The program ended and will be started again after a pause.
+    BackingOff,
+    /// Told to end; something is still alive.
+    Stopping,
+    /// Ended for good; nothing of it is alive.
+    Ended,
+}
+
+impl World<'_> {
+    /// What `driver`'s list says of a machine whose last effect ended at `settled`.
+    pub fn seen(&self, id: MachineId, driver: DriverName, settled: Tick) -> Seen {
+        match self.lists.get(&driver) {
+            Some((asked, machines)) if *asked > settled => {
+                machines.get(&id).map_or(Seen::Absent, |listed| Seen::Listed(*listed))
+            }
+            _ => Seen::Unknown,
+        }
+    }
+}

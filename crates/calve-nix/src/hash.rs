@@ -1,0 +1,143 @@
+//! SHA-256 as Nix writes it: `sha256:` and 64 hexadecimal digits (its database) or 52 characters of base32 (narinfo).
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use sha2::{Digest, Sha256};
+
+use crate::base32;
+
+/// A SHA-256 digest, such as that of a NAR or a file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sha256Hash([u8; 32]);
+
+/// A text that is no SHA-256 digest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no sha256: followed by 64 hexadecimal digits or 52 characters of Nix base32")]
+pub struct HashError(String);
+
+impl Sha256Hash {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest's bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// 64 lower-case hexadecimal digits.
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// 52 characters of Nix base32.
+    pub fn to_base32(&self) -> String {
+        base32::encode(&self.0)
+    }
+
+    /// The digest folded to 20 bytes by XOR, as in the hash part of a store path (`compressHash` of Nix).
+    pub fn compressed(&self) -> [u8; 20] {
+        let mut folded = [0; 20];
+        for (i, byte) in self.0.iter().enumerate() {
+            folded[i % 20] ^= byte;
+        }
+        folded
+    }
+}
+
+impl fmt::Display for Sha256Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.to_hex())
+    }
+}
+
+impl fmt::Debug for Sha256Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl FromStr for Sha256Hash {
+    type Err = HashError;
+
+    fn from_str(text: &str) -> Result<Self, HashError> {
+        let digits = text.strip_prefix("sha256:");
+        let bytes = digits.and_then(|digits| match digits.len() {
+            64 => decode_hex(digits),
+            52 => base32::decode(digits).ok(),
+            _ => None,
+        });
+        let digest = bytes.and_then(|bytes| bytes.try_into().ok());
+        digest.map(Self).ok_or_else(|| HashError(text.to_owned()))
+    }
+}
+
+fn decode_hex(digits: &str) -> Option<Vec<u8>> {
+    let value = |digit: u8| char::from(digit).to_digit(16);
+    digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| Some((value(pair[0])? << 4 | value(*pair.get(1)?)?) as u8))
+        .collect()
+}
+
+/// Hashes and counts what is written into it.
+#[derive(Default)]
+pub struct HashWriter {
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl HashWriter {
+    /// The digest and the number of bytes written.
+    pub fn finish(self) -> (Sha256Hash, u64) {
+        (Sha256Hash(self.hasher.finalize().into()), self.bytes)
+    }
+}
+
+impl io::Write for HashWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_nix_are_read() {
+        let hash = Sha256Hash::of(b"");
+        assert_eq!(hash.to_hex(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        assert_eq!(format!("sha256:{}", hash.to_base32()).parse(), Ok(hash));
+        for bad in ["", "sha256:", &hash.to_hex(), "sha1:00", &format!("sha256:{}é", "0".repeat(62))] {
+            assert!(bad.parse::<Sha256Hash>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_hash_like_the_whole(pieces: Vec<Vec<u8>>) {
+            let mut writer = HashWriter::default();
+            for piece in &pieces {
+                writer.write_all(piece).unwrap();
+            }
+            let whole = pieces.concat();
+            prop_assert_eq!(writer.finish(), (Sha256Hash::of(&whole), whole.len() as u64));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A host with a driver on it: directories of its own, the agent's binary, store images.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use calve_core::{DriverName, Kind, MachineId, Timestamp};
+use calve_nix::StorePath;
+use calve_node::driver::qemu::{QemuDriver, QemuOptions};
+use calve_node::run_dir::{Process, RunDirs};
+use calve_node::{DriverError, DriverErrorKind, Order};
+use calve_store::{Closure, ClosurePath};
+use calve_wire::agent::Remaining;
+use calve_wire::guard::GuardProcesses;
+use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+
+/// Longest wait for anything: a guest boots in two seconds, on a crowded host in twenty.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const TOKEN: &str = "00112233445566778899aabbccddeeff";
+pub const HOUR: Remaining = Remaining { until_deadline_ms: Some(3_600_000), grace_ms: 1000 };
+/// Base name of the store path that holds the host's static busybox.
+pub const BUSYBOX: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
+
+/// A run directory's parent that is removed in the end, with what is still alive in it.
+pub struct Host {
+    pub dir: tempfile::TempDir,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let bin = dir.path().join(BUSYBOX).join("bin");
+        std::fs::create_dir_all(&bin).expect("made");
+        std::fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+        Self { dir }
+    }
+
+    pub fn driver(&self) -> QemuDriver {
+        QemuDriver::new(QemuOptions {
+            runtime_dir: self.dir.path().join("run"),
+            images_dir: images_dir(),
+            agent_binary: agent_binary(),
+            kernel: None,
+            store_image: {
+                let dir = self.dir.path().to_owned();
+                Arc::new(move |closure, _| store_image(closure, &dir))
+            },
+        })
+    }
+
+    /// An order for a guest with busybox in its closure.
+    pub fn order(&self, n: u128, remaining: Remaining) -> Order {
+        Order {
+            id: MachineId::new(Timestamp(1), n),
+            name: "guest-1".parse().expect("a name"),
+            attempt: 1,
+            token: TOKEN.into(),
+            spec: MachineSpec {
+                kind: Kind::Job,
+                workload: Workload::Program(busybox(&["true"])),
+                driver: Some(DriverName::Qemu),
+                restart: Restart::Never,
+                health: None,
+                limits: Limits::default(),
+                network: Network::None,
+                ports: vec![],
+                source: Source::default(),
+            },
+            closure: Closure { paths: vec![self.path(BUSYBOX)] },
+            remaining,
+        }
+    }
+
+    /// A store path whose bytes lie in this host's directory.
+    pub fn path(&self, base_name: &str) -> ClosurePath {
+        let path = StorePath::from_base_name(base_name).expect("a base name");
+        ClosurePath { path, host_path: self.dir.path().join(base_name) }
+    }
+
+    /// The processes of a machine: guard, QEMU.
+    pub fn processes(&self, id: MachineId) -> [Process; 2] {
+        let dir = RunDirs::new(&self.dir.path().join("run"), DriverName::Qemu).path(id);
+        let json = std::fs::read(dir.join("guard.json")).expect("the guard wrote it");
+        let of: GuardProcesses = serde_json::from_slice(&json).expect("it parses");
+        [
+            Process { pid: of.guard_pid, start_ticks: of.guard_start_ticks },
+            Process { pid: of.qemu_pid, start_ticks: of.qemu_start_ticks },
+        ]
+    }
+}
+
+pub fn busybox(args: &[&str]) -> Program {
+    Program {
+        path: format!("/nix/store/{BUSYBOX}/bin/busybox"),
+        args: args.iter().map(|word| (*word).to_owned()).collect(),
+        env: Default::default(),
+        cwd: None,
+        extra_roots: vec![],
+        work_tree: None,
+        stdin: false,
+    }
+}
+
+/// Waits for something that will be so.
+pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < end, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Kernels and initrds are made once for all tests.
+fn images_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("images")
+}
+
+/// The agent, built by the cargo that runs these tests.
+fn agent_binary() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "calve-agent"]).status();
+        assert!(built.expect("cargo runs").success(), "calve-agent does not build");
+        let test = std::env::current_exe().expect("this test is a program");
+        test.parent().and_then(Path::parent).expect("target/…/deps").join("calve-agent")
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+fn store_image(closure: &Closure, dir: &Path) -> Result<PathBuf, DriverError> {
+    let failed = |text: String| DriverError::new(DriverErrorKind::Failed, text);
+    let root = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+    for path in &closure.paths {
+        let copied = Command::new("cp").arg("-a").arg(&path.host_path).arg(root.path()).status();
+        assert!(copied.expect("cp runs").success());
+    }
+    let (_, image) = tempfile::NamedTempFile::new_in(dir).expect("made").keep().expect("kept");
+    let made = Command::new("mkfs.erofs").arg("--quiet").arg(&image).arg(root.path()).output();
+    assert!(made.expect("erofs-utils is installed").status.success());
+    Ok(image)
+}

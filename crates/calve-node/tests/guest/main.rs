@@ -1,0 +1,145 @@
+//! Real guests under QEMU, made by the driver. Needs `qemu-system-x86_64`, a kernel in `/boot` with its modules,
+//! `mkfs.erofs` and a static busybox.
+
+mod client;
+mod host;
+mod system;
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use calve_node::Driver as _;
+use calve_node::run_dir::Process;
+use calve_wire::agent::{Remaining, ToAgent};
+use calve_wire::doctor::CheckStatus;
+use calve_wire::machine::{ExitCause, Limits, Network, Restart};
+
+use client::Client;
+use host::{BUSYBOX, HOUR, Host, busybox, eventually};
+
+#[tokio::test]
+async fn a_program_of_the_closure_runs_and_the_guest_is_adopted_and_destroyed() {
+    let host = Host::new();
+    let mut order = host.order(1, HOUR);
+    order.spec.network = Network::Host;
+    order.spec.limits = Limits { cpus_milli: Some(1500), memory_bytes: Some(200 << 20), pids: Some(50) };
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = service.local_addr().unwrap().port();
+    std::thread::spawn(move || service.accept().unwrap().0.write_all(b"from the host\n"));
+    let driver = host.driver();
+    driver.create(&order).await.unwrap();
+    driver.create(&order).await.expect("repeated, it changes nothing");
+    let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
+    let script = format!(
+        "b=/nix/store/{BUSYBOX}/bin/busybox; echo err >&2; $b hostname; $b cat /proc/self/cgroup; $b nproc; \
+         $b cat /sys/fs/cgroup/programs/pids.max; $b nc 10.0.2.2 {port} </dev/null; exit 7"
+    );
+    let start = ToAgent::Start {
+        program: Some(busybox(&["sh", "-c", &script])),
+        restart: Restart::Never,
+        health: None,
+    };
+    client.send(&start);
+    let printed = "guest-1\n0::/programs\n2\n50\nfrom the host\n";
+    let status = client.until_ended();
+    client.until_log(status.log_seq);
+    assert_eq!(client.stdout(), printed);
+    assert_eq!(status.notes, Vec::<String>::new());
+    let exit = status.last_exit.expect("it has ended");
+    assert_eq!((exit.code, exit.cause), (Some(7), ExitCause::Normal));
+
+    // The server dies, and for a while there is none; the guest rests meanwhile.
+    drop((client, driver));
+    let [_, qemu] = host.processes(order.id);
+    assert!(busy_share(qemu) < 0.5, "a guest that does nothing keeps a processor busy");
+
+    // The next one finds the guest and everything that it said.
+    let driver = host.driver();
+    let found = driver.list().await.unwrap();
+    assert_eq!(found.iter().map(|found| (found.id, found.attempt)).collect::<Vec<_>>(), [(order.id, 1)]);
+    let (mut client, status) = Client::connect(&driver.agent_socket(order.id), 0);
+    client.until_log(status.log_seq);
+    assert_eq!(client.stdout(), printed);
+    assert!(busy_share(qemu) < 0.5, "a guest whose server came back keeps a processor busy");
+
+    let processes = host.processes(order.id);
+    driver.destroy(order.id).await.unwrap();
+    assert!(processes.iter().all(|process| !process.is_alive()));
+    assert_eq!(driver.list().await.unwrap(), []);
+    driver.destroy(order.id).await.expect("absence is success");
+}
+
+/// Which part of one processor a process uses.
+fn busy_share(process: Process) -> f64 {
+    let used_ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).expect("it is alive");
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split_ascii_whitespace().collect();
+        fields[12].parse::<f64>().unwrap() + fields[13].parse::<f64>().unwrap()
+    };
+    let (before, begun) = (used_ticks(), Instant::now());
+    std::thread::sleep(Duration::from_secs(1));
+    (used_ticks() - before) / 100.0 / begun.elapsed().as_secs_f64()
+}
+
+#[tokio::test]
+async fn a_guest_ends_with_its_lease_though_nobody_is_connected() {
+    let host = Host::new();
+    let order = host.order(2, Remaining { until_deadline_ms: Some(1000), grace_ms: 0 });
+    let driver = host.driver();
+    let checks = driver.preflight().await;
+    assert!(
+        checks.iter().all(|check| check.area == "qemu" && check.status < CheckStatus::Missing),
+        "{checks:?}"
+    );
+    driver.create(&order).await.unwrap();
+    let [guard, qemu] = host.processes(order.id);
+    eventually("the end of QEMU", || !qemu.is_alive() && !guard.is_alive());
+    let note = driver.end_note(order.id).expect("the guard wrote it");
+    // On a crowded host, the guard may come before the agent.
+    assert!(note.starts_with("the guest powered off") || note.starts_with("the guard ended QEMU"), "{note}");
+    assert_eq!(driver.list().await.unwrap().len(), 1, "it is there until it is destroyed");
+    driver.destroy(order.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_system_boots_from_its_own_kernel_and_its_init_takes_over() {
+    let host = Host::new();
+    let order = system::order(&host, 4);
+    let driver = host.driver();
+    driver.create(&order).await.unwrap();
+    let (mut client, status) = Client::connect(&driver.agent_socket(order.id), 0);
+    assert_eq!(status.notes, Vec::<String>::new());
+    client.send(&ToAgent::Start { program: None, restart: Restart::Never, health: None });
+    let console = driver.console_log(order.id).expect("guests have one");
+    let said =
+        |line: &str| std::fs::read_to_string(&console).unwrap().lines().any(|said| said.trim_end() == line);
+    eventually("the agent beside the system", || said("agent: @calve-agent beside-system"));
+    for line in
+        ["prepared: true", "parameter: yes", "store: written", "root: empty", "init is process 1 of guest-1"]
+    {
+        assert!(said(line), "{line} in {}", std::fs::read_to_string(&console).unwrap());
+    }
+    client.send(&ToAgent::PowerOff);
+    let [guard, qemu] = host.processes(order.id);
+    eventually("the end of QEMU", || !qemu.is_alive() && !guard.is_alive());
+    assert!(driver.end_note(order.id).unwrap().starts_with("the guest powered off"));
+    driver.destroy(order.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_cannot_outlive_its_guard() {
+    let host = Host::new();
+    let order = host.order(3, HOUR);
+    let driver = host.driver();
+    driver.create(&order).await.unwrap();
+    let [guard, qemu] = host.processes(order.id);
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(guard.pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    eventually("the end of QEMU", || !qemu.is_alive());
+    driver.destroy(order.id).await.unwrap();
+    assert_eq!(driver.list().await.unwrap(), []);
+}

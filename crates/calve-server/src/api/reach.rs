@@ -1,0 +1,72 @@
+//! Reaching into a machine: waits until its agent can be spoken to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use calve_core::State as MachineState;
+use calve_wire::api::ProblemKind;
+use calve_wire::record::MachineRecord;
+
+use super::Api;
+use super::problem::{ApiError, ApiResult};
+use crate::agents::LinkError;
+
+/// How long a request waits for a machine that is still being made: a guest in emulation boots for a minute.
+const REACH_MAX: Duration = Duration::from_secs(180);
+
+impl Api {
+    /// The machine's record, once it runs and its agent is heard.
+    pub(super) async fn reach(&self, name_or_id: &str) -> ApiResult<Arc<MachineRecord>> {
+        let record = self.find(name_or_id).await?;
+        match tokio::time::timeout(REACH_MAX, self.reached(&record)).await {
+            Ok(result) => result,
+            Err(_) => Err(ApiError::new(
+                ProblemKind::Conflict,
+                format!("the machine {} was not reached within {} s", record.name, REACH_MAX.as_secs()),
+            )
+            .hint(format!("`calve status {}` says what it waits for", record.name))),
+        }
+    }
+
+    async fn reached(&self, record: &MachineRecord) -> ApiResult<Arc<MachineRecord>> {
+        let mut watched = self.watches.watch(record.id);
+        let mut changes = self.world.changes();
+        loop {
+            changes.mark_unchanged();
+            let now = watched.borrow_and_update().clone();
+            let Some(now) = now.filter(|now| !now.state.is_terminal()) else {
+                return Err(ended(record));
+            };
+            let linked = self.world.agents().report(now.id).is_some_and(|report| report.linked);
+            match now.state {
+                MachineState::Running | MachineState::Draining if linked => return Ok(now),
+                _ => {}
+            }
+            tokio::select! {
+                _ = watched.changed() => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+}
+
+fn ended(record: &MachineRecord) -> ApiError {
+    ApiError::new(ProblemKind::Conflict, format!("the machine {} has ended", record.name))
+        .hint("`calve logs` still shows what it said; `calve run` starts a new one")
+}
+
+impl From<LinkError> for ApiError {
+    fn from(error: LinkError) -> Self {
+        let kind = match error {
+            LinkError::Unknown
+            | LinkError::NotLinked
+            | LinkError::Broken
+            | LinkError::Busy
+            | LinkError::StdinTaken
+            | LinkError::StreamClosed => ProblemKind::Conflict,
+            LinkError::TooManyStreams => ProblemKind::LimitReached,
+            LinkError::BadToken => ProblemKind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

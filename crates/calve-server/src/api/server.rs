@@ -1,0 +1,65 @@
+//! `/v1/server`, `/v1/doctor`, `/v1/prune`: the server itself.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use calve_wire::api::{Problem, Pruned, ServerInfo};
+use calve_wire::doctor::Check;
+
+use super::problem::ApiResult;
+use super::{Api, Principal};
+use crate::reconcile::records;
+use crate::world::{host, now};
+
+/// What the server is and where.
+#[utoipa::path(get, path = "/v1/server", responses(
+    (status = 200, body = ServerInfo), (status = "default", body = Problem)))]
+pub async fn info(State(api): State<Api>) -> ApiResult<Json<ServerInfo>> {
+    api.view.refresh(&*api.state).await?;
+    Ok(Json(ServerInfo {
+        version: api.version.clone(),
+        pid: std::process::id(),
+        started_unix_ms: api.started.0,
+        machines: api.view.living() as u64,
+        data_dir: api.dirs.data.display().to_string(),
+        listens: api.listens.clone(),
+    }))
+}
+
+/// Ends the server. Machines go on, each until its lease ends; the next server takes them over.
+#[utoipa::path(post, path = "/v1/server/stop", responses(
+    (status = 202, description = "It ends"), (status = "default", body = Problem)))]
+pub async fn stop(State(api): State<Api>, by: Principal) -> StatusCode {
+    tracing::info!(%by, "told to end");
+    api.shutdown.cancel();
+    StatusCode::ACCEPTED
+}
+
+/// What this host lacks for each driver, and for the server; checked anew, which may take seconds.
+#[utoipa::path(get, path = "/v1/doctor", responses(
+    (status = 200, body = Vec<Check>), (status = "default", body = Problem)))]
+pub async fn doctor(State(api): State<Api>) -> Json<Vec<Check>> {
+    let mut checks = api.world.preflight().await;
+    checks.extend(host::checks(&api.dirs.data, &api.dirs.run));
+    Json(checks)
+}
+
+/// Removes the records, names and logs of ended machines, and guests' images that no living machine needs.
+#[utoipa::path(post, path = "/v1/prune", responses(
+    (status = 200, body = Pruned), (status = "default", body = Problem)))]
+pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Pruned>> {
+    let mut pruned = Pruned { machines: Vec::new(), freed_bytes: 0 };
+    for record in records::list(&*api.state, &api.view).await? {
+        if !record.state.is_terminal() || record.remove {
+            continue;
+        }
+        pruned.freed_bytes += api.logs.size(record.id).unwrap_or(0);
+        records::request_remove(&*api.state, &api.view, record.id, None, now()).await?;
+        pruned.machines.push(record.name.to_string());
+    }
+    let living: Vec<_> = records::list(&*api.state, &api.view).await?;
+    let living = living.iter().filter(|record| !record.state.is_terminal()).map(|record| record.spec.clone());
+    pruned.freed_bytes += api.world.prune_images(api.dirs.images(), living.collect()).await?;
+    tracing::info!(%by, machines = pruned.machines.len(), freed_bytes = pruned.freed_bytes, "pruned");
+    Ok(Json(pruned))
+}

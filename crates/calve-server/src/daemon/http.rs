@@ -1,0 +1,100 @@
+//! One HTTP connection: limits on hostile clients, who is at the other end, and the router.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, header};
+use axum::response::{IntoResponse, Response};
+use calve_wire::api::ProblemKind;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use super::connections::Connection;
+use super::token::Token;
+use crate::api::{ApiError, Principal};
+
+/// Time in which the head of a request must have come; also how long an idle connection is kept.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes of a request's head: a path, a token and a handful of headers need hundreds.
+const HEAD_MAX_BYTES: usize = 32 * 1024;
+/// Most headers of a request.
+const HEADERS_MAX: usize = 64;
+
+/// Who may ask over a connection.
+#[derive(Clone)]
+pub enum Gate {
+    /// The kernel said who it is.
+    Known(Principal),
+    /// Whoever says the token with each request.
+    Token(Token),
+}
+
+/// Serves a connection until its end; after `shutdown` no further request is taken.
+pub async fn serve<S>(
+    stream: S,
+    gate: Gate,
+    router: Router,
+    connection: Connection,
+    shutdown: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (gate, mut router, connection) = (gate.clone(), router.clone(), connection.clone());
+        async move { Ok::<_, Infallible>(answer(request, &gate, &mut router, connection).await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX_BYTES)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(serving);
+    let result = tokio::select! {
+        result = &mut serving => result,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    gate: &Gate,
+    router: &mut Router,
+    connection: Connection,
+) -> Response {
+    let principal = match gate {
+        Gate::Known(principal) => principal.clone(),
+        Gate::Token(token) if holds(token, &request) => Principal::Token,
+        Gate::Token(_) => {
+            return ApiError::new(ProblemKind::Unauthorized, "the server's token is missing or wrong")
+                .hint("set CALVE_TOKEN to the content of the token file that `calve server --listen` named")
+                .into_response();
+        }
+    };
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(principal);
+    request.extensions_mut().insert(connection);
+    match router.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+fn holds(token: &Token, request: &Request<Incoming>) -> bool {
+    let said = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    said.and_then(|said| said.strip_prefix("Bearer ")).is_some_and(|said| token.is(said))
+}

@@ -1,0 +1,238 @@
+//! What the loop knows of machines beyond their records, and what it says of it in events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use calve_core::plan::{Agent, Created, Fault, Phase, Sight, Tick};
+use calve_core::{Goal, Machine, MachineId, State, Timestamp};
+use calve_wire::agent::{self, Status};
+use calve_wire::event::What;
+
+use super::step::{Effect, Outcome};
+use super::{AgentReport, Effects};
+
+/// Pause after the first failure of an effect on a machine; each further failure in a row doubles it.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest such pause: bounds how late a stop or a destruction gets by a failure before it.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What is known of each machine.
+#[derive(Default)]
+pub(super) struct Known {
+    pub sights: BTreeMap<MachineId, Sight>,
+    /// Failures in a row.
+    failures: BTreeMap<MachineId, u32>,
+    tick: u64,
+}
+
+/// What was being done, as the outcome is understood by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Doing {
+    pub id: MachineId,
+    pub effect: Option<Effect>,
+    pub link: bool,
+    /// The stop that the agent is told, where it is.
+    pub goal: Goal,
+    /// Whether this is the first time that this attempt is made.
+    pub fresh: bool,
+}
+
+impl Known {
+    /// The next position in the order of things.
+    pub fn tick(&mut self) -> Tick {
+        self.tick += 1;
+        Tick(self.tick)
+    }
+
+    /// Takes note of what is about to be done.
+    pub fn begin(&mut self, doing: &Doing) {
+        let sight = self.sights.entry(doing.id).or_default();
+        sight.busy = true;
+        sight.link_asked |= doing.link;
+    }
+
+    /// Takes note of what became of it.
+    pub fn end(&mut self, doing: &Doing, outcome: Outcome, now: Timestamp) {
+        let settled = self.tick();
+        let sight = self.sights.entry(doing.id).or_default();
+        sight.busy = false;
+        let failed = match outcome {
+            Outcome::Conflict => {
+                sight.link_asked &= !doing.link;
+                return;
+            }
+            Outcome::NotWritten(error) => {
+                tracing::warn!(machine = %doing.id, error = &error as &dyn std::error::Error, "not written");
+                sight.link_asked &= !doing.link;
+                true
+            }
+            Outcome::Done { lease, result } => {
+                if let Err(fault) = &result {
+                    tracing::warn!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
+                }
+                let failed = result.is_err() && !matches!(doing.effect, Some(Effect::Create { .. }));
+                let again = matches!(doing.effect, Some(Effect::Destroy { .. })) && sight.destroyed;
+                match doing.effect {
+                    Some(Effect::Create { attempt }) => {
+                        sight.settled = settled;
+                        sight.lease_told = lease.filter(|_| doing.fresh);
+                        sight.created = Some(Created { attempt, result });
+                    }
+                    Some(Effect::Start) => sight.started = Some(result),
+                    Some(Effect::SetLease) if result.is_ok() => sight.lease_told = lease,
+                    Some(Effect::Stop { .. }) if result.is_ok() => {
+                        sight.stop_told = match doing.goal {
+                            Goal::Stop { since, grace, .. } => Some((since, grace)),
+                            Goal::Run => None,
+                        };
+                    }
+                    Some(Effect::Destroy { .. }) => {
+                        sight.settled = settled;
+                        sight.destroyed |= result.is_ok();
+                        sight.link_asked = false;
+                    }
+                    Some(Effect::SetLease | Effect::Stop { .. } | Effect::Forget) | None => {}
+                }
+                // A destruction that had to be repeated did not work either.
+                failed || again
+            }
+        };
+        if failed {
+            let failures = self.failures.entry(doing.id).or_default();
+            let pause = PAUSE_MIN.saturating_mul(1 << (*failures).min(10)).min(PAUSE_MAX);
+            sight.pause_until = Some(now.after(pause));
+            *failures += 1;
+        } else if doing.effect.is_some() {
+            sight.pause_until = None;
+            self.failures.remove(&doing.id);
+        }
+    }
+
+    /// Takes note of what agents say, and writes the events that follow from it. Gives whether some agent that was heard
+    /// is not heard any more.
+    pub fn hear(
+        &mut self,
+        reports: &BTreeMap<MachineId, AgentReport>,
+        machines: &BTreeMap<MachineId, Machine>,
+        effects: &dyn Effects,
+        now: Timestamp,
+    ) -> bool {
+        let mut lost = false;
+        for (id, report) in reports {
+            let Some(machine) = machines.get(id).filter(|machine| !machine.state.is_terminal()) else {
+                continue;
+            };
+            let sight = self.sights.entry(*id).or_default();
+            let agent = understand(report);
+            if sight.agent == Some(agent) {
+                continue;
+            }
+            let before = sight.agent.replace(agent);
+            lost |= before.is_some_and(|before| before.linked) && !agent.linked;
+            if agent.linked && before.is_none_or(|before| !before.linked) {
+                // It may be a new agent, or the old one may not have heard.
+                (sight.started, sight.stop_told) = (None, None);
+            }
+            if agent.phase == Some(Phase::Ended) {
+                sight.ended_at.get_or_insert(now);
+            }
+            // A machine that ran before this loop began has had its events.
+            let ran = matches!(machine.state, State::Running | State::Draining);
+            if let Some(before) =
+                before.filter(|before| before.phase.is_some() || !ran).or((!ran).then_some(SILENT))
+            {
+                news(&before, &agent).into_iter().for_each(|what| effects.emit(*id, &machine.name, what));
+            }
+        }
+        for (_, sight) in self.sights.iter_mut().filter(|(id, _)| !reports.contains_key(id)) {
+            if let Some(agent) = sight.agent.as_mut().filter(|agent| agent.linked) {
+                agent.linked = false;
+                lost = true;
+            }
+        }
+        lost
+    }
+
+    /// Whether the machine's agent is heard now.
+    pub fn is_heard(&self, id: MachineId) -> bool {
+        self.sights.get(&id).and_then(|sight| sight.agent).is_some_and(|agent| agent.linked)
+    }
+
+    /// When the last effect on the machine ended.
+    pub fn settled(&self, id: MachineId) -> Tick {
+        self.sights.get(&id).map_or_else(Tick::default, |sight| sight.settled)
+    }
+
+    /// Machines whose agents are heard now.
+    pub fn heard(&self) -> impl Iterator<Item = MachineId> + '_ {
+        self.sights.keys().copied().filter(|id| self.is_heard(*id))
+    }
+
+    /// Drops what is known of machines that have ended, once every driver was listed after the last effect on them.
+    pub fn drop_ended(
+        &mut self,
+        machines: &BTreeMap<MachineId, Machine>,
+        listed_at: Option<Tick>,
+        now: Timestamp,
+    ) {
+        self.sights.retain(|id, sight| {
+            let lives = machines.get(id).is_some_and(|machine| !machine.state.is_terminal());
+            let pauses = sight.pause_until.is_some_and(|until| now < until);
+            lives || sight.busy || pauses || listed_at.is_none_or(|at| at <= sight.settled)
+        });
+        let sights = &self.sights;
+        self.failures.retain(|id, _| sights.contains_key(id));
+    }
+}
+
+/// What a step that panicked counts as.
+pub(super) fn broken() -> Outcome {
+    let message = "the server's own code broke down; see its log".to_owned();
+    Outcome::Done { lease: None, result: Err(Fault { message, retry: true }) }
+}
+
+/// An agent that has not spoken yet.
+const SILENT: Agent =
+    Agent { linked: false, phase: None, starts: 0, last_exit: None, healthy: None, log_complete: false };
+
+fn understand(report: &AgentReport) -> Agent {
+    let AgentReport { linked, status, log_complete } = report;
+    let Some(Status { phase, starts, last_exit, healthy, .. }) = status else {
+        return Agent { linked: *linked, ..SILENT };
+    };
+    let phase = match phase {
+        agent::Phase::Waiting => Phase::Waiting,
+        agent::Phase::Running => Phase::Running,
+        agent::Phase::BackingOff => Phase::BackingOff,
+        agent::Phase::Stopping => Phase::Stopping,
+        agent::Phase::Ended => Phase::Ended,
+    };
+    Agent {
+        linked: *linked,
+        phase: Some(phase),
+        starts: *starts,
+        last_exit: last_exit.map(Into::into),
+        healthy: *healthy,
+        log_complete: *log_complete,
+    }
+}
+
+/// What happened between two reports. The last exit is written with the record's change.
+fn news(before: &Agent, now: &Agent) -> Vec<What> {
+    let mut news = Vec::new();
+    let started = now.starts > before.starts;
+    let exited = now.last_exit.map(|exit| What::Exited { exit: exit.into() });
+    if started && before.phase == Some(Phase::Running) {
+        news.extend(exited.clone());
+    }
+    if started {
+        news.push(What::Started { start: now.starts });
+    }
+    if now.phase == Some(Phase::BackingOff) && (started || before.phase != Some(Phase::BackingOff)) {
+        news.extend(exited);
+    }
+    if let Some(healthy) = now.healthy.filter(|_| now.healthy != before.healthy) {
+        news.push(What::Health { healthy });
+    }
+    news
+}

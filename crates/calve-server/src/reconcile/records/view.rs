@@ -1,0 +1,237 @@
+//! The records of all machines, parsed once a change; shared by the loop and the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use calve_core::plan::Wait;
+use calve_core::{Machine, MachineId, MachineName, Timestamp};
+use calve_wire::record::{MachineRecord, VoidRecord};
+
+use super::MACHINES;
+use crate::state::{Entry, Revision, State, StateError};
+
+/// A handle on the parsed records; clones share them.
+#[derive(Clone, Default)]
+pub struct View(Arc<Mutex<Content>>);
+
+/// The records of one moment, and whatever was noted after it.
+#[derive(Default)]
+pub(in crate::reconcile) struct Content {
+    /// The moment.
+    seen: Revision,
+    records: BTreeMap<MachineId, (Revision, Arc<MachineRecord>)>,
+    /// The records as decisions see them.
+    pub machines: BTreeMap<MachineId, Machine>,
+    names: BTreeMap<MachineName, MachineId>,
+    numbers: BTreeSet<u32>,
+    /// Numbers that are being claimed in this process.
+    reserved: BTreeSet<u32>,
+    /// Keys whose values no version that this program knows wrote.
+    unreadable: BTreeMap<String, Revision>,
+    voids: BTreeMap<MachineId, (Revision, Timestamp)>,
+    waits: BTreeMap<MachineId, Wait>,
+}
+
+/// A number that nobody else in this process claims; dropped, it is free again.
+pub(super) struct Reserved {
+    view: View,
+    pub number: u32,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.view.content().reserved.remove(&self.number);
+    }
+}
+
+enum Parsed {
+    Record(Box<MachineRecord>),
+    Void(MachineId, Timestamp),
+}
+
+impl View {
+    /// Brings the view up to date; parses only what changed.
+    pub async fn refresh(&self, state: &dyn State) -> Result<(), StateError> {
+        let seen = self.seen();
+        if seen > 0
+            && let Some(changes) = state.list_since(MACHINES, seen).await?
+        {
+            let mut content = self.content();
+            // A later moment may have been read meanwhile.
+            if changes.revision > content.seen {
+                changes.removed.iter().for_each(|key| content.remove(key));
+                changes.set.iter().for_each(|entry| content.set(entry));
+                content.seen = changes.revision;
+            }
+            return Ok(());
+        }
+        let (entries, revision) = state.list(MACHINES).await?;
+        let mut content = self.content();
+        if revision > content.seen {
+            content.remove_others(&entries, revision);
+            entries.iter().for_each(|entry| content.set(entry));
+            content.seen = revision;
+        }
+        Ok(())
+    }
+
+    /// The revision that the view shows at least.
+    pub fn seen(&self) -> Revision {
+        self.content().seen
+    }
+
+    /// The record of the machine with this name or id.
+    pub fn find(&self, name_or_id: &str) -> Option<Arc<MachineRecord>> {
+        let content = self.content();
+        let named = name_or_id.parse().ok().and_then(|name: MachineName| content.names.get(&name).copied());
+        let id = named.or_else(|| name_or_id.parse().ok())?;
+        content.records.get(&id).map(|(_, record)| record.clone())
+    }
+
+    /// The record of a machine.
+    pub fn by_id(&self, id: MachineId) -> Option<Arc<MachineRecord>> {
+        self.record(id).map(|(_, record)| record)
+    }
+
+    /// Every machine's record, the oldest first.
+    pub fn all(&self) -> Vec<Arc<MachineRecord>> {
+        self.content().records.values().map(|(_, record)| record.clone()).collect()
+    }
+
+    /// How many machines have not ended.
+    pub fn living(&self) -> usize {
+        self.content().machines.values().filter(|machine| !machine.state.is_terminal()).count()
+    }
+
+    /// What the loop waits for with this machine, in words for people.
+    pub fn waits_for(&self, id: MachineId) -> Option<&'static str> {
+        self.content().waits.get(&id).map(|wait| wait.on.as_str())
+    }
+
+    /// Keys of records that cannot be read.
+    pub fn unreadable(&self) -> Vec<String> {
+        self.content().unreadable.keys().cloned().collect()
+    }
+
+    /// Shows a record that this process has just written.
+    pub(in crate::reconcile) fn note(&self, revision: Revision, record: Arc<MachineRecord>) {
+        let mut content = self.content();
+        // An older one was shown already, if it has not even been removed again.
+        if revision > content.seen {
+            content.keep(revision, record);
+        }
+    }
+
+    pub(in crate::reconcile) fn set_waits(&self, waits: &[Wait]) {
+        self.content().waits = waits.iter().map(|wait| (wait.id, *wait)).collect();
+    }
+
+    pub(in crate::reconcile) fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
+        self.content().record(id)
+    }
+
+    pub(super) fn voids(&self) -> Vec<(MachineId, Revision, Timestamp)> {
+        self.content().voids.iter().map(|(id, (revision, at))| (*id, *revision, *at)).collect()
+    }
+
+    /// The smallest number that no machine has, nobody in this process claims, and that is not in `skip`.
+    pub(super) fn reserve_number(&self, skip: &BTreeSet<u32>) -> Reserved {
+        let mut content = self.content();
+        let taken = |n: &u32| content.numbers.contains(n) || content.reserved.contains(n) || skip.contains(n);
+        let number = (1..).find(|n| !taken(n)).expect("there are fewer machines than numbers");
+        content.reserved.insert(number);
+        Reserved { view: self.clone(), number }
+    }
+
+    pub(in crate::reconcile) fn content(&self) -> MutexGuard<'_, Content> {
+        self.0.lock().expect("no holder of the view's lock panics")
+    }
+}
+
+impl Content {
+    /// Whether every record could be read.
+    pub fn complete(&self) -> bool {
+        self.unreadable.is_empty()
+    }
+
+    pub fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
+        self.records.get(&id).cloned()
+    }
+
+    fn set(&mut self, entry: &Entry) {
+        let Some(id) = id_of(&entry.key) else {
+            self.unreadable.insert(entry.key.clone(), entry.revision);
+            return;
+        };
+        let known = self.records.get(&id).is_some_and(|(revision, _)| *revision >= entry.revision)
+            || self.unreadable.get(&entry.key).is_some_and(|revision| *revision >= entry.revision);
+        if known {
+            return;
+        }
+        self.unreadable.remove(&entry.key);
+        match parse(id, &entry.value) {
+            Some(Parsed::Record(record)) => self.keep(entry.revision, Arc::new(*record)),
+            Some(Parsed::Void(id, at)) => {
+                // The record that was there has been removed meanwhile.
+                self.remove(&entry.key);
+                self.voids.insert(id, (entry.revision, at));
+            }
+            None => {
+                tracing::error!(key = entry.key, "a record cannot be read; unknown machines are left alone");
+                self.unreadable.insert(entry.key.clone(), entry.revision);
+            }
+        }
+    }
+
+    fn keep(&mut self, revision: Revision, record: Arc<MachineRecord>) {
+        let id = record.id;
+        if self.records.get(&id).is_some_and(|(known, _)| *known >= revision) {
+            return;
+        }
+        if !self.records.contains_key(&id) {
+            self.names.insert(record.name.clone(), id);
+            self.numbers.extend(record.name.number());
+        }
+        self.machines.insert(id, record.to_machine());
+        self.records.insert(id, (revision, record));
+    }
+
+    fn remove(&mut self, key: &str) {
+        self.unreadable.remove(key);
+        let Some(id) = id_of(key) else { return };
+        self.voids.remove(&id);
+        self.machines.remove(&id);
+        let Some((_, record)) = self.records.remove(&id) else { return };
+        if self.names.get(&record.name) == Some(&id) {
+            self.names.remove(&record.name);
+            if let Some(number) = record.name.number() {
+                self.numbers.remove(&number);
+            }
+        }
+    }
+
+    /// Removes what a list of everything at `revision` does not show.
+    fn remove_others(&mut self, entries: &[Entry], revision: Revision) {
+        let listed: BTreeSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+        let records = self.records.iter().filter(|(_, (noted, _))| *noted <= revision);
+        let keys = records.map(|(id, _)| super::machine_key(*id));
+        let keys = keys.chain(self.unreadable.keys().cloned());
+        let keys = keys.chain(self.voids.keys().map(|id| super::machine_key(*id)));
+        let gone: Vec<String> = keys.filter(|key| !listed.contains(key.as_str())).collect();
+        gone.iter().for_each(|key| self.remove(key));
+    }
+}
+
+fn id_of(key: &str) -> Option<MachineId> {
+    key.strip_prefix(MACHINES)?.parse().ok()
+}
+
+fn parse(id: MachineId, value: &[u8]) -> Option<Parsed> {
+    match MachineRecord::from_json(value) {
+        Ok(record) if record.id == id => Some(Parsed::Record(Box::new(record))),
+        _ => {
+            let void: VoidRecord = serde_json::from_slice(value).ok()?;
+            Some(Parsed::Void(id, Timestamp(void.void_unix_ms)))
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Rounds of the loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use calve_core::plan::{Action, Change, Drivers, Listed, On, Plan, Tick, World, plan};
+use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
+use calve_wire::event::What;
+use calve_wire::record::MachineRecord;
+use tokio::task::{Id, JoinError, JoinSet};
+
+use super::known::{Doing, Known, broken};
+use super::records::{self, View};
+use super::step::{Effect, Outcome, Step};
+use super::{DriverState, EffectError, Effects};
+use crate::state::{Revision, State, StateError};
+
+/// The node that this server's own drivers are.
+const NODE: &str = "local";
+/// Creations at once: each takes CPU and memory, and more of them only slow each other down.
+const CREATES_MAX: usize = 32;
+/// Other steps at once: they mostly wait for agents and processes.
+const STEPS_MAX: usize = 512;
+/// Pause between lists while all living machines are heard: finds what died without a word.
+const LIST_EVERY: Duration = Duration::from_secs(10);
+/// The same while some machine is not heard, and after a list that failed.
+const LIST_SOON: Duration = Duration::from_secs(1);
+/// Pause before drivers that are not known yet are asked for again.
+const DRIVERS_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between rounds: heals a bell that was not rung.
+const ROUND_EVERY: Duration = Duration::from_secs(60);
+/// Pause after the state could not be read.
+const STATE_PAUSE: Duration = Duration::from_secs(1);
+
+type Lists = BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>;
+type Records = BTreeMap<MachineId, (Revision, Arc<MachineRecord>)>;
+type Found = BTreeMap<DriverName, Result<BTreeMap<MachineId, Listed>, EffectError>>;
+
+/// The loop's own state; all of it can be lost.
+pub(super) struct Rounds {
+    state: Arc<dyn State>,
+    view: View,
+    effects: Arc<dyn Effects>,
+    node: NodeName,
+    since: Timestamp,
+    known: Known,
+    drivers: Drivers,
+    lists: Lists,
+    tasks: JoinSet<Done>,
+    /// The machines whose steps are under way.
+    doing: BTreeMap<Id, Doing>,
+    listing: Look,
+    /// When the last list was asked for.
+    listing_tick: Tick,
+    asking: Look,
+}
+
+/// When something was last looked at, and whether it is just being.
+#[derive(Default)]
+struct Look {
+    under_way: bool,
+    began: Option<Timestamp>,
+    failed: bool,
+}
+
+/// What a task brought.
+enum Done {
+    Step(Doing, Outcome),
+    Listed(Tick, Found),
+    Drivers(Timestamp, Vec<DriverState>),
+}
+
+/// What woke a round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Task,
+    Bell,
+}
+
+impl Rounds {
+    pub fn new(state: Arc<dyn State>, view: View, effects: Arc<dyn Effects>) -> Self {
+        Self {
+            since: effects.now(),
+            state,
+            view,
+            effects,
+            node: NODE.parse().expect("the node's name is a DNS label"),
+            known: Known::default(),
+            drivers: Drivers::default(),
+            lists: Lists::new(),
+            tasks: JoinSet::new(),
+            doing: BTreeMap::new(),
+            listing: Look::default(),
+            listing_tick: Tick::default(),
+            asking: Look::default(),
+        }
+    }
+
+    pub async fn run(&mut self) {
+        while let Err(error) = self.adopt().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the state cannot be read");
+            tokio::time::sleep(STATE_PAUSE).await;
+        }
+        let mut woken = Woken::Bell;
+        loop {
+            let wake = match self.round(woken).await {
+                Ok(wake) => wake,
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the state cannot be read");
+                    self.effects.now().after(STATE_PAUSE)
+                }
+            };
+            woken = self.wait(wake).await;
+        }
+    }
+
+    /// Mends what a crash left behind: claimed names without machines, and ends that were not announced.
+    async fn adopt(&mut self) -> Result<(), records::RecordsError> {
+        self.view.refresh(&*self.state).await?;
+        records::sweep(&*self.state, &self.view, self.effects.now()).await?;
+        let ended: Vec<_> = {
+            let content = self.view.content();
+            let ended = content.machines.values().filter(|machine| machine.state.is_terminal());
+            ended.map(|machine| (machine.id, machine.state_since)).collect()
+        };
+        for id in self.effects.unannounced(&ended).await {
+            if let Some((_, record)) = self.view.record(id) {
+                self.effects.emit(id, &record.name, What::Stopped);
+            }
+        }
+        Ok(())
+    }
+
+    /// Observes, plans, and sets everything going that the plan says. Gives when to look again at the latest.
+    async fn round(&mut self, woken: Woken) -> Result<Timestamp, StateError> {
+        self.view.refresh(&*self.state).await?;
+        let reports = self.effects.agents();
+        let now = self.effects.now();
+        let view = self.view.clone();
+        let (plan, records, lost, unheard, living) = {
+            let content = view.content();
+            let machines = &content.machines;
+            let lost = self.known.hear(&reports, machines, &*self.effects, now);
+            self.known.drop_ended(machines, self.listed_at(), now);
+            let world = World {
+                node: &self.node,
+                since: self.since,
+                machines,
+                complete: content.complete(),
+                sights: &self.known.sights,
+                drivers: &self.drivers,
+                lists: &self.lists,
+            };
+            let plan = plan(&world, now);
+            let living = machines.values().filter(|machine| !machine.state.is_terminal());
+            let unheard = living
+                .clone()
+                .any(|machine| machine.state >= MachineState::Booting && !self.known.is_heard(machine.id));
+            let living = living.count() > 0;
+            // The very records that were planned for: a newer one must lose its compare-and-set.
+            let ids = plan.actions.iter().map(Action::id);
+            let records: Records = ids.filter_map(|id| Some((id, content.record(id)?))).collect();
+            (plan, records, lost, unheard, living)
+        };
+        self.view.set_waits(&plan.waits);
+        let mut wake = now.after(ROUND_EVERY);
+        wake = wake.min(plan.next_wake.unwrap_or(wake));
+        wake = wake.min(self.look_at_machines(&plan, lost, unheard, living, now).unwrap_or(wake));
+        wake = wake.min(self.look_at_drivers(&plan, woken, now).unwrap_or(wake));
+        self.execute(plan, &records, now);
+        Ok(wake)
+    }
+
+    /// Sets the plan's actions going, those of one machine as one step.
+    fn execute(&mut self, plan: Plan, records: &Records, now: Timestamp) {
+        let creating = |doing: &&Doing| matches!(doing.effect, Some(Effect::Create { .. }));
+        let mut creates = self.doing.values().filter(creating).count();
+        let mut actions = plan.actions.into_iter().peekable();
+        while let Some(first) = actions.next() {
+            let id = first.id();
+            let mut step = self.step(id, records, now);
+            let mut next = Some(first);
+            while let Some(action) = next {
+                step.effect = step.effect.or(Effect::of(&action));
+                match action {
+                    Action::Write { changes, .. } => step.changes = changes,
+                    Action::Link { .. } => step.link = true,
+                    _ => {}
+                }
+                next = actions.next_if(|action| action.id() == id);
+            }
+            let create = matches!(step.effect, Some(Effect::Create { .. }));
+            // What finds no room is planned again when a step has ended.
+            if self.doing.len() < STEPS_MAX && !(create && creates >= CREATES_MAX) {
+                creates += usize::from(create);
+                self.begin(step);
+            }
+        }
+    }
+
+    fn step(&self, id: MachineId, records: &Records, now: Timestamp) -> Step {
+        Step {
+            state: self.state.clone(),
+            view: self.view.clone(),
+            effects: self.effects.clone(),
+            id,
+            record: records.get(&id).cloned(),
+            changes: Vec::new(),
+            link: false,
+            effect: None,
+            now,
+        }
+    }
+
+    fn begin(&mut self, step: Step) {
+        let doing = Doing {
+            id: step.id,
+            effect: step.effect,
+            link: step.link,
+            goal: goal_after(&step),
+            fresh: step.changes.iter().any(|change| matches!(change, Change::Creating { .. })),
+        };
+        self.known.begin(&doing);
+        let task = self.tasks.spawn(async move { Done::Step(doing, step.run().await) });
+        self.doing.insert(task.id(), doing);
+    }
+
+    /// Lists all machines in a task, when that is due. Gives when it is due next.
+    fn look_at_machines(
+        &mut self,
+        plan: &Plan,
+        lost: bool,
+        unheard: bool,
+        living: bool,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        if self.listing.under_way {
+            return None;
+        }
+        let mut waiting = plan.waits.iter().filter(|wait| wait.on == On::List);
+        let wanted = lost || waiting.clone().any(|wait| self.known.settled(wait.id) > self.listing_tick);
+        let unheard = unheard || waiting.next().is_some();
+        let due = match self.listing.began {
+            None => now,
+            Some(began) if self.listing.failed => began.after(LIST_SOON),
+            Some(_) if wanted => now,
+            Some(began) if unheard => began.after(LIST_SOON),
+            Some(began) if living => began.after(LIST_EVERY),
+            Some(_) => return None,
+        };
+        if now < due {
+            return Some(due);
+        }
+        self.listing = Look { under_way: true, began: Some(now), failed: false };
+        self.listing_tick = self.known.tick();
+        let (tick, effects) = (self.listing_tick, self.effects.clone());
+        let heard: BTreeSet<MachineId> = self.known.heard().collect();
+        self.tasks.spawn(async move { Done::Listed(tick, list(&*effects, &heard).await) });
+        None
+    }
+
+    /// Asks for the drivers in a task, when that is due. Gives when it is due next.
+    fn look_at_drivers(&mut self, plan: &Plan, woken: Woken, now: Timestamp) -> Option<Timestamp> {
+        if self.asking.under_way {
+            return None;
+        }
+        let waiting: Vec<MachineId> =
+            plan.waits.iter().filter(|wait| wait.on == On::Drivers).map(|wait| wait.id).collect();
+        let due = match self.asking.began {
+            None => now,
+            Some(_) if waiting.is_empty() => return None,
+            Some(_) if woken == Woken::Bell => now,
+            Some(began) => began.after(DRIVERS_PAUSE),
+        };
+        if now < due {
+            return Some(due);
+        }
+        self.asking = Look { under_way: true, began: Some(now), failed: false };
+        let effects = self.effects.clone();
+        self.tasks.spawn(async move { Done::Drivers(now, effects.drivers().await) });
+        None
+    }
+
+    async fn wait(&mut self, wake: Timestamp) -> Woken {
+        let (state, effects) = (self.state.clone(), self.effects.clone());
+        let seen = self.view.seen();
+        let woken = tokio::select! {
+            biased;
+            Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => {
+                self.take(done);
+                Woken::Task
+            }
+            _ = state.changed(seen) => Woken::Bell,
+            () = effects.changed(wake) => Woken::Bell,
+        };
+        while let Some(done) = self.tasks.try_join_next_with_id() {
+            self.take(done);
+        }
+        woken
+    }
+
+    fn take(&mut self, done: Result<(Id, Done), JoinError>) {
+        let now = self.effects.now();
+        match done {
+            Ok((task, Done::Step(doing, outcome))) => {
+                self.doing.remove(&task);
+                self.known.end(&doing, outcome, now);
+            }
+            Ok((_, Done::Listed(tick, found))) => self.take_lists(tick, found),
+            Ok((_, Done::Drivers(as_of, drivers))) => {
+                self.asking.under_way = false;
+                let usable = |state: DriverState| (state.driver, state.unusable.map_or(Ok(()), Err));
+                self.drivers =
+                    Drivers { as_of: Some(as_of), usable: drivers.into_iter().map(usable).collect() };
+            }
+            Err(error) => {
+                tracing::error!(%error, "a step of the loop broke down");
+                match self.doing.remove(&error.id()) {
+                    Some(doing) => self.known.end(&doing, broken(), now),
+                    None => (self.listing, self.asking) = (failed(now), failed(now)),
+                }
+            }
+        }
+    }
+
+    fn take_lists(&mut self, tick: Tick, found: Found) {
+        self.listing.under_way = false;
+        for (driver, result) in found {
+            match result {
+                Ok(machines) => drop(self.lists.insert(driver, (tick, machines))),
+                Err(error) => {
+                    tracing::warn!(%driver, "its machines cannot be listed: {}", error.message);
+                    self.listing.failed = true;
+                    self.lists.remove(&driver);
+                }
+            }
+        }
+    }
+
+    /// When the oldest list that is known was asked for.
+    fn listed_at(&self) -> Option<Tick> {
+        self.lists.values().map(|(tick, _)| *tick).min()
+    }
+}
+
+fn failed(now: Timestamp) -> Look {
+    Look { under_way: false, began: Some(now), failed: true }
+}
+
+/// The goal that the step's record has once it is written.
+fn goal_after(step: &Step) -> Goal {
+    let ends = step.changes.iter().rev().find_map(|change| match change {
+        Change::End { since, grace, reason } => {
+            Some(Goal::Stop { since: *since, grace: *grace, reason: *reason })
+        }
+        _ => None,
+    });
+    let stored = step.record.as_ref().map_or(Goal::Run, |(_, record)| record.to_machine().goal);
+    ends.unwrap_or(stored)
+}
+
+/// Every driver's machines; those of agents that are heard live.
+async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
+    let listed = |driver, found: calve_node::Found| {
+        let alive = heard.contains(&found.id) || effects.is_alive(driver, found);
+        (found.id, Listed { attempt: found.attempt, alive })
+    };
+    let lists = effects.list().await.into_iter();
+    lists
+        .map(|(driver, result)| {
+            (driver, result.map(|found| found.into_iter().map(|found| listed(driver, found)).collect()))
+        })
+        .collect()
+}

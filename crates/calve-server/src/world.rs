@@ -1,0 +1,392 @@
+//! The loop's eyes and hands: drivers, agents, store, ports, clock.
+
+pub mod host;
+mod leases;
+mod preflight;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use calve_core::{DriverName, MachineId, MachineName, Timestamp};
+use calve_nix::StorePath;
+use calve_node::run_dir::RunDirs;
+use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
+use calve_store::{Closure, Store, StoreError};
+use calve_wire::agent::{Remaining, ToAgent};
+use calve_wire::doctor::Check;
+use calve_wire::event::What;
+use calve_wire::machine::{MachineSpec, PortMapping, Workload};
+use calve_wire::record::MachineRecord;
+use futures_util::future::join_all;
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::agents::{Agents, LinkError};
+use crate::chain;
+use crate::events::{Cursor, EventLog};
+use crate::logs::Logs;
+use crate::logs::console::Console;
+use crate::ports::Ports;
+use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
+use leases::Leases;
+use preflight::Preflights;
+
+/// The principal of what the loop does.
+const LOOP: &str = "loop";
+
+/// Everything besides the records.
+pub struct World {
+    drivers: BTreeMap<DriverName, Arc<dyn Driver>>,
+    preflights: Preflights,
+    store: Arc<Store>,
+    agents: Arc<Agents>,
+    logs: Arc<Logs>,
+    ports: Ports,
+    leases: Leases,
+    events: EventLog,
+    run_dir: PathBuf,
+    /// Counts what may have changed outside of the records.
+    changes: watch::Sender<u64>,
+    /// What the loop has seen of the changes.
+    seen: Mutex<watch::Receiver<u64>>,
+    _bell_task: AbortOnDropHandle<()>,
+}
+
+/// What a world is made of.
+pub struct Parts {
+    /// The node's drivers.
+    pub drivers: Vec<Arc<dyn Driver>>,
+    /// The runtime directory, under which drivers keep what runs.
+    pub run_dir: PathBuf,
+    /// Closures.
+    pub store: Arc<Store>,
+    /// Output of machines.
+    pub logs: Arc<Logs>,
+    /// What happened.
+    pub events: EventLog,
+}
+
+impl World {
+    /// A world; to be called within a tokio runtime.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let bell = Arc::new(Notify::new());
+        let changes = watch::Sender::new(0);
+        let agents = Agents::new(parts.logs.clone(), bell.clone());
+        // The agents ring for one listener; the loop and every waiting request want to hear it.
+        let rung = changes.clone();
+        let bell_task = tokio::spawn(async move {
+            loop {
+                bell.notified().await;
+                rung.send_modify(|count| *count += 1);
+            }
+        });
+        Arc::new(Self {
+            drivers: parts.drivers.iter().map(|driver| (driver.name(), driver.clone())).collect(),
+            preflights: Preflights::new(parts.drivers, changes.clone()),
+            ports: Ports::default(),
+            leases: Leases::default(),
+            store: parts.store,
+            agents,
+            logs: parts.logs,
+            events: parts.events,
+            run_dir: parts.run_dir,
+            seen: Mutex::new(changes.subscribe()),
+            changes,
+            _bell_task: AbortOnDropHandle::new(bell_task),
+        })
+    }
+
+    /// The links to agents.
+    pub fn agents(&self) -> &Arc<Agents> {
+        &self.agents
+    }
+
+    /// Closures.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Counts what may have changed outside of the records, for waiting.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The console of a machine.
+    pub fn console(&self, record: &MachineRecord) -> Console {
+        let driver = record.driver.and_then(|name| self.drivers.get(&name));
+        self.logs.console(record.id, driver.and_then(|driver| driver.console_log(record.id)))
+    }
+
+    /// A machine's published ports with the ports that the node chose.
+    pub fn published(&self, id: MachineId) -> Vec<PortMapping> {
+        self.ports.published(id)
+    }
+
+    /// Whether a driver can be used, known for sure: waits for its preflight, which may take seconds the first time.
+    pub async fn driver_state(&self, driver: DriverName) -> DriverState {
+        self.preflights.state(driver).await
+    }
+
+    /// Every driver's preflight, done anew.
+    pub async fn preflight(&self) -> Vec<Check> {
+        self.preflights.run_all().await
+    }
+
+    /// Removes guests' images that none of the living machines needs; gives the bytes that were freed.
+    pub async fn prune_images(&self, dir: PathBuf, living: Vec<MachineSpec>) -> Result<u64, StoreError> {
+        let store = self.store.clone();
+        let pruning = tokio::task::spawn_blocking(move || {
+            // A closure that cannot be told any more has no image that could be made again: all are kept then.
+            let keep: Result<Vec<_>, _> =
+                living.iter().map(|spec| Ok(store.closure(&roots(spec))?.digest())).collect();
+            calve_store::prune_images(&dir, &keep?)
+        });
+        pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    fn driver(&self, name: DriverName) -> Result<&Arc<dyn Driver>, EffectError> {
+        self.drivers
+            .get(&name)
+            .ok_or_else(|| EffectError { message: format!("this server has no driver {name}"), retry: false })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, watch::Receiver<u64>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        if record.spec.ports.is_empty() {
+            return Ok(());
+        }
+        match self.ports.publish(record.id, &record.spec.ports, &self.agents) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(EffectError { message: chain(&error), retry: false }),
+        }
+    }
+
+    fn tell(&self, id: MachineId, message: ToAgent) -> Result<(), EffectError> {
+        self.agents
+            .send(id, message)
+            .map_err(|error| EffectError { message: error.to_string(), retry: error != LinkError::BadToken })
+    }
+
+    async fn closure(&self, spec: &MachineSpec) -> Result<Closure, EffectError> {
+        let roots = roots(spec);
+        let store = self.store.clone();
+        let closure = tokio::task::spawn_blocking(move || store.closure(&roots)).await;
+        let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        closure.map_err(|error| store_error(&error))
+    }
+}
+
+/// The store paths whose closures a machine holds.
+pub fn roots(spec: &MachineSpec) -> Vec<StorePath> {
+    match &spec.workload {
+        Workload::Program(program) => {
+            let own = StorePath::split(&program.path).ok().map(|(path, _)| path);
+            own.into_iter().chain(program.extra_roots.iter().chain(&program.work_tree).cloned()).collect()
+        }
+        Workload::System { toplevel } => vec![toplevel.clone()],
+        Workload::Base => Vec::new(),
+    }
+}
+
+/// What remains of a record's lease at `now`.
+pub fn remaining(record: &MachineRecord, now: Timestamp) -> Remaining {
+    Remaining {
+        until_deadline_ms: record.deadline_unix_ms.map(|deadline| deadline.saturating_sub(now.0)),
+        grace_ms: record.grace_ms,
+    }
+}
+
+/// The time.
+pub fn now() -> Timestamp {
+    Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
+}
+
+fn placed(record: &MachineRecord) -> Result<DriverName, EffectError> {
+    let unplaced = || EffectError { message: "the machine has no driver yet".to_owned(), retry: true };
+    record.driver.ok_or_else(unplaced)
+}
+
+fn driver_error(error: &DriverError) -> EffectError {
+    let hint = error.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+    EffectError {
+        message: format!("{}{hint}", chain(error)),
+        retry: match error.kind {
+            DriverErrorKind::Unusable => false,
+            DriverErrorKind::NoSpace | DriverErrorKind::Failed => true,
+        },
+    }
+}
+
+fn store_error(error: &StoreError) -> EffectError {
+    let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+    EffectError { message: format!("{}{hint}", chain(error)), retry: error.is_disk_full() }
+}
+
+#[async_trait]
+impl Effects for World {
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    async fn changed(&self, until: Timestamp) {
+        // Waits on a copy, and marks the change as seen only when it returns: dropped in between, nothing is missed.
+        let mut changes = self.seen().clone();
+        if let Ok(Ok(())) = tokio::time::timeout(until.since(now()), changes.changed()).await {
+            *self.seen() = changes;
+        }
+    }
+
+    async fn drivers(&self) -> Vec<DriverState> {
+        self.preflights.known()
+    }
+
+    async fn list(&self) -> BTreeMap<DriverName, Result<Vec<Found>, EffectError>> {
+        let lists = self
+            .drivers
+            .iter()
+            .map(async |(name, driver)| (*name, driver.list().await.map_err(|error| driver_error(&error))));
+        join_all(lists).await.into_iter().collect()
+    }
+
+    fn is_alive(&self, driver: DriverName, found: Found) -> bool {
+        let meta = RunDirs::new(&self.run_dir, driver).meta(found.id);
+        meta.is_none_or(|meta| meta.attempt == found.attempt && meta.process.is_alive())
+    }
+
+    fn agents(&self) -> BTreeMap<MachineId, AgentReport> {
+        self.agents.reports()
+    }
+
+    async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        let driver = self.driver(placed(record)?)?;
+        let closure = self.closure(&record.spec).await?;
+        self.publish(record)?;
+        let order = Order {
+            id: record.id,
+            name: record.name.clone(),
+            attempt: record.attempt,
+            token: record.agent_token.clone(),
+            spec: record.spec.clone(),
+            closure,
+            remaining: remaining(record, now()),
+        };
+        driver.create(&order).await.map_err(|error| driver_error(&error))
+    }
+
+    fn link(&self, record: &MachineRecord) {
+        let Ok(driver) = placed(record).and_then(|name| self.driver(name)) else { return };
+        self.leases.set(record);
+        let (leases, id) = (self.leases.clone(), record.id);
+        let remaining = Arc::new(move || leases.remaining(id));
+        let token = record.agent_token.clone();
+        if let Err(error) = self.agents.link(id, driver.agent_socket(id), token, remaining) {
+            tracing::error!(machine = %id, %error, "a machine cannot be linked");
+        }
+        // Of a machine that an earlier server made, nobody listens on the ports any more.
+        if let Err(error) = self.publish(record) {
+            tracing::error!(machine = %id, %error, "a machine's ports are not published");
+        }
+    }
+
+    async fn start(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        let program = match &record.spec.workload {
+            Workload::Program(program) => Some(program.clone()),
+            Workload::System { .. } | Workload::Base => None,
+        };
+        let (restart, health) = (record.spec.restart, record.spec.health.clone());
+        self.tell(record.id, ToAgent::Start { program, restart, health })
+    }
+
+    async fn set_lease(&self, record: &MachineRecord) -> Result<(), EffectError> {
+        self.leases.set(record);
+        let remaining = remaining(record, now());
+        let driver = self.driver(placed(record)?)?;
+        driver.set_lease(record.id, remaining).await.map_err(|error| driver_error(&error))?;
+        self.tell(record.id, ToAgent::Lease { remaining })
+    }
+
+    async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), EffectError> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.tell(id, ToAgent::Stop { grace_ms })
+    }
+
+    fn end_note(&self, record: &MachineRecord) -> Option<String> {
+        let note = self.drivers.get(&record.driver?)?.end_note(record.id)?;
+        note.lines().next().map(str::to_owned)
+    }
+
+    async fn destroy(&self, id: MachineId, driver: DriverName) -> Result<(), EffectError> {
+        let driver = self.driver(driver)?;
+        if let Some(console) = driver.console_log(id) {
+            let logs = self.logs.clone();
+            let kept = tokio::task::spawn_blocking(move || logs.keep_console(id, &console)).await;
+            if let Err(error) = kept.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+                tracing::warn!(machine = %id, error = chain(&error), "a console was not kept");
+            }
+        }
+        driver.destroy(id).await.map_err(|error| driver_error(&error))?;
+        self.agents.unlink(id);
+        self.ports.unpublish(id);
+        self.leases.forget(id);
+        let logs = self.logs.clone();
+        let finished = tokio::task::spawn_blocking(move || logs.finish(id)).await;
+        match finished {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(machine = %id, error = chain(&error), "a log was not completed"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, id: MachineId) {
+        let logs = self.logs.clone();
+        match tokio::task::spawn_blocking(move || logs.remove(id)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(machine = %id, error = chain(&error), "a log was not removed"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    fn emit(&self, id: MachineId, name: &MachineName, what: What) {
+        self.events.append(LOOP, id, name, what);
+    }
+
+    async fn unannounced(&self, ended: &[(MachineId, Timestamp)]) -> Vec<MachineId> {
+        let mut cursor = self.events.after(0);
+        let ended = ended.to_vec();
+        let search = tokio::task::spawn_blocking(move || unannounced(&mut cursor, ended)).await;
+        match search {
+            Ok(Ok(ids)) => ids,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the events cannot be read");
+                Vec::new()
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// Of the ended machines, those whose `Stopped` is not among the kept events though others of their time are.
+fn unannounced(cursor: &mut Cursor, ended: Vec<(MachineId, Timestamp)>) -> std::io::Result<Vec<MachineId>> {
+    let mut oldest = None;
+    let mut announced = BTreeSet::new();
+    loop {
+        let events = cursor.kept()?;
+        if events.is_empty() {
+            break;
+        }
+        oldest = oldest.or(events.first().map(|event| event.time_unix_ms));
+        let stopped = events.iter().filter(|event| event.what == What::Stopped);
+        announced.extend(stopped.map(|event| event.machine));
+    }
+    let missing = ended
+        .into_iter()
+        .filter(|(id, at)| !announced.contains(id) && oldest.is_some_and(|oldest| oldest <= at.0));
+    Ok(missing.map(|(id, _)| id).collect())
+}

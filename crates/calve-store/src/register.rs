@@ -1,0 +1,171 @@
+//! The private store's register of valid paths: one small JSON file a path, written once the path's files are in place.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use calve_nix::{Sha256Hash, StorePath};
+use serde::{Deserialize, Serialize};
+
+use crate::StoreError;
+
+/// The only version of an entry that there is so far.
+const VERSION: u32 = 1;
+const SUFFIX: &str = ".json";
+
+/// What the register says of a valid path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The path.
+    pub path: StorePath,
+    /// Hash of its archive.
+    pub nar_hash: Sha256Hash,
+    /// Size of its archive in bytes.
+    pub nar_size: u64,
+    /// What it refers to.
+    pub references: Vec<StorePath>,
+}
+
+/// The directory of entries.
+#[derive(Debug)]
+pub struct Register {
+    dir: PathBuf,
+}
+
+/// An entry as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    path: String,
+    nar_hash: String,
+    nar_size: u64,
+    references: Vec<String>,
+}
+
+impl Register {
+    /// The register in `dir`, which exists.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn file(&self, path: &StorePath) -> PathBuf {
+        self.dir.join(format!("{}{SUFFIX}", path.base_name()))
+    }
+
+    /// Whether the path is valid here.
+    pub fn contains(&self, path: &StorePath) -> bool {
+        self.file(path).exists()
+    }
+
+    /// The path's entry; none where it is not valid here.
+    pub fn get(&self, path: &StorePath) -> Result<Option<Entry>, StoreError> {
+        let file = self.file(path);
+        let bytes = match fs::read(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(StoreError::io("read", &file))?,
+        };
+        match parse(&bytes) {
+            Ok(entry) if entry.path == *path => Ok(Some(entry)),
+            Ok(entry) => {
+                Err(StoreError::Damaged { path: file, message: format!("it speaks of {}", entry.path) })
+            }
+            Err(message) => Err(StoreError::Damaged { path: file, message }),
+        }
+    }
+
+    /// Every valid path, sorted.
+    pub fn list(&self) -> Result<Vec<StorePath>, StoreError> {
+        let mut paths = Vec::new();
+        for file in fs::read_dir(&self.dir).map_err(StoreError::io("read", &self.dir))? {
+            let name = file.map_err(StoreError::io("read", &self.dir))?.file_name();
+            let base = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+            paths.extend(base.and_then(|base| StorePath::from_base_name(base).ok()));
+        }
+        paths.sort_unstable();
+        Ok(paths)
+    }
+
+    /// Writes the path's entry, at once or not at all; `scratch` is a directory on the same file system.
+    pub fn insert(&self, entry: &Entry, scratch: &Path) -> Result<(), StoreError> {
+        let stored = Stored {
+            version: VERSION,
+            path: entry.path.base_name().to_owned(),
+            nar_hash: entry.nar_hash.to_string(),
+            nar_size: entry.nar_size,
+            references: entry.references.iter().map(|path| path.base_name().to_owned()).collect(),
+        };
+        let new = scratch.join("entry.json");
+        let bytes = serde_json::to_vec(&stored).expect("texts and numbers");
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        });
+        written.map_err(StoreError::io("write", &new))?;
+        let file = self.file(&entry.path);
+        fs::rename(&new, &file).map_err(StoreError::io("write", &file))?;
+        sync_dir(&self.dir)
+    }
+
+    /// Removes the path's entry; absence is success.
+    pub fn remove(&self, path: &StorePath) -> Result<(), StoreError> {
+        let file = self.file(path);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(StoreError::io("remove", &file)),
+        }
+    }
+}
+
+/// Makes the names in a directory survive a power failure.
+pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("write", dir))
+}
+
+fn parse(bytes: &[u8]) -> Result<Entry, String> {
+    let stored: Stored = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if stored.version != VERSION {
+        return Err(format!("version {} is newer than this program", stored.version));
+    }
+    let base = |base: &String| StorePath::from_base_name(base).map_err(|error| error.to_string());
+    Ok(Entry {
+        path: base(&stored.path)?,
+        nar_hash: stored.nar_hash.parse().map_err(|error: calve_nix::HashError| error.to_string())?,
+        nar_size: stored.nar_size,
+        references: stored.references.iter().map(base).collect::<Result<_, _>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: &str = r#"{"version":1,"path":"0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-hello","nar_hash":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","nar_size":120,"references":["0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-glibc"]}"#;
+
+    #[test]
+    fn entries_round_trip_and_old_ones_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::new(dir.path().to_owned());
+        let entry = parse(KEPT.as_bytes()).unwrap();
+        assert_eq!(register.get(&entry.path).unwrap(), None);
+        register.insert(&entry, dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(register.file(&entry.path)).unwrap(), KEPT);
+        assert_eq!(register.get(&entry.path).unwrap(), Some(entry.clone()));
+        assert_eq!(register.list().unwrap(), std::slice::from_ref(&entry.path));
+        register.remove(&entry.path).unwrap();
+        register.remove(&entry.path).unwrap();
+        assert!(!register.contains(&entry.path));
+    }
+
+    #[test]
+    fn damaged_and_newer_entries_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::new(dir.path().to_owned());
+        let path = parse(KEPT.as_bytes()).unwrap().path;
+        for bad in
+            ["", "{}", &KEPT.replace("\"version\":1", "\"version\":2"), &KEPT.replace("hello", "other")]
+        {
+            fs::write(register.file(&path), bad).unwrap();
+            assert!(matches!(register.get(&path), Err(StoreError::Damaged { .. })), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! A walk over a tree of files in the order of an archive: depth first, names in the order of their bytes.
+
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::vec;
+
+use crate::StoreError;
+
+/// One step of a walk. The root's name is empty.
+#[derive(Debug)]
+pub struct Step {
+    /// The entry's name in its directory.
+    pub name: Vec<u8>,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What is there.
+    pub node: Node,
+}
+
+/// What lies at a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    /// A directory; its entries follow, then its [`Node::Leave`].
+    Enter,
+    /// The end of a directory's entries.
+    Leave,
+    /// A regular file.
+    File {
+        /// Whether its owner may execute it, as Nix sees it.
+        executable: bool,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A symbolic link with its target.
+    Symlink(Vec<u8>),
+}
+
+/// Whether a file counts as executable: by its owner's bit, as in Nix.
+pub fn is_executable(metadata: &Metadata) -> bool {
+    metadata.mode() & 0o100 != 0
+}
+
+/// The steps through a tree; memory grows with the widest directories on one branch, the stack not at all.
+pub struct Walk {
+    root: Option<PathBuf>,
+    open: Vec<(PathBuf, vec::IntoIter<OsString>)>,
+}
+
+impl Walk {
+    /// A walk over the tree at `root`, which may also be a single file or link.
+    pub fn new(root: &Path) -> Self {
+        Self { root: Some(root.to_owned()), open: Vec::new() }
+    }
+
+    fn visit(&mut self, name: OsString, path: PathBuf) -> Result<Step, StoreError> {
+        let metadata = fs::symlink_metadata(&path).map_err(StoreError::io("read", &path))?;
+        let node = if metadata.is_dir() {
+            self.open.push((path.clone(), sorted_names(&path)?.into_iter()));
+            Node::Enter
+        } else if metadata.is_symlink() {
+            let target = fs::read_link(&path).map_err(StoreError::io("read", &path))?;
+            Node::Symlink(target.into_os_string().into_vec())
+        } else if metadata.is_file() {
+            Node::File { executable: is_executable(&metadata), size: metadata.len() }
+        } else {
+            return Err(StoreError::SpecialFile { kind: special_kind(&metadata), path });
+        };
+        Ok(Step { name: name.into_vec(), path, node })
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Result<Step, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(root) = self.root.take() {
+            return Some(self.visit(OsString::new(), root));
+        }
+        let (dir, names) = self.open.last_mut()?;
+        if let Some(name) = names.next() {
+            let path = dir.join(&name);
+            return Some(self.visit(name, path));
+        }
+        let (path, _) = self.open.pop()?;
+        Some(Ok(Step { name: Vec::new(), path, node: Node::Leave }))
+    }
+}
+
+fn sorted_names(dir: &Path) -> Result<Vec<OsString>, StoreError> {
+    let entries = fs::read_dir(dir).map_err(StoreError::io("read", dir))?;
+    let names: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.file_name())).collect();
+    let mut names = names.map_err(StoreError::io("read", dir))?;
+    names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+    Ok(names)
+}
+
+fn special_kind(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    if kind.is_socket() {
+        "socket"
+    } else if kind.is_fifo() {
+        "named pipe"
+    } else {
+        "device"
+    }
+}

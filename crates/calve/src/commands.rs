@@ -1,0 +1,103 @@
+//! The commands: one file each; this is their table of contents.
+
+mod completions;
+mod cp;
+mod doctor;
+mod events;
+mod exec;
+mod extend;
+mod forward;
+mod logs;
+mod names;
+mod prune;
+mod ps;
+#[cfg(test)]
+mod reference;
+mod rm;
+mod run;
+mod server;
+mod status;
+mod stop;
+mod version;
+mod wait;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::{Failure, Outcome};
+
+/// Runs any Nix closure on any machine with one command, and lets go of the machine when its lease ends.
+///
+/// Exit codes: a program's own (128 + n where signal n ended it) for run, exec and wait; 1 where the answer is no; 2 for
+/// arguments that make no sense; 125 where calve could not do it; 126 for a program that cannot be executed; 127 for a
+/// path, program or machine that does not exist.
+#[derive(Debug, Parser)]
+#[command(name = "calve", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::Args>),
+    Ps(ps::Args),
+    Status(status::Args),
+    Logs(logs::Args),
+    Exec(exec::Args),
+    Cp(cp::Args),
+    Forward(forward::Args),
+    Wait(wait::Args),
+    Stop(stop::Args),
+    Rm(rm::Args),
+    Prune(prune::Args),
+    Extend(extend::Args),
+    Events(events::Args),
+    Doctor(doctor::Args),
+    Server(server::Args),
+    Completions(completions::Args),
+    Version(version::Args),
+}
+
+/// Does what was asked.
+pub fn dispatch(cli: Cli) -> Outcome {
+    // One thread: a command waits for one thing at a time, and threads cost the start of each.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed("the program cannot begin").caused_by(error))?;
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::run(*args).await,
+            Command::Ps(args) => ps::run(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Logs(args) => logs::run(args).await,
+            Command::Exec(args) => exec::run(args).await,
+            Command::Cp(args) => cp::run(args).await,
+            Command::Forward(args) => forward::run(args).await,
+            Command::Wait(args) => wait::run(args).await,
+            Command::Stop(args) => stop::run(args).await,
+            Command::Rm(args) => rm::run(args).await,
+            Command::Prune(args) => prune::run(args).await,
+            Command::Extend(args) => extend::run(args).await,
+            Command::Events(args) => events::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
+            Command::Server(args) => server::run(args).await,
+            Command::Completions(args) => completions::run(args),
+            Command::Version(args) => version::run(args).await,
+        }
+    });
+    // Threads that still read a file or standard input end with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

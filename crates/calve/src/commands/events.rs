@@ -1,0 +1,136 @@
+use std::time::Duration;
+
+use calve_wire::event::{Event, What};
+use http_body_util::BodyExt;
+
+use super::{logs, ps};
+use crate::args::parse_duration;
+use crate::client::Client;
+use crate::failure::{ExitStatus, Failure, Outcome};
+use crate::ui;
+
+/// Shows what happened, in order, and who caused it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Go on with what happens, until interrupted.
+    #[arg(short, long)]
+    follow: bool,
+    /// Only what happened in this time until now, e.g. 10m.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    since: Option<Duration>,
+    /// Print an array of objects; with --follow one object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args) -> Outcome {
+    let client = Client::connect().await?;
+    let from_ms = args.since.map_or(0, |since| ps::now().0.saturating_sub(since.as_millis() as u64));
+    if args.follow {
+        return follow(&client, from_ms, args.json).await;
+    }
+    let bytes = client.get_bytes("/v1/events").await?;
+    if args.json && args.since.is_none() {
+        ui::json(&bytes)?;
+        return Ok(ExitStatus::Success);
+    }
+    let mut events: Vec<Event> = serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::failed("the server's events do not parse").caused_by(error))?;
+    events.retain(|event| event.time_unix_ms >= from_ms);
+    if args.json {
+        ui::json(&serde_json::to_vec(&events).expect("what was parsed can be written"))?;
+        return Ok(ExitStatus::Success);
+    }
+    let text: String = events.iter().map(|event| format!("{}\n", show(event))).collect();
+    ui::data(text.as_bytes())?;
+    Ok(ExitStatus::Success)
+}
+
+async fn follow(client: &Client, from_ms: u64, json: bool) -> Outcome {
+    let mut body = client.get_stream("/v1/events?follow=true", "text/event-stream").await?;
+    let mut lines = EventStream::default();
+    while let Some(part) = body.frame().await {
+        let part = part.map_err(|error| Failure::failed("the events broke off").caused_by(error))?;
+        let Ok(bytes) = part.into_data() else { continue };
+        for data in lines.feed(&bytes) {
+            let event: Event = serde_json::from_str(&data)
+                .map_err(|error| Failure::failed("the server's event does not parse").caused_by(error))?;
+            if event.time_unix_ms >= from_ms {
+                ui::line(&if json { data } else { show(&event) })?;
+            }
+        }
+    }
+    Err(Failure::failed("the server has ended").hint("`calve events -f` goes on with the next one"))
+}
+
+/// The `data` of a stream of server-sent events (WHATWG HTML, 9.2.6); nothing else of it is of use here.
+#[derive(Default)]
+struct EventStream {
+    waiting: Vec<u8>,
+    data: String,
+}
+
+impl EventStream {
+    /// Takes bytes, gives the events that they complete.
+    fn feed(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.waiting.extend_from_slice(bytes);
+        let mut events = Vec::new();
+        while let Some(end) = self.waiting.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.waiting.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches(['\r', '\n']);
+            if line.is_empty() {
+                if !self.data.is_empty() {
+                    events.push(std::mem::take(&mut self.data));
+                }
+            } else if let Some(data) = line.strip_prefix("data:") {
+                if !self.data.is_empty() {
+                    self.data.push('\n');
+                }
+                self.data.push_str(data.strip_prefix(' ').unwrap_or(data));
+            }
+        }
+        events
+    }
+}
+
+fn show(event: &Event) -> String {
+    let what = match &event.what {
+        What::Declared => "declared".to_owned(),
+        What::State { state, message: None } => state.to_string(),
+        What::State { state, message: Some(message) } => format!("{state}: {message}"),
+        What::Started { start: 1 } => "program started".to_owned(),
+        What::Started { start } => format!("program started again (start {start})"),
+        What::Exited { exit } => format!("program ended: {}", ps::show_exit(exit)),
+        What::Health { healthy: true } => "healthy".to_owned(),
+        What::Health { healthy: false } => "not healthy".to_owned(),
+        What::StopRequested => "told to stop".to_owned(),
+        What::Stopped => "stopped: nothing is left alive".to_owned(),
+        What::Extended { deadline_unix_ms: Some(deadline) } => {
+            format!("lease until {}", logs::show_time(*deadline))
+        }
+        What::Extended { deadline_unix_ms: None } => "lease without an end".to_owned(),
+        What::Exec { argv } => format!("exec {}", argv.join(" ")),
+        What::Copied { path, into: true } => format!("files copied to {path}"),
+        What::Copied { path, into: false } => format!("files copied from {path}"),
+        What::Removed => "record and logs removed".to_owned(),
+    };
+    let line = format!("{}  {}  {what}  (by {})", logs::show_time(event.time_unix_ms), event.name, event.by);
+    line.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_come_whole_however_their_bytes_are_cut() {
+        let text = b": hello\n\nid: 1\ndata: {\"a\":1}\n\ndata:x\r\ndata: y\r\n\r\n";
+        for cut in 0..text.len() {
+            let mut stream = EventStream::default();
+            let mut events = stream.feed(&text[..cut]);
+            events.extend(stream.feed(&text[cut..]));
+            assert_eq!(events, ["{\"a\":1}", "x\ny"]);
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The options of `run`, and the machine that they ask for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
+use calve_core::{DriverName, Kind, MachineName};
+use calve_wire::api::CreateMachine;
+use calve_wire::machine::{Limits, MachineSpec, Network, PortMapping, Restart, Workload};
+use clap::ValueEnum;
+
+use super::health::HealthArgs;
+use crate::args::{
+    Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
+    parse_ttl, show_duration,
+};
+use crate::failure::{Failure, Outcome};
+use crate::resolve::{self, Wish};
+
+/// Runs a closure in a machine of its own, and ends with its exit code.
+///
+/// What runs may be a store path, a program inside one, a link to one (./result), a plain program or directory (added to
+/// the store), a Nix file (with -A for an attribute of it) or a flake reference (.#web, github:…, git+https://…?rev=…#web).
+/// A system's store path is booted. Without anything the base guest is started, to exec into.
+///
+/// Ctrl-C lets go of the machine: SIGTERM to the program, SIGKILL after the grace; a second Ctrl-C kills at once.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What runs.
+    #[arg(value_hint = clap::ValueHint::AnyPath)]
+    what: Option<String>,
+    /// Arguments of the program.
+    #[arg(last = true)]
+    args: Vec<String>,
+    /// Build and run this attribute of a Nix file (default.nix where none is named).
+    #[arg(short = 'A', long, value_name = "ATTR")]
+    attr: Option<String>,
+    /// Run the command behind `--` in the environment of a Nix shell, in a copy of the directory of its Nix file.
+    #[arg(long)]
+    shell: bool,
+
+    /// Print the machine's name and return; otherwise output is shown until the program ends.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// With --detach, print the machine as an object.
+    #[arg(long, requires = "detach")]
+    pub json: bool,
+
+    /// Its name; run-<n> with the smallest free number where none is given.
+    #[arg(long, value_parser = parse_name)]
+    name: Option<MachineName>,
+    /// job (once), service (kept running) or system; where none is given, programs are jobs.
+    #[arg(long)]
+    kind: Option<Kind>,
+    /// How long the machine may live, e.g. 30s, 90m, 2h, 1d; `none` for no end. [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
+    ttl: Option<Ttl>,
+    /// Time between SIGTERM and SIGKILL when it is stopped. [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_grace)]
+    grace: Option<Duration>,
+    /// When an ended program is started again. [default: never for jobs, always for services]
+    #[arg(long, value_name = "WHEN")]
+    restart: Option<RestartWord>,
+
+    /// CPUs that it may use, e.g. 2 or 0.5.
+    #[arg(long, value_name = "N", value_parser = parse_cpus, help_heading = "Limits")]
+    cpus: Option<u32>,
+    /// Memory that it may use, e.g. 256M or 1.5G (powers of 1024).
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Limits")]
+    memory: Option<u64>,
+    /// Processes and threads that it may have.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    pids: Option<u32>,
+
+    /// Set an environment variable, or take it from yours.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Set the variables of a file with one NAME=VALUE a line.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Publish a TCP port of the machine: 8080:80 or 0.0.0.0:8080:80; host port 0 takes a free one.
+    #[arg(short, long, value_name = "[ADDR:]HOST:MACHINE", value_parser = parse_port_mapping)]
+    publish: Vec<PortMapping>,
+    /// none: a loopback of its own; host: the host's network.
+    #[arg(long, default_value = "none")]
+    network: NetworkWord,
+    /// How the machine is made: sandbox or qemu; the first that can do it where none is given.
+    #[arg(long)]
+    driver: Option<DriverName>,
+
+    #[command(flatten)]
+    health: HealthArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RestartWord {
+    Never,
+    OnFailure,
+    Always,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NetworkWord {
+    None,
+    Host,
+}
+
+fn parse_grace(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        grace if grace <= GRACE_MAX => Ok(grace),
+        _ => Err(format!("a grace is at most {}", show_duration(GRACE_MAX))),
+    }
+}
+
+impl Args {
+    /// The request for the machine. Builds or adds what runs; `stdin` says whether standard input can be passed on.
+    pub fn to_request(&self, stdin: bool) -> Outcome<CreateMachine> {
+        // What can be wrong is found before anything is built.
+        let env = gather_environment(&self.env_file, &self.env, |name| std::env::var(name).ok())?;
+        let health = self.health.to_check()?;
+        let wish = Wish {
+            what: self.what.clone(),
+            attr: self.attr.clone(),
+            shell: self.shell,
+            args: self.args.clone(),
+        };
+        let resolved = resolve::resolve(&wish)?;
+        let (kind, workload) = self.workload(resolved.workload, env, stdin)?;
+        let spec = MachineSpec {
+            kind,
+            workload,
+            driver: self.driver,
+            restart: self.restart(kind),
+            health,
+            limits: Limits { cpus_milli: self.cpus, memory_bytes: self.memory, pids: self.pids },
+            network: match self.network {
+                NetworkWord::None => Network::None,
+                NetworkWord::Host => Network::Host,
+            },
+            ports: self.publish.clone(),
+            source: resolved.source,
+        };
+        let ttl = match self.ttl {
+            None => Some(TTL_DEFAULT),
+            Some(Ttl::For(ttl)) => Some(ttl),
+            Some(Ttl::None) => None,
+        };
+        Ok(CreateMachine {
+            name: self.name.clone(),
+            spec,
+            ttl_ms: ttl.map(ms),
+            grace_ms: self.grace.map(ms),
+            hold: !self.detach,
+        })
+    }
+
+    /// The kind that was asked for or that goes without saying, and the workload with its environment.
+    fn workload(
+        &self,
+        workload: Workload,
+        env: BTreeMap<String, String>,
+        stdin: bool,
+    ) -> Outcome<(Kind, Workload)> {
+        match workload {
+            Workload::Program(mut program) => {
+                let kind = self.kind.unwrap_or(Kind::Job);
+                if kind == Kind::System {
+                    return Err(Failure::usage("a program is no system").hint(
+                        "leave --kind out, or name a system's store path, which holds init and kernel",
+                    ));
+                }
+                program.env.extend(env);
+                program.stdin = stdin;
+                Ok((kind, Workload::Program(program)))
+            }
+            system @ (Workload::System { .. } | Workload::Base) => {
+                if let Some(kind @ (Kind::Job | Kind::Service)) = self.kind {
+                    return Err(Failure::usage(format!("a system cannot be run as a {kind}")));
+                }
+                if !env.is_empty() {
+                    return Err(Failure::usage("a system takes no environment")
+                        .hint("`calve exec -e NAME=VALUE` gives one to a command in it"));
+                }
+                Ok((Kind::System, system))
+            }
+        }
+    }
+
+    fn restart(&self, kind: Kind) -> Restart {
+        match (self.restart, kind) {
+            (Some(RestartWord::Never), _) | (None, Kind::Job | Kind::System) => Restart::Never,
+            (Some(RestartWord::OnFailure), _) => Restart::OnFailure,
+            (Some(RestartWord::Always), _) | (None, Kind::Service) => Restart::Always,
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &[&str]) -> Result<Args, String> {
+        let line = std::iter::once("run").chain(line.iter().copied());
+        Line::try_parse_from(line).map(|line| line.args).map_err(|error| error.to_string())
+    }
+
+    /// The request for a static program, made without a store.
+    fn request(line: &[&str]) -> Outcome<(Kind, Workload)> {
+        let program = resolve::program_for_tests("/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-x/bin/x");
+        let args = parse(line).unwrap();
+        let env = gather_environment(&args.env_file, &args.env, |_| None)?;
+        args.workload(program, env, true)
+    }
+
+    #[test]
+    fn the_issue_s_own_line_parses() {
+        let line = "-d --name web --kind service --ttl 2h --cpus 1 --memory 256M --pids 64 -e K=V --env-file f \
+                    -p 8080:80 --driver qemu X";
+        let args = parse(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
+        assert_eq!(args.ttl, Some(Ttl::For(Duration::from_secs(7200))));
+        assert_eq!((args.cpus, args.memory, args.pids), (Some(1000), Some(256 << 20), Some(64)));
+        assert_eq!((args.driver, args.kind), (Some(DriverName::Qemu), Some(Kind::Service)));
+        assert_eq!(args.restart(Kind::Service), Restart::Always);
+        let args = parse(&["--shell", "-A", "env", "default.nix", "--", "make", "-j", "--name"]).unwrap();
+        assert_eq!((args.what.as_deref(), args.args.len()), (Some("default.nix"), 3));
+    }
+
+    #[test]
+    fn bad_options_get_one_clear_sentence() {
+        for (line, sentence) in [
+            (&["--ttl", "5", "X"][..], "5 has no unit"),
+            (&["--ttl", "0s", "X"], "at least 1s"),
+            (&["--grace", "2h", "X"], "at most 1h"),
+            (&["--memory", "256MB", "X"], "\"MB\" is no unit of size"),
+            (&["--cpus", "0", "X"], "needs some CPU"),
+            (&["--pids", "0", "X"], "0 is not in 1.."),
+            (&["--kind", "web", "X"], "one of system, service, job"),
+            (&["--driver", "xen", "X"], "one of sandbox, qemu"),
+            (&["--name", "Web_1", "X"], "not a machine name"),
+            (&["-p", "80", "X"], "looks like 8080:80"),
+            (&["--json", "X"], "--detach"),
+            (&["X", "arg"], "unexpected argument 'arg'"),
+            (&["--health-interval", "1s", "X"], "--health"),
+        ] {
+            let error = parse(line).map(drop).unwrap_err();
+            assert!(error.contains(sentence), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn kinds_and_environments_belong_to_what_runs() {
+        let (kind, workload) = request(&["-e", "A=1", "X"]).unwrap();
+        assert_eq!(kind, Kind::Job);
+        let Workload::Program(program) = workload else { panic!("a program") };
+        assert_eq!((program.env["A"].as_str(), program.stdin), ("1", true));
+        assert!(request(&["--kind", "system", "X"]).unwrap_err().sentence.contains("no system"));
+        let args = parse(&["--kind", "job"]).unwrap();
+        assert!(args.workload(Workload::Base, BTreeMap::new(), true).is_err());
+        let env = BTreeMap::from([("A".to_owned(), String::new())]);
+        assert!(parse(&[]).unwrap().workload(Workload::Base, env, true).is_err());
+    }
+}

@@ -1,0 +1,93 @@
+# Sourced by ./demo, ./test and benches/run: installs what a fresh Debian or Ubuntu lacks, and nothing that is there.
+# Usage: . scripts/setup.sh; need_build; need_guest; need_test_peers
+
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# need_packages COMMAND=PACKAGE ...: installs the packages whose command or file is missing.
+need_packages() {
+  local missing=() pair
+  for pair in "$@"; do
+    case "${pair%%=*}" in
+      /*) [ -e "${pair%%=*}" ] || missing+=("${pair#*=}") ;;
+      *) PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}") ;;
+    esac
+  done
+  [ ${#missing[@]} = 0 ] && return
+  say "installing ${missing[*]}"
+  # Lists may be absent on a fresh machine; a list that cannot be renewed is no reason to stop.
+  as_root apt-get -qq update || true
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+rust_is_new_enough() {
+  command -v cargo >/dev/null && command -v rustc >/dev/null \
+    && [ "$(printf '%s\n' 1.95.0 "$(rustc --version | cut -d' ' -f2)" | sort -V | head -n1)" = 1.95.0 ]
+}
+
+# A Rust of 1.95 or newer: the user's own, else the distribution's, else rustup's.
+need_rust() {
+  [ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"
+  rust_is_new_enough && return
+  say "installing Rust"
+  as_root apt-get -qq update || true
+  if apt-cache show rustc-web 2>/dev/null | grep -qE '^Version: 1\.(9[5-9]|[1-9][0-9][0-9])'; then
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+      rustc-web cargo-web rustfmt-web rust-web-clippy >/dev/null
+  else
+    need_packages curl=curl /etc/ssl/certs/ca-certificates.crt=ca-certificates
+    curl --proto '=https' -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy >/dev/null
+    PATH="$HOME/.cargo/bin:$PATH"
+  fi
+  hash -r
+  rust_is_new_enough || { say "no Rust 1.95 or newer could be installed"; exit 1; }
+}
+
+need_build() {
+  need_packages cc=gcc /usr/include/stdio.h=libc6-dev
+  need_rust
+}
+
+# A guest kernel: the host's own where it can be read with its modules, else the distribution's cloud kernel, unpacked
+# beside the build (installing it would change what this machine boots).
+need_guest() {
+  need_packages qemu-system-x86_64=qemu-system-x86 /bin/busybox=busybox-static
+  [ -n "${CALVE_KERNEL:-}" ] && return
+  local kernel
+  for kernel in /boot/vmlinuz-*; do
+    if [ -r "$kernel" ] && [ -d "/lib/modules/${kernel#/boot/vmlinuz-}" ]; then return; fi
+  done
+  local dir=$root/target/guest-kernel
+  if ! ls "$dir"/boot/vmlinuz-* >/dev/null 2>&1; then
+    say "fetching a guest kernel"
+    as_root apt-get -qq update || true
+    local package
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null || apt-cache depends linux-image-virtual)
+    package=$(grep -oE 'linux-image-[0-9][^ ]*' <<<"$package" | head -n1)
+    rm -rf "$dir.new" && mkdir -p "$dir.new"
+    (cd "$dir.new" && apt-get -qq download "$package" && dpkg -x ./*.deb . && rm ./*.deb)
+    rm -rf "$dir" && mv "$dir.new" "$dir"
+  fi
+  CALVE_KERNEL=$(ls "$dir"/boot/vmlinuz-* | sort -V | tail -n1)
+  export CALVE_KERNEL
+}
+
+# What the tests compare calve with, and real Nix.
+need_test_peers() {
+  need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
+}
+
+need_bench_peers() {
+  need_packages bwrap=bubblewrap runc=runc systemd-nspawn=systemd-container
+}
+
+# The directory that cargo builds into for this machine: `bin_dir debug`.
+bin_dir() {
+  echo "$root/target/$(rustc -vV | sed -n 's/^host: //p')/$1"
+}

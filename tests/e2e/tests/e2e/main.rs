@@ -1,0 +1,9 @@
+//! The built binaries as a user runs them: own homes, real sandboxes, real guests, real Nix.
+
+mod cli;
+mod faults;
+mod guest;
+mod lease;
+mod nix;
+mod program;
+mod service;

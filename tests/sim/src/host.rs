@@ -1,0 +1,179 @@
+//! The host: machines that live by themselves, whatever becomes of the server.
+
+use calve_core::ExitCause;
+use calve_wire::agent::{Phase, Status};
+use calve_wire::machine::Exit;
+
+use crate::rng::Rng;
+
+/// Milliseconds since the epoch.
+pub type Ms = u64;
+
+/// A machine on a host.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    pub attempt: u32,
+    /// Whether its creation came to its end; otherwise there is a run directory and no process.
+    pub complete: bool,
+    pub alive: bool,
+    /// When its agent begins to listen.
+    pub boots_at: Ms,
+    pub phase: Phase,
+    pub starts: u32,
+    pub last_exit: Option<Exit>,
+    /// Whether it is a service.
+    restarts: bool,
+    /// When the program ends by itself.
+    program_ends_at: Option<Ms>,
+    starts_again_at: Option<Ms>,
+    /// Told to end: when the program obeys SIGTERM, and when SIGKILL comes.
+    stopping: Option<(Ms, Ms)>,
+    /// The lease that its agent knows: deadline and grace.
+    pub lease: (Option<Ms>, u64),
+    /// Whether its agent and guard work; otherwise only the server ends it.
+    pub enforces: bool,
+    /// When it is killed from outside.
+    dies_at: Option<Ms>,
+    ended_at: Option<Ms>,
+    /// How long after its end the last of the log comes.
+    log_lag: u64,
+}
+
+impl Vm {
+    /// A machine that was just made.
+    pub fn new(attempt: u32, restarts: bool, lease: (Option<Ms>, u64), now: Ms, rng: &mut Rng) -> Self {
+        let boots_at = match rng.range(0, 100) {
+            0 => Ms::MAX,
+            1..10 => now + rng.range(1000, 20_000),
+            _ => now + rng.range(0, 200),
+        };
+        Self {
+            attempt,
+            complete: true,
+            alive: true,
+            boots_at,
+            phase: Phase::Waiting,
+            starts: 0,
+            last_exit: None,
+            restarts,
+            program_ends_at: None,
+            starts_again_at: None,
+            stopping: None,
+            lease,
+            enforces: !rng.chance(100),
+            dies_at: rng.chance(50).then(|| now + rng.range(0, 60_000)),
+            ended_at: None,
+            log_lag: if rng.chance(20) { 3_600_000 } else { rng.range(0, 300) },
+        }
+    }
+
+    /// What a creation that was cut off leaves.
+    pub fn partial(attempt: u32, now: Ms, rng: &mut Rng) -> Self {
+        Self { complete: false, alive: false, ..Self::new(attempt, false, (None, 0), now, rng) }
+    }
+
+    pub fn speaks(&self, now: Ms) -> bool {
+        self.alive && self.boots_at <= now
+    }
+
+    /// Whether the program has begun and not ended for good.
+    pub fn works(&self) -> bool {
+        self.alive && matches!(self.phase, Phase::Running | Phase::BackingOff | Phase::Stopping)
+    }
+
+    pub fn log_complete(&self, now: Ms) -> bool {
+        self.ended_at.is_some_and(|at| at + self.log_lag <= now)
+    }
+
+    pub fn status(&self) -> Status {
+        Status {
+            phase: self.phase,
+            starts: self.starts,
+            last_exit: self.last_exit,
+            healthy: None,
+            notes: Vec::new(),
+            log_seq: 0,
+        }
+    }
+
+    pub fn start(&mut self, now: Ms, rng: &mut Rng) {
+        if self.phase == Phase::Waiting && self.stopping.is_none() {
+            self.run(now, rng);
+        }
+    }
+
+    pub fn stop(&mut self, grace: u64, now: Ms, rng: &mut Rng) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        let kill_at = now + grace;
+        let (obeys_at, kill_before) = self.stopping.unwrap_or((now + rng.range(0, 15_000), Ms::MAX));
+        self.stopping = Some((obeys_at, kill_at.min(kill_before)));
+        match self.phase {
+            Phase::Running => self.phase = Phase::Stopping,
+            Phase::Waiting | Phase::BackingOff => self.end(self.last_exit, now),
+            Phase::Stopping | Phase::Ended => {}
+        }
+    }
+
+    /// Does what is due; gives when something is due next.
+    pub fn step(&mut self, now: Ms, rng: &mut Rng) -> Option<Ms> {
+        if !self.alive {
+            return None;
+        }
+        let (deadline, grace) = if self.enforces { self.lease } else { (None, 0) };
+        let gone_at = deadline.map(|deadline| deadline + grace);
+        if self.dies_at.is_some_and(|at| at <= now) || gone_at.is_some_and(|at| at <= now) {
+            self.alive = false;
+            return None;
+        }
+        if deadline.is_some_and(|at| at <= now) && self.stopping.is_none() {
+            self.stop(grace, now, rng);
+        }
+        if let Some((obeys_at, kill_at)) = self.stopping
+            && self.phase == Phase::Stopping
+            && obeys_at.min(kill_at) <= now
+        {
+            let signal = if obeys_at <= kill_at { 15 } else { 9 };
+            self.end(Some(Exit { code: None, signal: Some(signal), cause: ExitCause::Normal }), now);
+        }
+        if self.phase == Phase::Running && self.program_ends_at.is_some_and(|at| at <= now) {
+            self.program_exits(now, rng);
+        }
+        if self.phase == Phase::BackingOff && self.starts_again_at.is_some_and(|at| at <= now) {
+            self.run(now, rng);
+        }
+        let stopping = self.stopping.map(|(obeys_at, kill_at)| obeys_at.min(kill_at));
+        let due = [
+            deadline.filter(|_| self.stopping.is_none()),
+            gone_at,
+            self.dies_at,
+            Some(self.boots_at),
+            stopping.filter(|_| self.phase == Phase::Stopping),
+            self.program_ends_at.filter(|_| self.phase == Phase::Running),
+            self.starts_again_at.filter(|_| self.phase == Phase::BackingOff),
+            self.ended_at.map(|at| at + self.log_lag),
+        ];
+        due.into_iter().flatten().filter(|at| *at > now).min()
+    }
+
+    fn run(&mut self, now: Ms, rng: &mut Rng) {
+        self.phase = Phase::Running;
+        self.starts += 1;
+        self.program_ends_at = (!rng.chance(300)).then(|| now + rng.range(0, 60_000));
+    }
+
+    fn program_exits(&mut self, now: Ms, rng: &mut Rng) {
+        let exit = Exit { code: Some(rng.range(0, 3) as i32), signal: None, cause: ExitCause::Normal };
+        if self.restarts && self.starts < 4 {
+            (self.phase, self.last_exit) = (Phase::BackingOff, Some(exit));
+            self.starts_again_at = Some(now + rng.range(100, 5_000));
+        } else {
+            self.end(Some(exit), now);
+        }
+    }
+
+    fn end(&mut self, exit: Option<Exit>, now: Ms) {
+        (self.phase, self.last_exit, self.ended_at) = (Phase::Ended, exit, Some(now));
+    }
+}

@@ -1,0 +1,189 @@
+//! Users: create, stop, extend and remove machines, at any moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use calve_core::{Kind, MachineId, StopReason, Timestamp};
+use calve_server::reconcile::records::{self, NewMachine, RecordsError, View};
+use calve_server::state::State;
+use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::record::MachineRecord;
+
+use crate::rng::Rng;
+use crate::world::{Truth, World};
+
+/// A server as users reach it.
+#[derive(Clone)]
+pub struct Api {
+    pub state: Arc<dyn State>,
+    pub view: View,
+    pub generation: u32,
+}
+
+/// What a user does next.
+enum Wish {
+    Create(Box<NewMachine>),
+    Stop(MachineId, Option<Duration>),
+    Extend(MachineId, Duration),
+    Remove(MachineId, Option<Duration>),
+    Look,
+}
+
+/// Lets one user live for ever; `api` gives the living server.
+pub async fn live(world: Arc<World>, api: impl Fn() -> Option<Api>) {
+    loop {
+        let pause = {
+            let rng = &mut world.inner().rng;
+            if rng.chance(300) { 0 } else { rng.range(1, 20_000) }
+        };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let Some(api) = api() else { continue };
+        let wish = wish(&world);
+        // A crash of the server takes the request with it.
+        tokio::select! {
+            biased;
+            () = world.crashed.notified() => {}
+            () = grant(&world, &api, wish) => {}
+        }
+    }
+}
+
+/// Ends every machine whose lease has no end.
+pub async fn end_endless(world: &World, api: &Api) {
+    for record in api.view.all() {
+        if record.deadline_unix_ms.is_none() && !record.state.is_terminal() {
+            grant(world, api, Wish::Stop(record.id, None)).await;
+        }
+    }
+}
+
+fn wish(world: &World) -> Wish {
+    let now = world.timestamp();
+    let mut inner = world.inner();
+    let known: Vec<MachineId> = inner.truth.keys().copied().collect();
+    let rng = &mut inner.rng;
+    let kind = rng.range(0, 10);
+    if known.is_empty() || kind < 5 {
+        return Wish::Create(Box::new(new_machine(rng, now)));
+    }
+    // Mostly one of the last, which may still live.
+    let recent = known.len().saturating_sub(6);
+    let id = known[rng.range(recent as u64, known.len() as u64) as usize];
+    let grace = rng.chance(500).then(|| Duration::from_millis(rng.range(0, 8_000)));
+    match kind {
+        5 | 6 => Wish::Stop(id, grace),
+        7 => Wish::Extend(id, Duration::from_millis(rng.range(1, 60_000))),
+        8 => Wish::Remove(id, grace),
+        _ => Wish::Look,
+    }
+}
+
+fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
+    let kind = rng.pick(&[Kind::Job, Kind::Job, Kind::Service, Kind::System]);
+    let program = Program {
+        path: String::new(),
+        args: Vec::new(),
+        env: Default::default(),
+        cwd: None,
+        extra_roots: Vec::new(),
+        work_tree: None,
+        stdin: false,
+    };
+    let name = rng.chance(300).then(|| rng.pick(&["web", "db", "run-2"]).parse().expect("a name"));
+    NewMachine {
+        held: false,
+        id: MachineId::new(now, u128::from(rng.next())),
+        agent_token: String::new(),
+        name,
+        spec: MachineSpec {
+            kind,
+            workload: if kind == Kind::System { Workload::Base } else { Workload::Program(program) },
+            driver: None,
+            restart: if kind == Kind::Service { Restart::Always } else { Restart::Never },
+            health: None,
+            limits: Limits::default(),
+            network: Network::None,
+            ports: Vec::new(),
+            source: Source::default(),
+        },
+        ttl: (!rng.chance(100)).then(|| Duration::from_millis(rng.range(1_000, 120_000))),
+        grace: Duration::from_millis(rng.range(0, 10_000)),
+    }
+}
+
+async fn grant(world: &World, api: &Api, wish: Wish) {
+    let now = world.timestamp();
+    let (state, view) = (&*api.state, &api.view);
+    let said = match wish {
+        Wish::Create(new) => {
+            let deadline = new.ttl.map(|ttl| now.after(ttl).0);
+            let truth = Truth {
+                asked_to_end: false,
+                promised_end: None,
+                deadline: deadline.map(|deadline| (deadline, deadline)),
+                grace: new.grace.as_millis() as u64,
+            };
+            world.inner().truth.insert(new.id, truth);
+            say(world, format!("create {}", new.id), records::create(state, view, *new, now).await)
+        }
+        Wish::Stop(id, grace) => {
+            world.asked_to_end(id);
+            let result = records::request_stop(state, view, id, grace, StopReason::Requested, now).await;
+            world.promised(id, &result);
+            say(world, format!("stop {id}"), result)
+        }
+        Wish::Remove(id, grace) => {
+            world.asked_to_end(id);
+            let result = records::request_remove(state, view, id, grace, now).await;
+            world.promised(id, &result);
+            say(world, format!("rm {id}"), result)
+        }
+        Wish::Extend(id, by) => {
+            world.may_extend(id, by);
+            let result = records::extend(state, view, id, by, now).await;
+            if let Ok(record) = &result {
+                world.extended(id, record.deadline_unix_ms);
+            }
+            say(world, format!("extend {id}"), result)
+        }
+        Wish::Look => records::list(state, view).await.is_ok(),
+    };
+    let _ = said;
+}
+
+fn say<T>(world: &World, what: String, result: Result<T, RecordsError>) -> bool {
+    let ok = result.is_ok();
+    world.say(|| {
+        format!("user: {what}: {}", result.err().map_or_else(|| "ok".to_owned(), |error| error.to_string()))
+    });
+    ok
+}
+
+impl World {
+    fn asked_to_end(&self, id: MachineId) {
+        if let Some(truth) = self.inner().truth.get_mut(&id) {
+            truth.asked_to_end = true;
+        }
+    }
+
+    fn promised(&self, id: MachineId, answer: &Result<Arc<MachineRecord>, RecordsError>) {
+        let stop = answer.as_ref().ok().and_then(|record| record.stop);
+        if let (Some(truth), Some(stop)) = (self.inner().truth.get_mut(&id), stop) {
+            truth.promised_end = Some(stop.since_unix_ms + stop.grace_ms);
+        }
+    }
+
+    fn may_extend(&self, id: MachineId, by: Duration) {
+        if let Some(Truth { deadline: Some((_, latest)), .. }) = self.inner().truth.get_mut(&id) {
+            *latest += by.as_millis() as u64;
+        }
+    }
+
+    fn extended(&self, id: MachineId, to: Option<u64>) {
+        if let (Some(Truth { deadline: Some((sure, _)), .. }), Some(to)) =
+            (self.inner().truth.get_mut(&id), to)
+        {
+            *sure = to.max(*sure);
+        }
+    }
+}
