@@ -18,6 +18,9 @@ use crate::times::{Times, millis};
 const MANY_PATHS: usize = 300;
 /// Most that the whole of `calve run` may take beyond the driver alone, in milliseconds.
 const BEYOND_DRIVER_MS: f64 = 15.0;
+/// Pause before each measurement: namespaces go some time after their last process, and what begins meanwhile waits for
+/// the same locks of the kernel. Nobody shall pay for who ran before.
+const SETTLE: Duration = Duration::from_millis(40);
 /// Most resident memory of an idle server, in MB.
 pub const SERVER_RSS_MB: f64 = 40.0;
 
@@ -83,11 +86,16 @@ async fn with_many_paths(effort: Effort, table: &mut Table) -> anyhow::Result<()
 }
 
 fn whole_run(home: &Home, app: &str) -> anyhow::Result<Duration> {
+    settle();
     let begun = Instant::now();
     let status = home.command(&["run", "--driver", "sandbox", app, "--", "true"]).status()?;
     let took = begun.elapsed();
     ensure!(status.success(), "calve run: {status}");
     Ok(took)
+}
+
+fn settle() {
+    std::thread::sleep(SETTLE);
 }
 
 /// The driver alone.
@@ -108,6 +116,7 @@ impl Ours {
     /// Takes the time until the program's end was heard, and until the machine was destroyed.
     async fn run(&mut self, store: &Store) {
         let order = store.order();
+        settle();
         let begun = Instant::now();
         self.driver.create(&order).await.expect("it can be made");
         let mut client = Client::connect(&self.driver.agent_socket(order.id));
@@ -135,6 +144,7 @@ impl Peers {
 
     fn run(&mut self) {
         for (peer, (_, times)) in self.peers.iter().zip(&mut self.times) {
+            settle();
             times.push(peer.run());
         }
     }
