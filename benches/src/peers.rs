@@ -32,15 +32,14 @@ impl Peer {
     }
 }
 
-/// Those that are installed, for this store; where names are given, those alone.
-pub fn peers(store: &Store, only: &[String]) -> Vec<Peer> {
+/// Those that are installed, for this store.
+pub fn peers(store: &Store) -> Vec<Peer> {
     let root = rustix::process::geteuid().is_root();
     let bare = Peer { name: BARE, argv: host_program(store), _files: None };
     let bwrap = installed("bwrap").then(|| bwrap(store));
     let runc = (root && installed("runc")).then(|| runc(store));
     let nspawn = (root && installed("systemd-nspawn")).then(|| nspawn(store));
-    let all = [Some(bare), bwrap, runc, nspawn].into_iter().flatten();
-    all.filter(|peer| only.is_empty() || only.iter().any(|name| name == peer.name)).collect()
+    [Some(bare), bwrap, runc, nspawn].into_iter().flatten().collect()
 }
 
 fn host_program(store: &Store) -> Vec<String> {
