@@ -11,6 +11,7 @@ mod idle;
 mod listen;
 mod lock;
 mod log_file;
+mod memory;
 mod token;
 
 use std::net::SocketAddr;
@@ -148,6 +149,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     let shutdown = CancellationToken::new();
     end_on_signals(&shutdown)?;
     raise_descriptor_limit();
+    memory::give_back();
     config.dirs.create()?;
     let _lock = lock(&config.dirs).await?;
     let state = open_state(&config.dirs)?;

@@ -70,7 +70,9 @@ fn paint(text: &str, colour: Colour, terminal: bool) -> String {
 
 /// Text for standard output in a colour, where colours are used there.
 pub fn painted(text: &str, colour: Colour) -> String {
-    paint(text, colour, io::stdout().is_terminal())
+    // Asked once: a table paints thousands of cells, and each question is a system call.
+    static TERMINAL: OnceLock<bool> = OnceLock::new();
+    paint(text, colour, *TERMINAL.get_or_init(|| io::stdout().is_terminal()))
 }
 
 /// Whether standard error is a terminal: only then talk that no script wants is worth its lines.

@@ -209,10 +209,17 @@ async fn keep_connecting(link: Arc<Link>, socket: PathBuf) {
             }
             Err(error) => tracing::trace!(machine = %link.id, %error, "cannot connect to the agent"),
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(spread(pause)).await;
         // Growing by a quarter, a machine that takes long is found at most a quarter late.
         pause = (pause * 5 / 4).min(PAUSE_MAX);
     }
+}
+
+/// A pause of half to all of `longest`: thousands of machines that are away at once, as after a restart, are not all tried
+/// in the same millisecond, in which requests would wait.
+fn spread(longest: Duration) -> Duration {
+    let [random] = crate::random::bytes();
+    longest * (256 + u32::from(random)) / 512
 }
 
 /// The task of a link whose agent dials: the newest connection counts.

@@ -1,0 +1,24 @@
+//! What the allocator keeps of the memory that was given back to it.
+
+/// Blocks of at least so many bytes are mapped by themselves and go back to the system when they are freed. Left to itself,
+/// glibc raises this to the size of the largest block that was ever freed (mallopt(3)): each list of ten thousand machines
+/// would stay in the process.
+const MAPPED_MIN_BYTES: libc::c_int = 256 * 1024;
+/// Heaps of the process. By default there are eight for each processor, each of which keeps what its threads freed; the
+/// server's threads mostly wait for disks and processes.
+const ARENAS_MAX: libc::c_int = 2;
+
+/// Has freed memory given back to the system: an idle server is small.
+#[cfg(target_env = "gnu")]
+pub(super) fn give_back() {
+    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, MAPPED_MIN_BYTES), (libc::M_ARENA_MAX, ARENAS_MAX)] {
+        // SAFETY: mallopt changes the allocator's own settings under its own lock and reads no memory of ours.
+        if unsafe { libc::mallopt(parameter, value) } == 0 {
+            tracing::debug!(parameter, "the allocator does not take a setting");
+        }
+    }
+}
+
+/// Other allocators give back by themselves.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn give_back() {}
