@@ -43,6 +43,17 @@ pub fn launch(args: Vec<String>) {
     sandbox.remove().unwrap();
 }
 
+/// Makes this process and its children see a kernel without mount_setattr(2), which came with Linux 5.12.
+pub fn forget_mount_setattr() {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    let calls = [(libc::SYS_mount_setattr, Vec::new())].into();
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, absent, arch).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
 /// Starts the program and ends with it, whatever else is alive.
 fn init(confinement: &Confinement, argv: &[CString]) -> Infallible {
     confinement.filter_calls().expect("this kernel filters calls");
