@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use calve_wire::agent::{SandboxSpec, StoreMount};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat, stat, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, stat, statat, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
@@ -144,7 +144,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Builds the tree and enters it; the host's is out of sight then. Gives notes for people.
+/// Builds the tree and enters it. Gives notes for people.
 pub fn build(job: &Job, sources: Sources) -> Result<Vec<String>, SandboxError> {
     let step = |what: &'static str| move |error: Errno| no_mount(what, error);
     // Mounts are copied into a new namespace as they are; none of what follows may reach the host's.
@@ -266,21 +266,26 @@ fn attach_proc(root: BorrowedFd, job: &Job) -> Vec<String> {
     note.into_iter().collect()
 }
 
-/// Makes `root` the root, and drops the former one with all that is mounted in it.
+/// Makes `root` the root. The host's comes to lie on it (pivot_root(2), "pivot_root(".", ".")"), where paths from `/` begin
+/// below it, but `/..` leads into it: [`drop_host`] must come before any program.
 fn enter(root: BorrowedFd) -> Result<(), Errno> {
     fchdir(root)?;
-    // The old root comes to lie on the new one, where it is taken away (pivot_root(2), "pivot_root(".", ".")"). A path from
-    // `/` begins below what lies there, but `/..` does not: only when that is the root again, nothing of the host is left.
     pivot_root(".", ".")?;
-    let ours = fstat(root)?;
-    for _ in 0..ROOT_LAYERS_MAX {
-        unmount(".", UnmountFlags::DETACH)?;
+    chdir("/")
+}
+
+/// Takes the host's tree off the root, with all that is mounted in it. Only when `/..` is the root itself, nothing of the
+/// host is left.
+pub fn drop_host() -> std::io::Result<()> {
+    let ours = stat("/")?;
+    for _ in 0..=ROOT_LAYERS_MAX {
         let above = stat("/..")?;
         if (above.st_dev, above.st_ino) == (ours.st_dev, ours.st_ino) {
-            return chdir("/");
+            return Ok(());
         }
+        unmount("/..", UnmountFlags::DETACH)?;
     }
-    Err(Errno::BUSY)
+    Err(Errno::BUSY.into())
 }
 
 fn no_mount(what: &str, error: Errno) -> SandboxError {

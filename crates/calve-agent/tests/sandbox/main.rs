@@ -13,6 +13,7 @@ fn main() {
             launcher::forget_mount_setattr();
             launcher::launch(args.collect());
         }
+        Some("launch-settled") => launcher::launch_settled(args.collect()),
         Some("inside") => inside::run(args.collect()),
         _ => tests::run_all(std::env::args().skip(1).find(|arg| !arg.starts_with('-'))),
     }

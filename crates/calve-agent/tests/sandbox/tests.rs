@@ -161,7 +161,12 @@ fn sees_only_its_closure(who: Who) {
     fs::create_dir(store.join(format!("{HASH}-other"))).unwrap();
     bench.add("file");
     bench.add("link");
-    let facts = bench.facts();
+    assert_sees_only_its_closure(&bench.facts());
+    bench.role = "launch-settled";
+    assert_sees_only_its_closure(&bench.facts());
+}
+
+fn assert_sees_only_its_closure(facts: &Facts) {
     assert_eq!(facts.store, ["file", "link", "probe"].map(|name| format!("{HASH}-{name}")));
     assert_eq!(facts.root, ["bin", "dev", "etc", "nix", "proc", "root", "run", "tmp", "var", "work"]);
     assert_eq!(facts.above_root, facts.root);
@@ -229,7 +234,13 @@ fn is_alone(who: Who) {
 }
 
 fn has_no_power(who: Who) {
-    let facts = Bench::new(who).facts();
+    let mut bench = Bench::new(who);
+    assert_has_no_power(&bench.facts());
+    bench.role = "launch-settled";
+    assert_has_no_power(&bench.facts());
+}
+
+fn assert_has_no_power(facts: &Facts) {
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(facts.status[set], "0000000000000000", "{set}");
     }
