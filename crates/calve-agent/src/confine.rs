@@ -27,13 +27,15 @@ const UMASK: u32 = 0o022;
 #[derive(Debug)]
 pub struct Confinement {
     filter: BpfProgram,
-    filtered: Cell<bool>,
+    settled: Cell<bool>,
+    leave_host: fn() -> io::Result<()>,
     limits: Vec<(Resource, Rlimit)>,
 }
 
 impl Confinement {
-    /// Compiles the filter. `processes_max` limits the processes of the program's user where no cgroup does.
-    pub fn new(processes_max: Option<u32>) -> io::Result<Self> {
+    /// Compiles the filter. `leave_host` takes away what is still there of the host's tree; repeated, it changes nothing.
+    /// `processes_max` limits the processes of the program's user where no cgroup does.
+    pub fn new(processes_max: Option<u32>, leave_host: fn() -> io::Result<()>) -> io::Result<Self> {
         let filter = filter::program().map_err(io::Error::other)?;
         let exactly = |n| Rlimit { current: Some(n), maximum: Some(n) };
         // The files that the agent itself was allowed when it began, before it raised that for its own use.
@@ -42,31 +44,35 @@ impl Confinement {
         if let Some(n) = processes_max {
             limits.push((Resource::Nproc, exactly(u64::from(n))));
         }
-        Ok(Self { filter, filtered: Cell::new(false), limits })
+        Ok(Self { filter, settled: Cell::new(false), leave_host, limits })
     }
 
     /// Confines the calling process for good. Call it in each child, right before execve(2): descriptors above 2 are
     /// closed by that call, signals are as at the start of a program.
     pub fn apply(&self) -> io::Result<()> {
+        self.settle()?;
         close_on_exec()?;
         reset_signals()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
         for (resource, limit) in &self.limits {
             setrlimit(*resource, *limit)?;
         }
-        drop_capabilities()?;
-        set_no_new_privs(true)?;
-        self.filter_calls()
+        drop_capabilities()
     }
 
-    /// Filters the system calls of the calling process and all that it will make, for good. The kernel translates a filter
-    /// as it is installed, which takes as long as all the rest of starting a program: an init that does it once, while
-    /// nobody waits, spares each program that. Init itself needs none of the refused calls any more.
-    pub fn filter_calls(&self) -> io::Result<()> {
-        if self.filtered.replace(true) {
+    /// What is done once for all programs: drops the host's tree, and filters the system calls of the calling process and
+    /// all that it will make, for good. In both the kernel waits for its other processors, as long as all the rest of
+    /// starting a program takes: an init that does it while nobody waits spares each program that. Init itself needs none of
+    /// the refused calls any more.
+    pub fn settle(&self) -> io::Result<()> {
+        if self.settled.get() {
             return Ok(());
         }
-        seccompiler::apply_filter(&self.filter).map_err(io::Error::other)
+        (self.leave_host)()?;
+        set_no_new_privs(true)?;
+        seccompiler::apply_filter(&self.filter).map_err(io::Error::other)?;
+        self.settled.set(true);
+        Ok(())
     }
 }
 

@@ -6,7 +6,8 @@
 //!    write traces, make cgroups, clone ─────────▶ enter the cgroups, open what will be mounted, as the host's user
 //!    write the id maps, then "mapped" ──────────▶ become root of the user namespace, die with the agent from here on
 //!                                                build the tree, enter it, raise the loopback
-//!    hear the report ◀────────────────────────── report, then run what the caller wants to run as init
+//!    hear the report ◀────────────────────────── report, then run what the caller wants to run as init;
+//!                                                before the first program: drop the host's tree, filter system calls
 //! ```
 //! It must begin while the agent has one thread: the child is a plain copy of it, and dies with the thread that made it.
 
@@ -95,7 +96,8 @@ fn confinement(spec: &SandboxSpec, cgroup: &Cgroup) -> Result<Confinement, Sandb
     // Another process for init itself, which is none of the user's.
     let counted = cgroup.enforces(Controller::Pids);
     let processes = spec.limits.pids.filter(|_| !counted).map(|n| n.saturating_add(1));
-    Confinement::new(processes).map_err(|e| failed("the system call filter cannot be made", &e))
+    Confinement::new(processes, tree::drop_host)
+        .map_err(|e| failed("the system call filter cannot be made", &e))
 }
 
 /// What the driver wrote is right by itself; this guards the two things that would let a mistake out of the sandbox.

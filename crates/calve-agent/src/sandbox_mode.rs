@@ -105,7 +105,7 @@ struct Confined(Confinement);
 
 impl Confine for Confined {
     fn prepare(&self) -> io::Result<()> {
-        self.0.filter_calls()
+        self.0.settle()
     }
 
     fn apply(&self) -> io::Result<()> {

@@ -59,6 +59,19 @@ async fn output_and_exit_code_reach_the_server() {
     assert_eq!((exit.code, exit.cause, said.as_str()), (Some(7), ExitCause::Normal, "out\n"));
 }
 
+/// The agent's own way into a sandbox leaves no more of the host in it than the walls' own tests see.
+#[tokio::test]
+async fn a_program_sees_nothing_of_the_host() {
+    let bench = Bench::new();
+    let busybox = format!("/nix/store/{BASE_NAME}/bin/busybox");
+    let script = format!("{busybox} ls /.. && {busybox} ls / && {busybox} cat /proc/self/mounts");
+    let (exit, said) = bench.run(&bench.order(), &script).await;
+    assert_eq!(exit.code, Some(0));
+    let (names, mounts): (Vec<_>, Vec<_>) = said.lines().partition(|line| !line.contains(' '));
+    assert_eq!(names[..names.len() / 2], names[names.len() / 2..], "/.. is / itself");
+    assert_eq!(mounts.iter().filter(|line| line.split(' ').nth(1) == Some("/")).count(), 1, "{mounts:?}");
+}
+
 #[tokio::test]
 async fn want_of_memory_is_told_from_other_ends() {
     let bench = Bench::new();

@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use calve_wire::agent::{SandboxSpec, StoreMount};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, mkdirat, openat, readlinkat, stat, statat, symlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
@@ -56,6 +58,8 @@ const WRITABLE: [(&str, &str, u32); 6] = [
     ("root", "root", 0o700),
     ("dev/shm", "shm", 0o1777),
 ];
+/// Most mounts that may lie on each other at the host's root: one everywhere, two where it was overlaid.
+const ROOT_LAYERS_MAX: usize = 8;
 /// Directories below `/var`.
 const VAR_DIRS: [(&str, u32); 5] =
     [("var/tmp", 0o1777), ("var/lib", 0o755), ("var/log", 0o755), ("var/cache", 0o755), ("var/empty", 0o555)];
@@ -140,13 +144,12 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Builds the tree and enters it; the host's is out of sight then. Gives notes for people.
+/// Builds the tree and enters it. Gives notes for people.
 pub fn build(job: &Job, sources: Sources) -> Result<Vec<String>, SandboxError> {
     let step = |what: &'static str| move |error: Errno| no_mount(what, error);
     // Mounts are copied into a new namespace as they are; none of what follows may reach the host's.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(step("/"))?;
-    let writable = writable(job.spec).map_err(step("/tmp"))?;
     let root = new("tmpfs", &[("mode", "0755")], MountAttrFlags::empty()).map_err(step("/"))?;
     attach(root.as_fd(), CWD, "/").map_err(step("/"))?;
     let root = root.as_fd();
@@ -161,6 +164,7 @@ pub fn build(job: &Job, sources: Sources) -> Result<Vec<String>, SandboxError> {
         attach(device.as_fd(), root, &format!("dev/{name}")).map_err(step("/dev"))?;
         restrict_one(device.as_fd(), READ_ONLY | NO_SUID | NO_EXEC).map_err(step("/dev"))?;
     }
+    let writable = writable(job.spec).map_err(step("/tmp"))?;
     for ((place, _, _), mount) in WRITABLE.iter().zip(writable) {
         attach(mount.as_fd(), root, place).map_err(step(place))?;
     }
@@ -178,8 +182,9 @@ fn writable(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Errno> {
     // Without a limit the kernel takes half of the memory.
     options.extend(size.as_deref().map(|size| ("size", size)));
     let all = new("tmpfs", &options, NO_SUID | NO_DEV)?;
-    // Kernels before 6.15 give no view of what is not attached; this place goes with the host's tree.
-    attach(all.as_fd(), CWD, "/")?;
+    // Kernels before 6.15 give no view of what is not attached. This place goes with the host's tree, of which
+    // nothing is wanted any more; it must not be `/`, where it would lie between the host's root and the machine's.
+    attach(all.as_fd(), CWD, "/dev")?;
     let dirs = WRITABLE.iter().map(|(_, name, mode)| (*name, *mode)).chain(VAR_DIRS);
     for (name, mode) in dirs {
         mkdirat(&all, name, Mode::from_raw_mode(mode))?;
@@ -261,13 +266,26 @@ fn attach_proc(root: BorrowedFd, job: &Job) -> Vec<String> {
     note.into_iter().collect()
 }
 
-/// Makes `root` the root, and drops the former one.
+/// Makes `root` the root. The host's comes to lie on it (pivot_root(2), "pivot_root(".", ".")"), where paths from `/` begin
+/// below it, but `/..` leads into it: [`drop_host`] must come before any program.
 fn enter(root: BorrowedFd) -> Result<(), Errno> {
     fchdir(root)?;
-    // The old root comes to lie on the new one, where the second call takes it away (pivot_root(2), "pivot_root(".", ".")").
     pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
     chdir("/")
+}
+
+/// Takes the host's tree off the root, with all that is mounted in it. Only when `/..` is the root itself, nothing of the
+/// host is left.
+pub fn drop_host() -> std::io::Result<()> {
+    let ours = stat("/")?;
+    for _ in 0..=ROOT_LAYERS_MAX {
+        let above = stat("/..")?;
+        if (above.st_dev, above.st_ino) == (ours.st_dev, ours.st_ino) {
+            return Ok(());
+        }
+        unmount("/..", UnmountFlags::DETACH)?;
+    }
+    Err(Errno::BUSY.into())
 }
 
 fn no_mount(what: &str, error: Errno) -> SandboxError {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Facts {
     pub root: Vec<String>,
+    pub above_root: Vec<String>,
     pub store: Vec<String>,
     pub writable: Vec<String>,
     pub processes: Vec<String>,
@@ -66,6 +67,7 @@ fn facts() -> Facts {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     Facts {
         root: names("/"),
+        above_root: names("/.."),
         writable: dirs.iter().filter(|dir| can_write(dir)).map(|dir| (*dir).to_owned()).collect(),
         processes: names("/proc").into_iter().filter(|name| name.parse::<u32>().is_ok()).collect(),
         interfaces: devices

@@ -20,12 +20,21 @@ pub struct Seen {
     pub pids_limit_hits: u64,
 }
 
-/// `launch RUN_DIR PROGRAM ARGS…`
+/// `launch RUN_DIR PROGRAM ARGS…`: init leaves everything to the child.
 pub fn launch(args: Vec<String>) {
+    launch_with(args, |_| ());
+}
+
+/// The same as the agent does it: init settles once for all programs.
+pub fn launch_settled(args: Vec<String>) {
+    launch_with(args, |confinement| confinement.settle().expect("the host can be left"));
+}
+
+fn launch_with(args: Vec<String>, begin: fn(&Confinement)) {
     let run_dir = Path::new(&args[0]);
     let spec: SandboxSpec = serde_json::from_slice(&fs::read(run_dir.join("sandbox.json")).unwrap()).unwrap();
     let argv: Vec<CString> = args[1..].iter().map(|arg| CString::new(arg.as_str()).unwrap()).collect();
-    let launched = sandbox::launch(&spec, run_dir, |confinement| init(&confinement, &argv));
+    let launched = sandbox::launch(&spec, run_dir, |confinement| init(&confinement, &argv, begin));
     let sandbox = match launched.and_then(|mut sandbox| sandbox.entered().map(|()| sandbox)) {
         Ok(sandbox) => sandbox,
         Err(error) => {
@@ -43,9 +52,20 @@ pub fn launch(args: Vec<String>) {
     sandbox.remove().unwrap();
 }
 
+/// Makes this process and its children see a kernel without mount_setattr(2), which came with Linux 5.12.
+pub fn forget_mount_setattr() {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    let calls = [(libc::SYS_mount_setattr, Vec::new())].into();
+    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, absent, arch).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
 /// Starts the program and ends with it, whatever else is alive.
-fn init(confinement: &Confinement, argv: &[CString]) -> Infallible {
-    confinement.filter_calls().expect("this kernel filters calls");
+fn init(confinement: &Confinement, argv: &[CString], begin: fn(&Confinement)) -> Infallible {
+    begin(confinement);
     let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
     pointers.push(std::ptr::null());
     // SAFETY: this process has one thread, so that the child may go on with everything; the pointers are to C strings and

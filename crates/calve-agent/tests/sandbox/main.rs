@@ -9,6 +9,11 @@ fn main() {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("launch") => launcher::launch(args.collect()),
+        Some("launch-as-on-5.10") => {
+            launcher::forget_mount_setattr();
+            launcher::launch(args.collect());
+        }
+        Some("launch-settled") => launcher::launch_settled(args.collect()),
         Some("inside") => inside::run(args.collect()),
         _ => tests::run_all(std::env::args().skip(1).find(|arg| !arg.starts_with('-'))),
     }

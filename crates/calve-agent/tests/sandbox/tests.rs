@@ -24,6 +24,7 @@ type Test = (&'static str, fn(Who));
 const TESTS: &[Test] = &[
     ("sees_only_its_closure", sees_only_its_closure),
     ("writes_only_where_it_may", writes_only_where_it_may),
+    ("writes_nowhere_else_on_an_older_kernel", writes_nowhere_else_on_an_older_kernel),
     ("is_alone", is_alone),
     ("has_no_power", has_no_power),
     ("cannot_make_foreign_calls", cannot_make_foreign_calls),
@@ -67,6 +68,7 @@ struct Bench {
     dir: tempfile::TempDir,
     who: Who,
     spec: SandboxSpec,
+    role: &'static str,
 }
 
 impl Bench {
@@ -84,6 +86,7 @@ impl Bench {
         let random = dir.path().file_name().unwrap().to_string_lossy().replace('.', "");
         let mut bench = Self {
             who,
+            role: "launch",
             spec: SandboxSpec {
                 version: AGENT_PROTOCOL_VERSION,
                 machine_id: format!("test-{random}"),
@@ -114,7 +117,7 @@ impl Bench {
     fn command(&self, program: &str, args: &[&str]) -> Command {
         fs::write(self.run_dir().join("sandbox.json"), serde_json::to_vec(&self.spec).unwrap()).unwrap();
         let mut command = Command::new(self.dir.path().join(format!("store/{HASH}-probe/bin/probe")));
-        command.arg("launch").arg(self.run_dir()).arg(program).args(args).stdin(Stdio::null());
+        command.arg(self.role).arg(self.run_dir()).arg(program).args(args).stdin(Stdio::null());
         if self.who == Who::Nobody {
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -158,11 +161,36 @@ fn sees_only_its_closure(who: Who) {
     fs::create_dir(store.join(format!("{HASH}-other"))).unwrap();
     bench.add("file");
     bench.add("link");
-    let facts = bench.facts();
+    assert_sees_only_its_closure(&bench.facts());
+    bench.role = "launch-settled";
+    assert_sees_only_its_closure(&bench.facts());
+}
+
+fn assert_sees_only_its_closure(facts: &Facts) {
     assert_eq!(facts.store, ["file", "link", "probe"].map(|name| format!("{HASH}-{name}")));
     assert_eq!(facts.root, ["bin", "dev", "etc", "nix", "proc", "root", "run", "tmp", "var", "work"]);
-    let host = bench.dir.path().to_string_lossy().into_owned();
-    assert!(!facts.mounts.lines().any(|line| line.split(' ').nth(1).is_some_and(|at| at.starts_with(&host))));
+    assert_eq!(facts.above_root, facts.root);
+    let expected = [
+        "/",
+        "/dev/full",
+        "/dev/null",
+        "/dev/pts",
+        "/dev/random",
+        "/dev/shm",
+        "/dev/tty",
+        "/dev/urandom",
+        "/dev/zero",
+        "/proc",
+        "/root",
+        "/run",
+        "/tmp",
+        "/var",
+        "/work",
+    ];
+    let mut mounts: Vec<_> = facts.mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    mounts.retain(|place| !place.starts_with("/nix/store/"));
+    mounts.sort_unstable();
+    assert_eq!(mounts, expected, "nothing of the host is mounted in the machine");
 }
 
 fn writes_only_where_it_may(who: Who) {
@@ -174,6 +202,18 @@ fn writes_only_where_it_may(who: Who) {
     let options: Vec<_> = store.split(' ').nth(3).unwrap().split(',').collect();
     assert!(["ro", "nosuid", "nodev"].iter().all(|option| options.contains(option)), "{store}");
     assert!(facts.terminal);
+}
+
+fn writes_nowhere_else_on_an_older_kernel(who: Who) {
+    let mut bench = Bench::new(who);
+    bench.role = "launch-as-on-5.10";
+    let facts = bench.facts();
+    assert_eq!(facts.writable, ["/tmp", "/work", "/var/tmp", "/run", "/root", "/dev/shm"]);
+    for place in [" / ", "-probe ", " /dev/null "] {
+        let mount = facts.mounts.lines().find(|line| line.contains(place)).unwrap();
+        let options: Vec<_> = mount.split(' ').nth(3).unwrap().split(',').collect();
+        assert!(["ro", "nosuid"].iter().all(|option| options.contains(option)), "{mount}");
+    }
 }
 
 fn is_alone(who: Who) {
@@ -194,7 +234,13 @@ fn is_alone(who: Who) {
 }
 
 fn has_no_power(who: Who) {
-    let facts = Bench::new(who).facts();
+    let mut bench = Bench::new(who);
+    assert_has_no_power(&bench.facts());
+    bench.role = "launch-settled";
+    assert_has_no_power(&bench.facts());
+}
+
+fn assert_has_no_power(facts: &Facts) {
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(facts.status[set], "0000000000000000", "{set}");
     }

@@ -67,7 +67,8 @@ pub async fn extend(
     Ok(Json(api.show(&record)))
 }
 
-/// Answers once the machine has ended and nothing of it is left alive; may take as long as its lease.
+/// Answers once the machine has ended and nothing of it is left alive, and is removed where that was asked for; may take
+/// as long as its lease.
 #[utoipa::path(get, path = "/v1/machines/{name}/wait",
     params(("name" = String, Path, description = "Name or id")), responses(
     (status = 200, body = MachineView), (status = "default", body = Problem)))]
@@ -77,14 +78,15 @@ pub async fn wait(State(api): State<Api>, Named(name): Named) -> ApiResult<Json<
     let mut last = api.show(&record);
     loop {
         let Some(record) = watched.borrow_and_update().clone() else {
-            // Its record was removed, which happens to ended machines only.
+            // Its record was removed, which happens to ended machines only; whoever waited may want its name.
+            records::released(&*api.state, &last.summary.name, last.summary.id).await?;
             if !last.summary.state.is_terminal() {
                 last.summary.state = MachineState::Gone;
             }
             return Ok(Json(last));
         };
         last = api.show(&record);
-        if record.state.is_terminal() {
+        if record.state.is_terminal() && !record.remove {
             return Ok(Json(last));
         }
         if watched.changed().await.is_err() {

@@ -1,5 +1,7 @@
 //! `/v1/server`, `/v1/doctor`, `/v1/prune`: the server itself.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -8,8 +10,11 @@ use calve_wire::doctor::Check;
 
 use super::problem::ApiResult;
 use super::{Api, Principal};
-use crate::reconcile::records;
+use crate::reconcile::records::{self, RecordsError};
 use crate::world::{host, now};
+
+/// How long a prune waits for what it removes to be gone.
+const REMOVED_MAX: Duration = Duration::from_secs(30);
 
 /// What the server is and where.
 #[utoipa::path(get, path = "/v1/server", responses(
@@ -49,6 +54,7 @@ pub async fn doctor(State(api): State<Api>) -> Json<Vec<Check>> {
     (status = 200, body = Pruned), (status = "default", body = Problem)))]
 pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Pruned>> {
     let mut pruned = Pruned { machines: Vec::new(), freed_bytes: 0 };
+    let mut removing = Vec::new();
     for record in records::list(&*api.state, &api.view).await? {
         if !record.state.is_terminal() || record.remove {
             continue;
@@ -56,7 +62,18 @@ pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Prun
         pruned.freed_bytes += api.logs.size(record.id).unwrap_or(0);
         records::request_remove(&*api.state, &api.view, record.id, None, now()).await?;
         pruned.machines.push(record.name.to_string());
+        removing.push(record);
     }
+    let removed = async {
+        for record in &removing {
+            let mut watched = api.watches.watch(record.id);
+            while watched.borrow_and_update().is_some() && watched.changed().await.is_ok() {}
+            records::released(&*api.state, &record.name, record.id).await?;
+        }
+        Ok(())
+    };
+    // What takes longer, because a disk is slow, is removed all the same.
+    tokio::time::timeout(REMOVED_MAX, removed).await.unwrap_or(Ok::<_, RecordsError>(()))?;
     let living: Vec<_> = records::list(&*api.state, &api.view).await?;
     let living = living.iter().filter(|record| !record.state.is_terminal()).map(|record| record.spec.clone());
     pruned.freed_bytes += api.world.prune_images(api.dirs.images(), living.collect()).await?;

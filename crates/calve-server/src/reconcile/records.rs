@@ -24,8 +24,8 @@ use crate::state::{Durability, Expect, Revision, State, StateError};
 pub(super) use change::remove;
 pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create, create_announced};
-pub use names::NAME_CLAIM_MAX;
 pub(super) use names::sweep;
+pub use names::{NAME_CLAIM_MAX, released};
 pub use view::View;
 
 /// Key prefix of the records of machines.

@@ -79,6 +79,18 @@ pub(super) async fn release(
     Ok(())
 }
 
+/// Returns once the machine `id` no longer holds the name: a removed record gives its name back a moment later.
+pub async fn released(state: &dyn State, name: &MachineName, id: MachineId) -> Result<(), RecordsError> {
+    let mut seen = 0;
+    loop {
+        match holder(state, name).await? {
+            Some((_, holder)) if holder.id == id => {}
+            _ => return Ok(()),
+        }
+        seen = state.changed(seen).await;
+    }
+}
+
 /// Removes what crashes left behind: claims without a record, and voids that have held long enough.
 pub(in crate::reconcile) async fn sweep(
     state: &dyn State,
