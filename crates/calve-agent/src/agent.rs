@@ -87,6 +87,7 @@ async fn supervise(config: Config) -> io::Result<()> {
             starts: 0,
             last_exit: None,
             healthy: None,
+            expired: false,
             notes: Vec::new(),
             log_seq: 0,
         }),

@@ -34,7 +34,7 @@ pub const BOOT_MAX_QEMU: Duration = Duration::from_secs(600);
 pub const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// How long the destruction of an ended machine waits for the rest of its log.
 pub const LOG_WAIT_MAX: Duration = Duration::from_secs(30);
-/// A program that a signal ended this shortly before its deadline was ended by its agent's own clock.
+/// A machine that went away this shortly before its deadline was ended by its agent's own clock.
 pub const LEASE_SKEW: Duration = Duration::from_secs(1);
 /// How long the record, log and name of an ended machine are kept.
 pub const RECORD_KEEP: Duration = Duration::from_secs(24 * 3600);

@@ -204,6 +204,9 @@ pub struct Status {
     pub last_exit: Option<Exit>,
     /// Whether the health check passes; none before the first probe or without a check.
     pub healthy: Option<bool>,
+    /// Whether the agent began to end it because its lease ended, before anybody else did.
+    #[serde(default)]
+    pub expired: bool,
     /// Which limits could not be enforced and why, what went wrong: for people.
     pub notes: Vec<String>,
     /// The last log entry that was made; all of the output is there once the phase is `ended`.

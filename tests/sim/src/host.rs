@@ -21,6 +21,8 @@ pub struct Vm {
     pub phase: Phase,
     pub starts: u32,
     pub last_exit: Option<Exit>,
+    /// Whether its agent ended it for its lease.
+    expired: bool,
     /// Whether it is a service.
     restarts: bool,
     /// When the program ends by itself.
@@ -55,6 +57,7 @@ impl Vm {
             phase: Phase::Waiting,
             starts: 0,
             last_exit: None,
+            expired: false,
             restarts,
             program_ends_at: None,
             starts_again_at: None,
@@ -91,6 +94,7 @@ impl Vm {
             starts: self.starts,
             last_exit: self.last_exit,
             healthy: None,
+            expired: self.expired,
             notes: Vec::new(),
             log_seq: 0,
         }
@@ -128,6 +132,7 @@ impl Vm {
             return None;
         }
         if deadline.is_some_and(|at| at <= now) && self.stopping.is_none() {
+            self.expired |= self.phase != Phase::Ended;
             self.stop(grace, now, rng);
         }
         if let Some((obeys_at, kill_at)) = self.stopping

@@ -50,6 +50,8 @@ pub struct Supervisor {
     health: Option<HealthCheck>,
     prober: Option<AbortHandle>,
     run: Option<Run>,
+    /// Whether the lease is what ended the workload.
+    expired: bool,
     notes: Vec<String>,
     transport: Option<Transport>,
     run_dir: Option<PathBuf>,
@@ -73,6 +75,7 @@ impl Supervisor {
             health: None,
             prober: None,
             run: None,
+            expired: false,
             notes: Vec::new(),
             transport: Some(transport),
             run_dir,
@@ -112,8 +115,14 @@ impl Supervisor {
                     event => self.take(event)?,
                 },
                 due = self.lease.due() => match due? {
-                    Due::Stop(grace) => self.feed(Input::Stop(grace)),
-                    Due::Destroy => return Ok(Ending::Ordered),
+                    Due::Stop(grace) => {
+                        self.expire();
+                        self.feed(Input::Stop(grace));
+                    }
+                    Due::Destroy => {
+                        self.expire();
+                        return Ok(Ending::Ordered);
+                    }
                 },
                 () = sleep_until(tick), if tick.is_some() => self.feed(Input::Tick),
                 _ = terminate.recv() => return Ok(Ending::Interrupted),
@@ -121,6 +130,11 @@ impl Supervisor {
                 _ = look.tick(), if self.run_dir.is_some() => if self.run_dir_is_gone() { return Ok(Ending::Interrupted) },
             }
         }
+    }
+
+    /// Notes that the lease is what ends the workload, unless something else did before.
+    fn expire(&mut self) {
+        self.expired |= !matches!(self.workload.phase(), Phase::Stopping | Phase::Ended);
     }
 
     fn take(&mut self, event: Event) -> io::Result<()> {
@@ -245,6 +259,7 @@ impl Supervisor {
             starts: self.workload.starts(),
             last_exit: self.workload.last_exit(),
             healthy: self.workload.healthy(),
+            expired: self.expired,
             notes: [self.agent.enclosure.notes(), self.notes.clone()].concat(),
             log_seq: self.agent.status().log_seq,
         });

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::draft::Draft;
 use super::{Change, Phase};
-use crate::limits::LEASE_SKEW;
-use crate::{Exit, LeaseStage, StopReason};
+use crate::StopReason;
 
 pub(super) fn end(draft: &mut Draft<'_>) {
     if draft.phase() != Some(Phase::Ended) {
@@ -18,13 +17,8 @@ pub(super) fn end(draft: &mut Draft<'_>) {
         draft.change(Change::Exit(exit));
     }
     if draft.wanted() {
-        let reason = if ended_by_lease(draft, exit) { StopReason::Expired } else { StopReason::Exited };
+        let expired = draft.sight.agent.is_some_and(|agent| agent.expired);
+        let reason = if expired { StopReason::Expired } else { StopReason::Exited };
         draft.end(draft.now, Duration::ZERO, reason);
     }
-}
-
-/// Whether the agent ended the program at the deadline before this loop did: its clock was ahead, or the server away.
-fn ended_by_lease(draft: &Draft<'_>, exit: Option<Exit>) -> bool {
-    let soon = draft.now.after(LEASE_SKEW);
-    draft.machine.lease.stage(soon) != LeaseStage::Live && exit.is_none_or(|exit| exit.code.is_none())
 }

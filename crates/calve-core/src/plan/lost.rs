@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use super::Change;
 use super::draft::Draft;
-use crate::{Exit, ExitCause, Kind, State, StopReason};
+use crate::limits::LEASE_SKEW;
+use crate::{Exit, ExitCause, Kind, LeaseStage, State, StopReason};
 
 pub(super) fn end(draft: &mut Draft<'_>) {
     let exists = matches!(draft.machine.state, State::Booting | State::Seeding | State::Running);
     if !exists || !draft.wanted() || !draft.is_dead() {
+        return;
+    }
+    if draft.machine.lease.stage(draft.now.after(LEASE_SKEW)) != LeaseStage::Live {
+        draft.end(draft.now, Duration::ZERO, StopReason::Expired);
         return;
     }
     match draft.machine.kind {

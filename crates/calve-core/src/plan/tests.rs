@@ -49,7 +49,15 @@ fn machine(n: u128, state: State) -> Machine {
 }
 
 fn agent(phase: Phase) -> Agent {
-    Agent { linked: true, phase: Some(phase), starts: 1, last_exit: None, healthy: None, log_complete: true }
+    Agent {
+        linked: true,
+        phase: Some(phase),
+        starts: 1,
+        last_exit: None,
+        healthy: None,
+        expired: false,
+        log_complete: true,
+    }
 }
 
 impl Case {
@@ -328,12 +336,31 @@ fn a_lease_stops_and_then_destroys() {
 }
 
 #[test]
-fn a_signal_at_the_deadline_is_the_agents_own_enforcement() {
-    let exit = Exit { code: None, signal: Some(15), cause: ExitCause::Normal };
-    let case = Case::heard(State::Running, Phase::Ended)
-        .but(|case| case.sight().agent = Some(Agent { last_exit: Some(exit), ..agent(Phase::Ended) }))
-        .at(59_500);
-    check(case, "write exit 143 normal, end expired since 1059500 with 0 ms, draining\ndestroy in sandbox");
+fn an_end_for_the_lease_is_expired_however_the_program_ended() {
+    let exit = Exit { code: Some(0), signal: None, cause: ExitCause::Normal };
+    let ended = |expired| {
+        Case::heard(State::Running, Phase::Ended)
+            .but(|case| {
+                case.sight().agent = Some(Agent { last_exit: Some(exit), expired, ..agent(Phase::Ended) })
+            })
+            .at(59_500)
+    };
+    check(
+        ended(true),
+        "write exit 0 normal, end expired since 1059500 with 0 ms, draining\ndestroy in sandbox",
+    );
+    check(
+        ended(false),
+        "write exit 0 normal, end exited since 1059500 with 0 ms, draining\ndestroy in sandbox",
+    );
+}
+
+#[test]
+fn a_machine_that_went_away_at_its_deadline_has_expired() {
+    let gone = |ms| Case::heard(State::Running, Phase::Running).absent().at(ms);
+    check(gone(59_500), "write end expired since 1059500 with 0 ms, draining\ndestroy in sandbox");
+    let long_before = gone(50_000).plan().actions[0].to_string();
+    assert!(long_before.contains("end failed"), "{long_before}");
 }
 
 #[test]

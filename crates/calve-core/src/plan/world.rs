@@ -115,6 +115,8 @@ pub struct Agent {
     pub last_exit: Option<Exit>,
     /// Whether the health check passes, where it is known.
     pub healthy: Option<bool>,
+    /// Whether the agent ended it for its lease, before this loop did: its clock was ahead, or the server away.
+    pub expired: bool,
     /// Whether everything that the program wrote so far is kept.
     pub log_complete: bool,
 }

@@ -192,12 +192,19 @@ pub(super) fn broken() -> Outcome {
 }
 
 /// An agent that has not spoken yet.
-const SILENT: Agent =
-    Agent { linked: false, phase: None, starts: 0, last_exit: None, healthy: None, log_complete: false };
+const SILENT: Agent = Agent {
+    linked: false,
+    phase: None,
+    starts: 0,
+    last_exit: None,
+    healthy: None,
+    expired: false,
+    log_complete: false,
+};
 
 fn understand(report: &AgentReport) -> Agent {
     let AgentReport { linked, status, log_complete } = report;
-    let Some(Status { phase, starts, last_exit, healthy, .. }) = status else {
+    let Some(Status { phase, starts, last_exit, healthy, expired, .. }) = status else {
         return Agent { linked: *linked, ..SILENT };
     };
     let phase = match phase {
@@ -213,6 +220,7 @@ fn understand(report: &AgentReport) -> Agent {
         starts: *starts,
         last_exit: last_exit.map(Into::into),
         healthy: *healthy,
+        expired: *expired,
         log_complete: *log_complete,
     }
 }

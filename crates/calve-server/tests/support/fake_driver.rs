@@ -111,6 +111,7 @@ impl FakeAgent {
             starts: 0,
             last_exit: None,
             healthy: None,
+            expired: false,
             notes: Vec::new(),
             log_seq: 0,
         };
