@@ -1,18 +1,23 @@
-//! Closures on disk: which store paths there are and what they refer to, adding plain files, images for guests.
+//! Closures on disk and on the wire: which store paths there are and what they refer to, adding plain files, images for
+//! guests; chunks, and the caches that hold them.
 //!
-//! *Invariant*: knows no machines and no network. A path counts only if the Nix database or this store's own register
+//! *Invariant*: knows no machines. A path counts only if the Nix database or this store's own register
 //! calls it valid.
 
 mod add;
 pub mod archive;
+pub mod chunk;
 pub mod closure;
 pub mod erofs;
 pub mod error;
 pub mod image;
 mod locate;
 mod nix_db;
+mod path_info;
 pub mod program;
+pub mod recipe;
 mod register;
+pub mod remote;
 mod requisites;
 mod resolve;
 mod scratch;
@@ -23,5 +28,6 @@ pub use closure::{Closure, ClosurePath};
 pub use error::StoreError;
 pub use image::prune_images;
 pub use locate::{InStore, Located};
+pub use path_info::PathInfo;
 pub use program::{ProgramError, check_program};
 pub use store::{Store, StoreOptions};

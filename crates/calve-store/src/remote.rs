@@ -1,0 +1,124 @@
+//! A cache as its users see it, wherever it lies.
+//!
+//! ```text
+//! push:  missing_paths ─▶ missing_chunks ─▶ put_chunks … ─▶ commit      (a path appears with its commit, never half)
+//! pull:  closure ─▶ recipes (those not known yet) ─▶ chunks …           (each in one request for many)
+//! ```
+//! Nothing that comes from a cache is trusted: whoever pulls checks the signatures of the [`PathInfo`], each chunk's id,
+//! and the archive's hash.
+
+use async_trait::async_trait;
+use calve_nix::StorePath;
+use futures_util::stream::BoxStream;
+
+use crate::PathInfo;
+use crate::chunk::{ChunkId, StoredChunk};
+use crate::recipe::{Recipe, RecipeId};
+
+/// Most items (paths, chunk ids, recipes) that one request may name; longer lists are split by the caller.
+pub const ITEMS_MAX: usize = 100_000;
+/// Most bytes of chunks in one upload: what is lost when a connection breaks.
+pub const UPLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// A path in a cache: what is known of it and how its archive is put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// What is known of the path.
+    pub info: PathInfo,
+    /// Its recipe.
+    pub recipe: RecipeId,
+}
+
+/// What a cache says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheInfo {
+    /// Its public keys, `<name>:<base64>`; what it commits is signed with the first.
+    pub keys: Vec<String>,
+    /// Rank among caches; lower is asked first, as in `nix-cache-info`.
+    pub priority: u32,
+}
+
+/// Why a cache did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// It could not be reached, or stopped answering; trying again may help.
+    #[error("cannot reach the cache {cache}: {message}")]
+    Unreachable {
+        /// Its address.
+        cache: String,
+        /// What the connection said.
+        message: String,
+    },
+    /// It does not allow that.
+    #[error("the cache {cache} does not allow that: {message}")]
+    Denied {
+        /// Its address.
+        cache: String,
+        /// Its own words.
+        message: String,
+    },
+    /// It has none of that.
+    #[error("the cache {cache} has no {what}")]
+    Missing {
+        /// Its address.
+        cache: String,
+        /// A path, chunk or recipe.
+        what: String,
+    },
+    /// What was sent is not what it should be; it names the object.
+    #[error("{what} is damaged: {message}")]
+    Damaged {
+        /// A path, chunk, recipe or manifest.
+        what: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// The cache failed, in its own words.
+    #[error("the cache {cache} failed: {message}")]
+    Failed {
+        /// Its address.
+        cache: String,
+        /// Its own words.
+        message: String,
+    },
+}
+
+impl RemoteError {
+    /// Whether the same request may succeed a moment later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// A cache. Every call may be repeated: what is there already is success.
+#[async_trait]
+pub trait Remote: Send + Sync {
+    /// What the cache says of itself.
+    async fn info(&self) -> Result<CacheInfo, RemoteError>;
+
+    /// Which of `paths` the cache does not have, in the same order.
+    async fn missing_paths(&self, paths: &[StorePath]) -> Result<Vec<StorePath>, RemoteError>;
+
+    /// Which of `chunks` (recipes are stored alike) the cache does not have, in the same order.
+    async fn missing_chunks(&self, chunks: &[ChunkId]) -> Result<Vec<ChunkId>, RemoteError>;
+
+    /// Hands over chunks of at most [`UPLOAD_BYTES_MAX`] together. They stay for the cache's grace without being used.
+    async fn put_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError>;
+
+    /// Makes paths appear, each after its references, with their recipes (those that the cache lacks must be among
+    /// `recipes`). The cache checks that the chunks give the archive's hash; the answer holds the manifests with all
+    /// signatures.
+    async fn commit(&self, paths: Vec<Manifest>, recipes: Vec<Recipe>) -> Result<Vec<Manifest>, RemoteError>;
+
+    /// The manifests of `roots` with everything that they refer to; [`RemoteError::Missing`] names what is lacking.
+    async fn closure(&self, roots: &[StorePath]) -> Result<Vec<Manifest>, RemoteError>;
+
+    /// The recipes with these ids, in the same order.
+    async fn recipes(&self, ids: &[RecipeId]) -> Result<Vec<Recipe>, RemoteError>;
+
+    /// The chunks with these ids, in the same order, streamed; ids are not checked against the bytes.
+    async fn chunks(
+        &self,
+        ids: Vec<ChunkId>,
+    ) -> Result<BoxStream<'static, Result<StoredChunk, RemoteError>>, RemoteError>;
+}
