@@ -4,6 +4,7 @@ mod cli;
 mod faults;
 mod guest;
 mod lease;
+mod nested;
 mod nix;
 mod program;
 mod service;
