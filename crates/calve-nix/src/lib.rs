@@ -8,5 +8,5 @@ pub mod nar;
 pub mod store_path;
 
 pub use hash::{HashError, HashWriter, Sha256Hash};
-pub use nar::{NarError, NarWriter};
+pub use nar::{NarError, NarEvent, NarReadError, NarReader, NarWriter};
 pub use store_path::{StorePath, StorePathError};
