@@ -1,19 +1,31 @@
 //! Why an archive is refused.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 
 use super::{DEPTH_MAX, NAME_MAX_BYTES, TARGET_MAX_BYTES};
 
 /// An archive that is refused, and where.
-#[derive(Debug, thiserror::Error)]
-#[error("byte {offset} of the archive: {problem}")]
+#[derive(Debug)]
 pub struct NarReadError {
     /// Bytes of the archive before the string, padding or contents that are wrong.
     pub offset: u64,
     /// What is wrong there.
-    #[source]
     pub problem: NarProblem,
+}
+
+impl fmt::Display for NarReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "byte {} of the archive: {}", self.offset, self.problem)
+    }
+}
+
+impl Error for NarReadError {
+    /// The problem stands in the text already; what lies below it does not.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.problem.source()
+    }
 }
 
 /// What is wrong with an archive.

@@ -1,6 +1,7 @@
 //! What the tests of this crate share.
 #![allow(dead_code, missing_docs)] // Every test binary uses its own part.
 
+pub mod info;
 pub mod tree;
 
 use proptest::test_runner::Config;
