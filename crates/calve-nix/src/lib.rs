@@ -8,6 +8,7 @@ pub mod content_address;
 pub mod hash;
 pub mod nar;
 pub mod narinfo;
+pub mod references;
 pub mod sign;
 pub mod store_path;
 
