@@ -11,8 +11,11 @@ use calve_nix::{
     PublicKey, Realisation, SecretKey, Signature, StorePath, TrustedKeys, base32,
 };
 
-/// Every target by its name, which is that of its corpus below `corpus/`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A target: its name, which is that of its corpus below `corpus/`, and what it does with an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
     ("base32", base32),
     ("cache_file", round_trip::<CacheFile>),
     ("cache_info", round_trip::<CacheInfo>),
