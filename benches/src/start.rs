@@ -44,8 +44,9 @@ async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
         peers.run();
         whole.push(whole_run(&home, &app)?);
     }
-    peers.show("sandbox driver, to the program's end", driver.ended.median(), table);
-    peers.show("sandbox driver, to nothing left", driver.gone.median(), table);
+    peers.show("sandbox driver, to the first output", driver.heard.median(), |peer| &peer.0, table);
+    peers.show("sandbox driver, to the program's end", driver.ended.median(), |peer| &peer.1, table);
+    peers.show("sandbox driver, to nothing left", driver.gone.median(), |peer| &peer.1, table);
     let (ours, beneath) = (whole.median(), driver.ended.median());
     let beyond = ours.saturating_sub(beneath);
     table.limit(
@@ -55,7 +56,7 @@ async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
         BEYOND_DRIVER_MS,
         "ms",
     );
-    for (name, theirs) in &peers.times {
+    for (name, (_, theirs)) in &peers.times {
         let ratio = ours.as_secs_f64() / theirs.median().as_secs_f64();
         let most = matches!(*name, "runc" | "systemd-nspawn").then_some(1.0);
         table.ratio(
@@ -81,7 +82,7 @@ async fn with_many_paths(effort: Effort, table: &mut Table) -> anyhow::Result<()
         peers.run();
     }
     let what = format!("the same with {MANY_PATHS} store paths, to nothing left");
-    peers.show(&what, driver.gone.median(), table);
+    peers.show(&what, driver.gone.median(), |peer| &peer.1, table);
     Ok(())
 }
 
@@ -101,6 +102,7 @@ fn settle() {
 /// The driver alone.
 struct Ours {
     driver: SandboxDriver,
+    heard: Times,
     ended: Times,
     gone: Times,
     _runtime: tempfile::TempDir,
@@ -110,17 +112,20 @@ impl Ours {
     fn new() -> anyhow::Result<Self> {
         let runtime = tempfile::tempdir()?;
         let driver = SandboxDriver::new(runtime.path(), beside("calve-agent"));
-        Ok(Self { driver, ended: Times::default(), gone: Times::default(), _runtime: runtime })
+        let [heard, ended, gone] = [const { Times::new() }; 3];
+        Ok(Self { driver, heard, ended, gone, _runtime: runtime })
     }
 
-    /// Takes the time until the program's end was heard, and until the machine was destroyed.
+    /// Takes the time until the program's first output was heard, its end, and until the machine was destroyed.
     async fn run(&mut self, store: &Store) {
         let order = store.order();
         settle();
         let begun = Instant::now();
         self.driver.create(&order).await.expect("it can be made");
         let mut client = Client::connect(&self.driver.agent_socket(order.id));
-        client.start(&store.program(), &["true"]);
+        client.start(&store.program(), &peers::ARGS);
+        client.until_output();
+        self.heard.push(begun.elapsed());
         let exit = client.until_ended().last_exit.expect("it ended");
         self.ended.push(begun.elapsed());
         self.driver.destroy(order.id).await.expect("it can be destroyed");
@@ -132,26 +137,29 @@ impl Ours {
 /// The others.
 struct Peers {
     peers: Vec<Peer>,
-    times: Vec<(&'static str, Times)>,
+    /// To the first output, and to the end.
+    times: Vec<(&'static str, (Times, Times))>,
 }
 
 impl Peers {
     fn new(store: &Store) -> Self {
         let peers = peers::peers(store);
-        let times = peers.iter().map(|peer| (peer.name, Times::default())).collect();
+        let times = peers.iter().map(|peer| (peer.name, <(Times, Times)>::default())).collect();
         Self { peers, times }
     }
 
     fn run(&mut self) {
         for (peer, (_, times)) in self.peers.iter().zip(&mut self.times) {
             settle();
-            times.push(peer.run());
+            let (heard, ended) = peer.run();
+            times.0.push(heard);
+            times.1.push(ended);
         }
     }
 
-    fn show(&self, what: &str, ours: Duration, table: &mut Table) {
+    fn show(&self, what: &str, ours: Duration, which: fn(&(Times, Times)) -> &Times, table: &mut Table) {
         for (name, times) in &self.times {
-            let theirs = times.median();
+            let theirs = which(times).median();
             let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
             let most = (*name != peers::BARE).then_some(1.0);
             table.ratio(what, millis(ours), format!("{name} {}", millis(theirs)), ratio, most);

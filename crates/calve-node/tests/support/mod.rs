@@ -156,6 +156,11 @@ impl Client {
         status
     }
 
+    /// Waits for the program's first output.
+    pub fn until_output(&mut self) {
+        self.until(|client| !client.log.is_empty());
+    }
+
     pub fn stdout(&self) -> String {
         let entries = self.log.iter().filter(|entry| entry.channel == Channel::Stdout);
         String::from_utf8_lossy(&entries.flat_map(|entry| entry.bytes.iter().copied()).collect::<Vec<_>>())
