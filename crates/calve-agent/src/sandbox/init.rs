@@ -1,7 +1,6 @@
 //! Init's own way into the sandbox, from the clone to the caller's code.
 
 use std::convert::Infallible;
-use std::os::fd::AsRawFd;
 
 use calve_wire::agent::{SandboxFailure as SandboxError, SandboxSpec};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
@@ -111,13 +110,10 @@ fn out_of_sight(mut tree: Tree) -> Result<Tree, SandboxError> {
 }
 
 fn begin(tree: Tree, assigned: Assigned) -> Report {
-    let Assigned { task, log, entrances, views } = assigned;
-    for target in [1, 2] {
-        // SAFETY: both numbers are init's standard output and error, which nothing here owns.
-        if unsafe { libc::dup2(log.as_raw_fd(), target) } < 0 {
-            return Err(failed("init cannot open its log", &std::io::Error::last_os_error()));
-        }
-    }
+    let Assigned { task, standard: [output, errors], entrances, views } = assigned;
+    rustix::stdio::dup2_stdout(output)
+        .and_then(|()| rustix::stdio::dup2_stderr(errors))
+        .map_err(|e| failed("init cannot open its log", &e.into()))?;
     for entrance in entrances.into_iter().map(Entrance::v1) {
         entrance.enter().map_err(|e| failed("init cannot enter its cgroup", &e))?;
     }

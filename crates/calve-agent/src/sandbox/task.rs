@@ -1,7 +1,7 @@
 //! What a sandbox in standby is told of its machine, and how: a document in memory and the descriptors that belong to it.
 //!
 //! ```text
-//!  document, log, ways into the cgroups ▶   then, where init may not open them: views of the store paths, some at a time ▶
+//!  document, output, errors, ways into the cgroups ▶   then, where init may not open them: views of the store paths, some at a time ▶
 //! ```
 
 use std::borrow::Cow;
@@ -44,8 +44,9 @@ impl Task<'_> {
     pub fn assign(&self, init: &Talk, entrances: Vec<OwnedFd>, views: Vec<OwnedFd>) -> io::Result<()> {
         let mut document = File::from(rustix::fs::memfd_create("task", MemfdFlags::CLOEXEC)?);
         document.write_all(&serde_json::to_vec(self)?)?;
-        let log = io::stderr().as_fd().try_clone_to_owned()?;
-        let first: Vec<_> = [document.into(), log].into_iter().chain(entrances).collect();
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        let errors = io::stderr().as_fd().try_clone_to_owned()?;
+        let first: Vec<_> = [document.into(), output, errors].into_iter().chain(entrances).collect();
         init.hand_over(&first)?;
         for views in views.chunks(DESCRIPTORS_MAX) {
             init.hand_over(views)?;
@@ -58,8 +59,8 @@ impl Task<'_> {
 pub struct Assigned {
     /// The machine.
     pub task: Task<'static>,
-    /// Where to say what nobody was ready to hear.
-    pub log: OwnedFd,
+    /// The agent's standard output and error.
+    pub standard: [OwnedFd; 2],
     /// Ways into its cgroups.
     pub entrances: Vec<OwnedFd>,
     /// The views.
@@ -70,7 +71,7 @@ impl Assigned {
     /// Waits for it; none where the agent is gone.
     pub fn hear(agent: &Talk) -> Option<Self> {
         let mut first = agent.take_over().ok()?.into_iter();
-        let (document, log) = first.next().zip(first.next())?;
+        let (document, standard) = first.next().zip(first.next().zip(first.next()))?;
         let mut document = File::from(document);
         document.rewind().ok()?;
         let mut json = Vec::new();
@@ -87,6 +88,6 @@ impl Assigned {
             }
             views.extend(more);
         }
-        Some(Self { task, log, entrances: first.collect(), views })
+        Some(Self { task, standard: standard.into(), entrances: first.collect(), views })
     }
 }
