@@ -123,7 +123,7 @@ impl Ours {
         let begun = Instant::now();
         self.driver.create(&order).await.expect("it can be made");
         let mut client = Client::connect(&self.driver.agent_socket(order.id));
-        client.start(&store.program(), &peers::ARGS);
+        client.run(&store.program(), &peers::ARGS);
         client.until_output();
         self.heard.push(begun.elapsed());
         let exit = client.until_ended().last_exit.expect("it ended");

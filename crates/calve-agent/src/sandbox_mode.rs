@@ -123,7 +123,8 @@ fn make(
     let failed = |error: anyhow::Error| failure(&error);
     let spec = read_spec(run_dir).map_err(failed)?;
     let token = spec.token.parse().map_err(|e| failed(anyhow::Error::new(e)))?;
-    let assigned = spare.and_then(|Spare { standby, link }| Some((standby.assign(&spec, run_dir).ok()?, link)));
+    let assigned =
+        spare.and_then(|Spare { standby, link }| Some((standby.assign(&spec, run_dir).ok()?, link)));
     let (sandbox, init) = match assigned {
         Some((assigned, link)) => (assigned?, link),
         None => {

@@ -24,8 +24,10 @@ use super::talk::Talk;
 use super::task::{Task, Views};
 use super::title::Title;
 use super::tree::Sources;
-use super::{First, Sandbox, SandboxError, check, clone, confinement, etc, failed, init, mounts, own_network};
-use super::{let_go_on, make_cgroups, talk, unclonable, unopened, uncounted_processes};
+use super::{
+    First, Sandbox, SandboxError, check, clone, confinement, etc, failed, init, mounts, own_network,
+};
+use super::{let_go_on, make_cgroups, talk, unclonable, uncounted_processes, unopened};
 use crate::cgroup;
 use crate::confine::Confinement;
 
@@ -85,11 +87,7 @@ impl Standby {
 
     /// Makes it the sandbox of a machine, as [`super::launch`] does; gives it back with nothing done where the machine needs
     /// another one.
-    pub fn assign(
-        self,
-        spec: &SandboxSpec,
-        run_dir: &Path,
-    ) -> Result<Result<Sandbox, SandboxError>, Self> {
+    pub fn assign(self, spec: &SandboxSpec, run_dir: &Path) -> Result<Result<Sandbox, SandboxError>, Self> {
         if !own_network(spec.network) || !self.is_fit() {
             return Err(self);
         }

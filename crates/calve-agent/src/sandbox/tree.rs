@@ -258,7 +258,12 @@ impl Tree {
     }
 
     /// Adds what the machine alone has, takes away writing to it, and enters it. Gives notes for people.
-    pub fn fill(mut self, spec: &SandboxSpec, files: &Files, sources: Sources) -> Result<Vec<String>, SandboxError> {
+    pub fn fill(
+        mut self,
+        spec: &SandboxSpec,
+        files: &Files,
+        sources: Sources,
+    ) -> Result<Vec<String>, SandboxError> {
         let step = |what: &'static str| move |error: Errno| no_mount(what, error);
         let root = self.root.as_fd();
         symlinkat("/proc/self/mounts", root, "etc/mtab").map_err(step("/etc"))?;
@@ -325,7 +330,8 @@ fn place(mount: BorrowedFd, dir: BorrowedFd, name: &str) -> Result<(), Errno> {
     match restrict_private(mount, OF_STORE) {
         Err(Errno::NOSYS) => {
             attach(mount, dir, name)?;
-            let attached = openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let attached =
+                openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             restrict_by_path(attached.as_fd(), OF_STORE)
         }
         restricted => {

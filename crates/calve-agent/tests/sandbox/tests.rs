@@ -133,7 +133,12 @@ impl Bench {
         fs::write(self.run_dir().join("sandbox.json"), serde_json::to_vec(&self.spec).unwrap()).unwrap();
         let mut command = Command::new(self.dir.path().join(format!("store/{HASH}-probe/bin/probe")));
         let way = if self.who.stands_by() { "standby" } else { "launch" };
-        command.arg(format!("{way}{}", self.variant)).arg(self.run_dir()).arg(program).args(args).stdin(Stdio::null());
+        command
+            .arg(format!("{way}{}", self.variant))
+            .arg(self.run_dir())
+            .arg(program)
+            .args(args)
+            .stdin(Stdio::null());
         if self.who.is_nobody() {
             command.uid(NOBODY).gid(NOBODY);
         }

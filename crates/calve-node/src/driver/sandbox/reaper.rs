@@ -98,7 +98,9 @@ impl Reaper {
             }
         };
         match standby {
-            Standby::There(supervisor, of) if Binary::at(binary).is_ok_and(|now| now == of) => Some(supervisor),
+            Standby::There(supervisor, of) if Binary::at(binary).is_ok_and(|now| now == of) => {
+                Some(supervisor)
+            }
             // One of another program ends as it is dropped here.
             Standby::There(..) | Standby::None | Standby::Coming => None,
         }

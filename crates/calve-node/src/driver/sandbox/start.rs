@@ -205,7 +205,8 @@ impl Supervisor {
     /// Tells the one that stands by whose supervisor it is.
     fn assign(self, dir: &Path) -> Result<Self, DriverError> {
         let path = dir.as_os_str().as_bytes();
-        let length = u16::try_from(path.len()).expect("a directory's path that was made is shorter than 4096");
+        let length =
+            u16::try_from(path.len()).expect("a directory's path that was made is shorter than 4096");
         let message = [&length.to_le_bytes(), path].concat();
         (&self.socket).write_all(&message).map_err(deaf)?;
         Ok(self)
