@@ -33,6 +33,7 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
 async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let store = Store::new(1);
     let mut driver = Ours::new()?;
+    let mut cold = Ours::new()?;
     let mut peers = Peers::new(&store);
     let home = Home::new()?;
     let app = home.app()?;
@@ -41,12 +42,15 @@ async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     whole_run(&home, &app)?;
     for _ in 0..effort.starts {
         driver.run(&store).await;
+        cold.renew();
+        cold.run(&store).await;
         peers.run();
         whole.push(whole_run(&home, &app)?);
     }
     peers.show("sandbox driver, to the first output", driver.heard.median(), |peer| &peer.0, table);
     peers.show("sandbox driver, to the program's end", driver.ended.median(), |peer| &peer.1, table);
     peers.show("sandbox driver, to nothing left", driver.gone.median(), |peer| &peer.1, table);
+    peers.note("the same, none standing by, to the program's end", cold.ended.median(), table);
     let (ours, beneath) = (whole.median(), driver.ended.median());
     let beyond = ours.saturating_sub(beneath);
     table.limit(
@@ -105,7 +109,7 @@ struct Ours {
     heard: Times,
     ended: Times,
     gone: Times,
-    _runtime: tempfile::TempDir,
+    runtime: tempfile::TempDir,
 }
 
 impl Ours {
@@ -113,7 +117,12 @@ impl Ours {
         let runtime = tempfile::tempdir()?;
         let driver = SandboxDriver::new(runtime.path(), beside("calve-agent"));
         let [heard, ended, gone] = [const { Times::new() }; 3];
-        Ok(Self { driver, heard, ended, gone, _runtime: runtime })
+        Ok(Self { driver, heard, ended, gone, runtime })
+    }
+
+    /// A driver that has made no machine yet, so that no supervisor stands by.
+    fn renew(&mut self) {
+        self.driver = SandboxDriver::new(self.runtime.path(), beside("calve-agent"));
     }
 
     /// Takes the time until the program's first output was heard, its end, and until the machine was destroyed.
@@ -154,6 +163,15 @@ impl Peers {
             let (heard, ended) = peer.run();
             times.0.push(heard);
             times.1.push(ended);
+        }
+    }
+
+    /// Beside `bwrap`, without a promise.
+    fn note(&self, what: &str, ours: Duration, table: &mut Table) {
+        for (name, (_, ended)) in self.times.iter().filter(|(name, _)| *name == "bwrap") {
+            let theirs = ended.median();
+            let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+            table.ratio(what, millis(ours), format!("{name} {}", millis(theirs)), ratio, None);
         }
     }
 

@@ -191,3 +191,34 @@ fn it_ends_when_nobody_is_left_to_ask() {
     assert!(supervisor.wait().expect("it ends").success());
     wait_for("its sandbox's end", || !Path::new(&format!("/proc/{init}")).exists());
 }
+
+/// Without root its sandbox keeps a copy of the host's mounts: what is unmounted must not stay in use by it, and what is
+/// mounted later must be there for the machine.
+#[test]
+fn without_root_its_sandbox_goes_when_the_hosts_mounts_change() {
+    const SCRIPT: &str = r#"
+        "$0" standby --ready-fd 0 --room - <&0 &
+        sandbox() { read -r first rest < /proc/$!/task/$!/children; [ -n "$first" ]; }
+        until sandbox; do sleep 0.01; done
+        mount -t tmpfs none "$1" || exit 2
+        while sandbox; do sleep 0.01; done
+        kill $!
+    "#;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
+    // A host of its own, where the test is root and may still not have other users.
+    let mut host = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT])
+        .arg(agent_binary())
+        .arg(dir.path())
+        .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .spawn()
+        .expect("unshare(1) of util-linux is needed");
+    let mut ended = None;
+    wait_for("the sandbox's end", || {
+        ended = host.try_wait().expect("a child");
+        ended.is_some()
+    });
+    assert!(ended.expect("just seen").success(), "user namespaces are needed");
+    drop(ours);
+}
