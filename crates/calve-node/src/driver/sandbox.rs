@@ -156,7 +156,8 @@ impl Inner {
         let standby = self.reaper.take_standby(&self.agent_binary);
         let stood_by = standby.is_some();
         let mut started = start::start(&self.dirs, &self.agent_binary, standby, order);
-        if stood_by && matches!(&started, Err(unmade) if !unmade.explained) {
+        if stood_by && started.is_err() {
+            // It may have died meanwhile, as may its sandbox; what is wrong with the order, a new one says as well.
             self.destroy(order.id)?;
             started = start::start(&self.dirs, &self.agent_binary, None, order);
         }
@@ -165,10 +166,10 @@ impl Inner {
                 self.reaper.adopt(supervisor);
                 Ok(())
             }
-            Err(unmade) => {
+            Err(error) => {
                 // What made it fail is what the caller must know; the next list shows what may be left.
                 let _ = self.destroy(order.id);
-                Err(unmade.error)
+                Err(error)
             }
         }
     }

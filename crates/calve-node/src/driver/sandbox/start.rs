@@ -28,21 +28,6 @@ const ANSWER_MAX_BYTES: u64 = 64 * 1024;
 /// Bytes at the end of the supervisor's own output that are searched for its last line.
 const LAST_WORDS_BYTES: usize = 4096;
 
-/// A machine that was not made.
-#[derive(Debug)]
-pub struct Unmade {
-    /// Why.
-    pub error: DriverError,
-    /// Whether the supervisor said so. If not, another one may do better.
-    pub explained: bool,
-}
-
-impl From<DriverError> for Unmade {
-    fn from(error: DriverError) -> Self {
-        Self { error, explained: false }
-    }
-}
-
 /// Makes the run directory and the machine, by a supervisor that stands by or a new one; gives it. On failure it is dead, but
 /// not what it left.
 pub fn start(
@@ -50,7 +35,7 @@ pub fn start(
     agent_binary: &Path,
     standby: Option<Supervisor>,
     order: &Order,
-) -> Result<Child, Unmade> {
+) -> Result<Child, DriverError> {
     let spec = spec(order)?;
     let dir = dirs.create(order.id).map_err(unwritable)?;
     fs::write(dir.join("sandbox.json"), serde_json::to_vec(&spec).expect("names and numbers"))
@@ -107,7 +92,7 @@ fn mount(path: &ClosurePath) -> Result<StoreMount, DriverError> {
 }
 
 /// Waits until the supervisor is ready, or says why not.
-fn hear(supervisor: &UnixStream, dir: &Path) -> Result<(), Unmade> {
+fn hear(supervisor: &UnixStream, dir: &Path) -> Result<(), DriverError> {
     let unheard = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock => failed("the machine's supervisor was not ready in 30 s"),
         _ => failed("the machine's supervisor cannot be heard").caused_by(error),
@@ -127,8 +112,8 @@ fn hear(supervisor: &UnixStream, dir: &Path) -> Result<(), Unmade> {
     answer.truncate(read);
     supervisor.take(ANSWER_MAX_BYTES).read_to_end(&mut answer).map_err(unheard)?;
     match serde_json::from_slice::<SandboxFailure>(&answer) {
-        Ok(failure) => Err(Unmade { error: refused(failure), explained: true }),
-        Err(_) => Err(failed(&format!("the machine's supervisor ended: {}", last_words(dir))).into()),
+        Ok(failure) => Err(refused(failure)),
+        Err(_) => Err(failed(&format!("the machine's supervisor ended: {}", last_words(dir)))),
     }
 }
 
