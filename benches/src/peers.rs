@@ -1,6 +1,7 @@
 //! Other ways to run a program in namespaces, with the same mounts as ours.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,11 @@ use crate::store::Store;
 
 /// The program by itself: what starting a process costs.
 pub const BARE: &str = "bare process";
+
+/// What the program says, with its newline in one write.
+pub const SAYS: &str = "up";
+/// The program's arguments.
+pub const ARGS: [&str; 2] = ["echo", SAYS];
 
 /// A way that is installed here.
 pub struct Peer {
@@ -19,16 +25,20 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Runs the program to its end.
-    pub fn run(&self) -> Duration {
+    /// Runs the program: the time to its first output, and to its end.
+    pub fn run(&self) -> (Duration, Duration) {
         let begun = Instant::now();
         let mut command = Command::new(&self.argv[0]);
-        command.args(&self.argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let output = command.output().expect("it starts");
+        command.args(&self.argv[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it starts");
+        let mut said = [0; SAYS.len() + 1];
+        let heard = child.stdout.as_mut().expect("piped").read_exact(&mut said);
+        let first = begun.elapsed();
+        let output = child.wait_with_output().expect("it ends");
         let time = begun.elapsed();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {} {said}", self.name, output.status);
-        time
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && heard.is_ok(), "{}: {} {errors}", self.name, output.status);
+        (first, time)
     }
 }
 
@@ -44,7 +54,12 @@ pub fn peers(store: &Store) -> Vec<Peer> {
 
 fn host_program(store: &Store) -> Vec<String> {
     let (host, _) = store.mounts().next().expect("one path");
-    vec![host.join("bin/busybox").display().to_string(), "true".to_owned()]
+    argv(host.join("bin/busybox").display().to_string()).into()
+}
+
+fn argv(program: String) -> [String; 3] {
+    let [echo, says] = ARGS.map(str::to_owned);
+    [program, echo, says]
 }
 
 fn strings(words: &[&str]) -> Vec<String> {
@@ -61,7 +76,7 @@ fn bwrap(store: &Store) -> Peer {
     for dir in ["/tmp", "/work", "/var", "/run", "/root"] {
         argv.extend(strings(&["--tmpfs", dir]));
     }
-    argv.extend([store.program(), "true".to_owned()]);
+    argv.extend(self::argv(store.program()));
     Peer { name: "bwrap", argv, _files: None }
 }
 
@@ -77,7 +92,7 @@ fn runc(store: &Store) -> Peer {
     let mut config: serde_json::Value =
         serde_json::from_slice(&fs::read(&file).expect("made")).expect("JSON");
     config["process"]["terminal"] = false.into();
-    config["process"]["args"] = serde_json::json!([store.program(), "true"]);
+    config["process"]["args"] = serde_json::json!(argv(store.program()));
     let mounts = config["mounts"].as_array_mut().expect("a list");
     for (host, seen) in store.mounts() {
         mounts.push(serde_json::json!({
@@ -111,7 +126,7 @@ fn nspawn(store: &Store) -> Peer {
     for dir in ["/tmp", "/work", "/var", "/root"] {
         argv.push(format!("--tmpfs={dir}"));
     }
-    argv.extend([store.program(), "true".to_owned()]);
+    argv.extend(self::argv(store.program()));
     Peer { name: "systemd-nspawn", argv, _files: Some(root) }
 }
 

@@ -33,6 +33,7 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
 async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let store = Store::new(1);
     let mut driver = Ours::new()?;
+    let mut cold = Ours::new()?;
     let mut peers = Peers::new(&store);
     let home = Home::new()?;
     let app = home.app()?;
@@ -41,11 +42,15 @@ async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     whole_run(&home, &app)?;
     for _ in 0..effort.starts {
         driver.run(&store).await;
+        cold.renew();
+        cold.run(&store).await;
         peers.run();
         whole.push(whole_run(&home, &app)?);
     }
-    peers.show("sandbox driver, to the program's end", driver.ended.median(), table);
-    peers.show("sandbox driver, to nothing left", driver.gone.median(), table);
+    peers.show("sandbox driver, to the first output", driver.heard.median(), |peer| &peer.0, table);
+    peers.show("sandbox driver, to the program's end", driver.ended.median(), |peer| &peer.1, table);
+    peers.show("sandbox driver, to nothing left", driver.gone.median(), |peer| &peer.1, table);
+    peers.note("the same, none standing by, to the program's end", cold.ended.median(), table);
     let (ours, beneath) = (whole.median(), driver.ended.median());
     let beyond = ours.saturating_sub(beneath);
     table.limit(
@@ -55,7 +60,7 @@ async fn alone(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
         BEYOND_DRIVER_MS,
         "ms",
     );
-    for (name, theirs) in &peers.times {
+    for (name, (_, theirs)) in &peers.times {
         let ratio = ours.as_secs_f64() / theirs.median().as_secs_f64();
         let most = matches!(*name, "runc" | "systemd-nspawn").then_some(1.0);
         table.ratio(
@@ -81,7 +86,7 @@ async fn with_many_paths(effort: Effort, table: &mut Table) -> anyhow::Result<()
         peers.run();
     }
     let what = format!("the same with {MANY_PATHS} store paths, to nothing left");
-    peers.show(&what, driver.gone.median(), table);
+    peers.show(&what, driver.gone.median(), |peer| &peer.1, table);
     Ok(())
 }
 
@@ -101,26 +106,35 @@ fn settle() {
 /// The driver alone.
 struct Ours {
     driver: SandboxDriver,
+    heard: Times,
     ended: Times,
     gone: Times,
-    _runtime: tempfile::TempDir,
+    runtime: tempfile::TempDir,
 }
 
 impl Ours {
     fn new() -> anyhow::Result<Self> {
         let runtime = tempfile::tempdir()?;
         let driver = SandboxDriver::new(runtime.path(), beside("calve-agent"));
-        Ok(Self { driver, ended: Times::default(), gone: Times::default(), _runtime: runtime })
+        let [heard, ended, gone] = [const { Times::new() }; 3];
+        Ok(Self { driver, heard, ended, gone, runtime })
     }
 
-    /// Takes the time until the program's end was heard, and until the machine was destroyed.
+    /// A driver that has made no machine yet, so that no supervisor stands by.
+    fn renew(&mut self) {
+        self.driver = SandboxDriver::new(self.runtime.path(), beside("calve-agent"));
+    }
+
+    /// Takes the time until the program's first output was heard, its end, and until the machine was destroyed.
     async fn run(&mut self, store: &Store) {
         let order = store.order();
         settle();
         let begun = Instant::now();
         self.driver.create(&order).await.expect("it can be made");
         let mut client = Client::connect(&self.driver.agent_socket(order.id));
-        client.start(&store.program(), &["true"]);
+        client.run(&store.program(), &peers::ARGS);
+        client.until_output();
+        self.heard.push(begun.elapsed());
         let exit = client.until_ended().last_exit.expect("it ended");
         self.ended.push(begun.elapsed());
         self.driver.destroy(order.id).await.expect("it can be destroyed");
@@ -132,26 +146,38 @@ impl Ours {
 /// The others.
 struct Peers {
     peers: Vec<Peer>,
-    times: Vec<(&'static str, Times)>,
+    /// To the first output, and to the end.
+    times: Vec<(&'static str, (Times, Times))>,
 }
 
 impl Peers {
     fn new(store: &Store) -> Self {
         let peers = peers::peers(store);
-        let times = peers.iter().map(|peer| (peer.name, Times::default())).collect();
+        let times = peers.iter().map(|peer| (peer.name, <(Times, Times)>::default())).collect();
         Self { peers, times }
     }
 
     fn run(&mut self) {
         for (peer, (_, times)) in self.peers.iter().zip(&mut self.times) {
             settle();
-            times.push(peer.run());
+            let (heard, ended) = peer.run();
+            times.0.push(heard);
+            times.1.push(ended);
         }
     }
 
-    fn show(&self, what: &str, ours: Duration, table: &mut Table) {
+    /// Beside `bwrap`, without a promise.
+    fn note(&self, what: &str, ours: Duration, table: &mut Table) {
+        for (name, (_, ended)) in self.times.iter().filter(|(name, _)| *name == "bwrap") {
+            let theirs = ended.median();
+            let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+            table.ratio(what, millis(ours), format!("{name} {}", millis(theirs)), ratio, None);
+        }
+    }
+
+    fn show(&self, what: &str, ours: Duration, which: fn(&(Times, Times)) -> &Times, table: &mut Table) {
         for (name, times) in &self.times {
-            let theirs = times.median();
+            let theirs = which(times).median();
             let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
             let most = (*name != peers::BARE).then_some(1.0);
             table.ratio(what, millis(ours), format!("{name} {}", millis(theirs)), ratio, most);

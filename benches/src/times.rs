@@ -7,6 +7,10 @@ use std::time::Duration;
 pub struct Times(Vec<Duration>);
 
 impl Times {
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     pub fn push(&mut self, time: Duration) {
         self.0.push(time);
     }

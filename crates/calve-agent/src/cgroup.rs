@@ -141,6 +141,12 @@ impl Plan {
         }
     }
 
+    /// Whether a process can enter all of them at any time. One that moves into a v2 cgroup waits for every fork in the system
+    /// (`cgroup_procs_write_start` in the kernel's kernel/cgroup/cgroup.c), so it is cloned into it instead.
+    pub fn is_entered_cheaply(&self) -> bool {
+        self.groups.iter().all(|group| group.version == Version::V1)
+    }
+
     /// The directories that [`Plan::make`] will make.
     pub fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
         self.groups.iter().map(|group| &group.dir)
@@ -287,6 +293,16 @@ pub struct Entrance {
 }
 
 impl Entrance {
+    /// The way into a v1 cgroup that was opened elsewhere.
+    pub fn v1(file: OwnedFd) -> Self {
+        Self { file: file.into(), version: Version::V1 }
+    }
+
+    /// The open file, for another process.
+    pub fn into_file(self) -> OwnedFd {
+        self.file.into()
+    }
+
     /// Moves the calling process, which must have one thread. In v1 a single thread that moves itself is spared the wait for
     /// every fork in the system, which takes longer than all the rest of making a machine (`cgroup_procs_write_start` in the
     /// kernel's kernel/cgroup/cgroup.c).

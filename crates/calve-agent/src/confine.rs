@@ -34,17 +34,17 @@ pub struct Confinement {
 
 impl Confinement {
     /// Compiles the filter. `leave_host` takes away what is still there of the host's tree; repeated, it changes nothing.
-    /// `processes_max` limits the processes of the program's user where no cgroup does.
-    pub fn new(processes_max: Option<u32>, leave_host: fn() -> io::Result<()>) -> io::Result<Self> {
+    pub fn new(leave_host: fn() -> io::Result<()>) -> io::Result<Self> {
         let filter = filter::program().map_err(io::Error::other)?;
-        let exactly = |n| Rlimit { current: Some(n), maximum: Some(n) };
         // The files that the agent itself was allowed when it began, before it raised that for its own use.
-        let mut limits =
+        let limits =
             vec![(Resource::Core, exactly(CORE_MAX_BYTES)), (Resource::Nofile, getrlimit(Resource::Nofile))];
-        if let Some(n) = processes_max {
-            limits.push((Resource::Nproc, exactly(u64::from(n))));
-        }
         Ok(Self { filter, settled: Cell::new(false), leave_host, limits })
+    }
+
+    /// Limits the processes of the program's user, where no cgroup does.
+    pub fn limit_processes(&mut self, most: u32) {
+        self.limits.push((Resource::Nproc, exactly(u64::from(most))));
     }
 
     /// Confines the calling process for good. Call it in each child, right before execve(2): descriptors above 2 are
@@ -74,6 +74,10 @@ impl Confinement {
         self.settled.set(true);
         Ok(())
     }
+}
+
+fn exactly(limit: u64) -> Rlimit {
+    Rlimit { current: Some(limit), maximum: Some(limit) }
 }
 
 /// The caller may still need its descriptors to report a failed execve.

@@ -36,6 +36,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
     match mode {
         Mode::Plain { run_dir, device, ready } => plain::run(run_dir, device, ready),
         Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
+        Mode::Standby { ready } => sandbox_mode::stand_by(ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
         Mode::Probe => sandbox_mode::probe(),
         Mode::Version => {

@@ -27,6 +27,11 @@ pub enum Mode {
         /// The socket of the driver that waits for the machine.
         ready: OwnedFd,
     },
+    /// `standby --ready-fd N --room TEXT`
+    Standby {
+        /// The socket of the driver, who will name a run directory.
+        ready: OwnedFd,
+    },
     /// `probe`
     Probe,
     /// `service --server HOST:PORT --fingerprint HEX --token-file F`
@@ -67,6 +72,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             run_dir: options.need("--run-dir")?.into(),
             ready: options.ready_descriptor()?.context("--ready-fd is missing")?,
         },
+        "standby" => {
+            // Any text: only the room that it takes among the arguments is wanted, for the run directory's path.
+            options.need("--room")?;
+            Mode::Standby { ready: options.ready_descriptor()?.context("--ready-fd is missing")? }
+        }
         "probe" => Mode::Probe,
         "service" => Mode::Service {
             server: Server {
@@ -79,7 +89,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
         "--version" => Mode::Version,
         other => {
             bail!(
-                "{other:?} is no mode of calve-agent: plain, sandbox, service, guard, probe; calve starts it, people rarely do"
+                "{other:?} is no mode of calve-agent: plain, sandbox, standby, service, guard, probe; calve starts it, people rarely do"
             )
         }
     };

@@ -19,7 +19,10 @@ mod mounts;
 mod net;
 pub mod probe;
 pub mod ready;
+pub mod standby;
 mod talk;
+mod task;
+pub mod title;
 mod traces;
 mod tree;
 
@@ -45,8 +48,7 @@ pub type SandboxError = SandboxFailure;
 /// A sandbox. When it is dropped, nothing of it is left.
 #[derive(Debug)]
 pub struct Sandbox {
-    pid: i32,
-    init: OwnedFd,
+    init: First,
     agent: Talk,
     mapped: io::Result<()>,
     cgroup: Cgroup,
@@ -62,42 +64,93 @@ pub fn launch(
     init: impl FnOnce(Confinement) -> Infallible,
 ) -> Result<Sandbox, SandboxError> {
     check(spec)?;
-    let host = cgroup::Hierarchies::of_host();
-    let plan = cgroup::Plan::new(&host, &spec.machine_id, &spec.limits);
-    let unwritable = |e| failed("the run directory cannot be written", &e);
-    traces::write_cgroups(run_dir, plan.dirs()).map_err(unwritable)?;
-    let cgroup = plan.make();
-    let confinement = confinement(spec, &cgroup)?;
+    let plan = cgroup::Plan::new(&cgroup::Hierarchies::of_host(), &spec.machine_id, &spec.limits);
+    let cgroup = make_cgroups(plan, run_dir)?;
+    let mut confinement = confinement()?;
+    if let Some(most) = uncounted_processes(spec, &cgroup) {
+        confinement.limit_processes(most);
+    }
     let files = etc::Files::new(spec);
-    let (ours, theirs) = Talk::pair().map_err(|e| failed("no socket pair for init", &e.into()))?;
-    let unopened = |e| failed("the machine's cgroup cannot be opened", &e);
+    let (ours, theirs) = talk()?;
     let into = cgroup.clone_into().transpose().map_err(unopened)?;
     let entrances = cgroup.entrances().map_err(unopened)?;
     let map = ids::Map::choose(&spec.machine_id);
     let (cloned, map) = clone::clone(map, into.as_ref().map(AsFd::as_fd)).map_err(unclonable)?;
-    let (pid, pidfd) = match cloned {
+    let first = match cloned {
         clone::Cloned::Child { in_cgroup } => {
             drop(ours);
             let entered = |entrance: &cgroup::Entrance| in_cgroup && entrance.is_v2();
             let entrances = entrances.into_iter().filter(|entrance| !entered(entrance)).collect();
             init::run(init::Job { spec, map, files: &files, agent: &theirs, entrances }, confinement, init)
         }
-        clone::Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        clone::Cloned::Parent { pid, pidfd } => First { pid, pidfd },
     };
     drop(theirs);
+    traces::write_init(run_dir, first.pid).map_err(unwritable)?;
+    let mapped = let_go_on(&ours, map, first.pid);
     let notes = cgroup.notes().iter().cloned().chain(map.note()).collect();
-    let mut sandbox = Sandbox { pid, init: pidfd, agent: ours, mapped: Ok(()), cgroup, notes };
-    traces::write_init(run_dir, pid).map_err(unwritable)?;
-    sandbox.go_on(map);
-    Ok(sandbox)
+    Ok(Sandbox { init: first, agent: ours, mapped, cgroup, notes })
 }
 
-fn confinement(spec: &SandboxSpec, cgroup: &Cgroup) -> Result<Confinement, SandboxError> {
-    // Another process for init itself, which is none of the user's.
+/// Writes down the cgroups, then makes them.
+fn make_cgroups(plan: cgroup::Plan, run_dir: &Path) -> Result<Cgroup, SandboxError> {
+    traces::write_cgroups(run_dir, plan.dirs()).map_err(unwritable)?;
+    Ok(plan.make())
+}
+
+fn talk() -> Result<(Talk, Talk), SandboxError> {
+    Talk::pair().map_err(|e| failed("no socket pair for init", &e.into()))
+}
+
+fn confinement() -> Result<Confinement, SandboxError> {
+    Confinement::new(tree::drop_host).map_err(|e| failed("the system call filter cannot be made", &e))
+}
+
+/// The limit of processes, where no cgroup counts them; another one for init itself, which is none of the user's.
+fn uncounted_processes(spec: &SandboxSpec, cgroup: &Cgroup) -> Option<u32> {
     let counted = cgroup.enforces(Controller::Pids);
-    let processes = spec.limits.pids.filter(|_| !counted).map(|n| n.saturating_add(1));
-    Confinement::new(processes, tree::drop_host)
-        .map_err(|e| failed("the system call filter cannot be made", &e))
+    spec.limits.pids.filter(|_| !counted).map(|n| n.saturating_add(1))
+}
+
+/// Lets init go on, as root of its namespace.
+fn let_go_on(init: &Talk, map: ids::Map, pid: i32) -> io::Result<()> {
+    let mapped = map.write(pid);
+    match mapped {
+        // An error means that init is gone: its report, or the lack of one, says why.
+        Ok(()) => drop(init.say(&[init::MAPPED])),
+        Err(_) => init.fall_silent(),
+    }
+    mapped
+}
+
+fn unwritable(error: io::Error) -> SandboxError {
+    failed("the run directory cannot be written", &error)
+}
+
+fn unopened(error: io::Error) -> SandboxError {
+    failed("the machine's cgroup cannot be opened", &error)
+}
+
+/// The first process of a sandbox; everything in there dies with it. Killed and waited for when it is dropped.
+#[derive(Debug)]
+struct First {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl First {
+    fn kill(&self) {
+        // It can only fail because it is gone, and then so is everything.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        self.kill();
+        // It can only fail because it was waited for already.
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
 }
 
 /// What the driver wrote is right by itself; this guards the two things that would let a mistake out of the sandbox.
@@ -122,16 +175,6 @@ fn check(spec: &SandboxSpec) -> Result<(), SandboxError> {
 }
 
 impl Sandbox {
-    /// Lets init go on, as root of its namespace.
-    fn go_on(&mut self, map: ids::Map) {
-        self.mapped = map.write(self.pid);
-        match self.mapped {
-            // An error means that init is gone: its report, or the lack of one, says why.
-            Ok(()) => drop(self.agent.say(&[init::MAPPED])),
-            Err(_) => self.agent.fall_silent(),
-        }
-    }
-
     /// Waits until init is about to run what it was given, or says why it never will. To be called once.
     pub fn entered(&mut self) -> Result<(), SandboxError> {
         match (init::read_report(&self.agent), &self.mapped) {
@@ -150,12 +193,12 @@ impl Sandbox {
 
     /// Init's process id on the host.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.init.pid
     }
 
     /// Becomes readable when init, and with it everything in the sandbox, has ended (`pidfd_open(2)`).
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.init.as_fd()
+        self.init.pidfd.as_fd()
     }
 
     /// Which limits are not enforced and why, and what else is less than it should be, for people; complete once init has
@@ -176,26 +219,13 @@ impl Sandbox {
 
     /// Kills init and with it everything in the sandbox. Returns at once; [`Sandbox::pidfd`] says when it is done.
     pub fn kill_all(&self) {
-        // It can only fail because init is gone, and then so is everything.
-        let _ = pidfd_send_signal(&self.init, Signal::KILL);
+        self.init.kill();
     }
 
     /// Kills what is left, waits for its end, and removes the cgroups.
     pub fn remove(self) -> io::Result<()> {
-        self.end();
+        drop(self.init);
         self.cgroup.remove()
-    }
-
-    fn end(&self) {
-        self.kill_all();
-        // It can only fail because init was waited for already.
-        let _ = waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED);
-    }
-}
-
-impl Drop for Sandbox {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

@@ -2,16 +2,24 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
-use std::io;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use calve_agent::confine::Confinement;
 use calve_agent::sandbox::ready::{Driver, Hold};
+use calve_agent::sandbox::standby::Standby;
+use calve_agent::sandbox::title::Title;
 use calve_agent::sandbox::{self, Sandbox};
 use calve_wire::agent::{SandboxFailure, SandboxFailureKind};
 use calve_wire::machine::ExitCause;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::agent::transport::{Transport, listen};
 use crate::agent::{self, Config};
@@ -22,13 +30,72 @@ use crate::plain::{read_spec, remaining_now};
 
 /// Runs the machine of a run directory to its end: makes the sandbox, tells the driver, and supervises.
 pub fn run(run_dir: PathBuf, ready: OwnedFd) -> anyhow::Result<()> {
-    // A session of its own, so that no terminal's end reaches it. Who leads a group already has one.
-    let _ = rustix::process::setsid();
     let run_dir = std::path::absolute(run_dir)?;
-    std::env::set_current_dir("/")?;
+    leave_starter()?;
+    supervise(run_dir, ready, None)
+}
+
+/// Gets ready to supervise a machine, and does so with the first one that the driver names; ends with the driver before.
+pub fn stand_by(ready: OwnedFd) -> anyhow::Result<()> {
+    leave_starter()?;
+    let title = Title::of_this_process();
+    let (here, there) = packet::pair()?;
+    // Why there is none is said by the sandbox that is made in its place.
+    let standby = Standby::prepare(title, |confinement| serve(there, confinement)).ok().flatten();
+    let driver = UnixStream::from(ready);
+    let mut spare = standby.map(|standby| Spare { standby, link: here });
+    let Some(run_dir) = hear_run_dir(&driver, &mut spare)? else { return Ok(()) };
+    let log = File::options().append(true).open(run_dir.join("agent.log"))?;
+    rustix::stdio::dup2_stdout(&log)?;
+    rustix::stdio::dup2_stderr(&log)?;
+    if let Some(title) = title {
+        title.set(&run_dir);
+    }
+    supervise(run_dir, driver.into(), spare)
+}
+
+/// A session of its own, so that no terminal's end reaches it (who leads a group already has one), and no directory that
+/// somebody may want to unmount.
+fn leave_starter() -> anyhow::Result<()> {
+    let _ = rustix::process::setsid();
+    Ok(std::env::set_current_dir("/")?)
+}
+
+/// A sandbox in standby, and the agent's end of the link with its init.
+struct Spare {
+    standby: Standby,
+    link: OwnedFd,
+}
+
+/// Waits for the machine's run directory: the length of its path, then the path. None where the driver wants no machine any
+/// more. A spare that gets unfit meanwhile goes at once, as it may hold what the host wants to unmount.
+fn hear_run_dir(driver: &UnixStream, spare: &mut Option<Spare>) -> io::Result<Option<PathBuf>> {
+    loop {
+        let mut polled = vec![PollFd::new(driver, PollFlags::IN)];
+        polled.extend(spare.iter().flat_map(|spare| spare.standby.watch()));
+        match poll(&mut polled, None) {
+            Err(Errno::INTR) => continue,
+            polled => polled?,
+        };
+        if !polled[0].revents().is_empty() {
+            break;
+        }
+        *spare = None;
+    }
+    let mut length = [0; 2];
+    match (&mut &*driver).read_exact(&mut length) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
+    (&mut &*driver).read_exact(&mut path)?;
+    Ok(Some(PathBuf::from(OsString::from_vec(path))))
+}
+
+fn supervise(run_dir: PathBuf, ready: OwnedFd, spare: Option<Spare>) -> anyhow::Result<()> {
     let hold = Hold::on(&run_dir)?;
     let driver = Rc::new(Cell::new(Some(Driver::new(ready, &hold)?)));
-    let supervised = make(&run_dir, driver.clone()).and_then(|(walls, config)| {
+    let supervised = make(&run_dir, driver.clone(), spare).and_then(|(walls, config)| {
         agent::run(config).map_err(|error| walls.refusal().unwrap_or_else(|| failure(&error.into())))
     });
     let Err(error) = supervised else { return Ok(()) };
@@ -48,19 +115,30 @@ pub fn probe() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn make(run_dir: &Path, driver: Rc<Cell<Option<Driver>>>) -> Result<(Rc<Walls>, Config), SandboxFailure> {
+fn make(
+    run_dir: &Path,
+    driver: Rc<Cell<Option<Driver>>>,
+    spare: Option<Spare>,
+) -> Result<(Rc<Walls>, Config), SandboxFailure> {
     let failed = |error: anyhow::Error| failure(&error);
     let spec = read_spec(run_dir).map_err(failed)?;
     let token = spec.token.parse().map_err(|e| failed(anyhow::Error::new(e)))?;
-    let (here, there) = packet::pair().map_err(|e| failed(e.into()))?;
-    let sandbox = sandbox::launch(&spec, run_dir, |confinement| serve(there, confinement))?;
+    let assigned =
+        spare.and_then(|Spare { standby, link }| Some((standby.assign(&spec, run_dir).ok()?, link)));
+    let (sandbox, init) = match assigned {
+        Some((assigned, link)) => (assigned?, link),
+        None => {
+            let (here, there) = packet::pair().map_err(|e| failed(e.into()))?;
+            (sandbox::launch(&spec, run_dir, |confinement| serve(there, confinement))?, here)
+        }
+    };
     let socket = run_dir.join("agent.sock");
     let walls = Rc::new(Walls::new(sandbox));
     let config = Config {
         token,
         remaining: remaining_now(&spec),
         transport: Box::new(move || Ok(Transport::Listen(listen::bind(&socket)?))),
-        init: here,
+        init,
         enclosure: Box::new(walls.clone()),
         announce: Box::new(move || {
             let Some(mut told) = driver.take() else { return Ok(()) };

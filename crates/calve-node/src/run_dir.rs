@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use calve_core::{DriverName, MachineId};
+use calve_core::{DriverName, MachineId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// The run directories of one driver.
@@ -69,6 +69,12 @@ impl RunDirs {
     /// Where the machine's directory is or would be.
     pub fn path(&self, id: MachineId) -> PathBuf {
         self.root.join(id.to_string())
+    }
+
+    /// Bytes of the path of any machine's directory.
+    pub fn path_bytes(&self) -> usize {
+        let any = MachineId::new(Timestamp(0), 0);
+        self.path(any).as_os_str().len()
     }
 
     /// Makes an empty directory for the machine, for its owner alone.

@@ -45,10 +45,10 @@ impl Bench {
     /// Runs a script to its end: how it ended and what it said.
     async fn run(&self, order: &Order, script: &str) -> (Exit, String) {
         let mut client = self.create(order).await;
-        client.start(&format!("/nix/store/{BASE_NAME}/bin/busybox"), &["sh", "-c", script]);
+        client.run(&format!("/nix/store/{BASE_NAME}/bin/busybox"), &["sh", "-c", script]);
         let status = client.until_ended();
         self.driver.destroy(order.id).await.expect("it can be destroyed");
-        (status.last_exit.expect("it ended"), client.stdout())
+        (status.last_exit.expect("it ended"), client.text())
     }
 }
 
@@ -111,7 +111,7 @@ async fn what_a_killed_supervisor_ran_is_gone_with_it() {
     let busybox = format!("/nix/store/{BASE_NAME}/bin/busybox");
     let sleep = format!("{busybox} sleep {mark}");
     let script = format!("(trap '' TERM HUP; {sleep}) & ({busybox} setsid {sleep} &); {sleep}");
-    client.start(&format!("/nix/store/{BASE_NAME}/bin/busybox"), &["sh", "-c", &script]);
+    client.run(&format!("/nix/store/{BASE_NAME}/bin/busybox"), &["sh", "-c", &script]);
     wait_for("the program's processes", || processes_with(&mark).len() >= 3);
     let pid = RunDirs::new(&bench.dir.path().join("run"), DriverName::Sandbox)
         .meta(order.id)
@@ -222,4 +222,21 @@ async fn the_preflight_finds_what_the_driver_needs() {
             "{check:?}"
         );
     }
+}
+
+/// One static file that is a store path by itself: it is called by its name, as whoever typed it would expect.
+#[tokio::test]
+async fn a_file_alone_is_called_by_its_name() {
+    let bench = Bench::new();
+    let mut order = bench.order();
+    let name = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-echo";
+    let file = bench.dir.path().join(name);
+    fs::copy("/bin/busybox", &file).expect("busybox-static is installed");
+    let path = format!("/nix/store/{name}");
+    order.closure.paths = vec![ClosurePath { path: path.parse().expect("a store path"), host_path: file }];
+    let mut client = bench.create(&order).await;
+    client.run(&path, &["up"]);
+    let exit = client.until_ended().last_exit.expect("it ended");
+    bench.driver.destroy(order.id).await.expect("it can be destroyed");
+    assert_eq!((exit.code, client.text().as_str()), (Some(0), "up\n"));
 }

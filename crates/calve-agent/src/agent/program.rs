@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use calve_nix::StorePath;
 use calve_wire::frame::Channel;
 use calve_wire::machine::Program;
 use tokio::sync::watch;
@@ -46,6 +47,7 @@ pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, NotStart
     };
     let work = Work::Execute {
         argv: [&program.path].into_iter().chain(&program.args).cloned().collect(),
+        name: own_name(&program.path),
         env: program.env.clone(),
         cwd: program.cwd.clone(),
     };
@@ -59,6 +61,13 @@ pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, NotStart
     let signals = process.signals();
     tokio::task::spawn_local(tell_end(agent.clone(), process));
     Ok(Run { signals, writer_gone, collectors, feeder })
+}
+
+/// What a program is called that is a store path by itself: its name without the hash, which nobody typed, and which a
+/// program that is several by its name would not know.
+fn own_name(path: &str) -> Option<String> {
+    let store_path: StorePath = path.parse().ok()?;
+    Some(store_path.name().to_owned())
 }
 
 async fn tell_end(agent: Rc<Agent>, mut process: Process) {
@@ -87,4 +96,18 @@ impl Run {
 /// Nothing to read, and nowhere to write.
 pub fn null() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_store_path_by_itself_is_called_otherwise_than_it_is_found() {
+        let file = "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox-1.36";
+        assert_eq!(own_name(file).as_deref(), Some("busybox-1.36"));
+        for path in [&format!("{file}/bin/busybox"), "/bin/busybox", "busybox"] {
+            assert_eq!(own_name(path), None, "{path}");
+        }
+    }
 }

@@ -23,11 +23,17 @@ pub struct Executable {
 }
 
 impl Executable {
-    /// Prepares a program; the error is a sentence for people.
-    pub fn new(argv: &[String], env: &BTreeMap<String, String>) -> Result<Self, String> {
+    /// Prepares a program, which learns as its own name how it is found, or `called`; the error is a sentence for people.
+    pub fn new(
+        argv: &[String],
+        called: Option<&str>,
+        env: &BTreeMap<String, String>,
+    ) -> Result<Self, String> {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or("there is no program to run")?.clone();
-        let arguments =
-            argv.iter().map(|text| c_string("an argument", text)).collect::<Result<Vec<_>, _>>()?;
+        let file = c_string("a path", &name)?;
+        let called = called.unwrap_or(&name);
+        let arguments = [called].into_iter().chain(argv[1..].iter().map(String::as_str));
+        let arguments = arguments.map(|text| c_string("an argument", text)).collect::<Result<Vec<_>, _>>()?;
         let variables = env
             .iter()
             .map(|(key, value)| {
@@ -37,7 +43,7 @@ impl Executable {
         let looked_up_in =
             (!name.contains('/')).then(|| env.get("PATH").map_or(PATH_DEFAULT, String::as_str).to_owned());
         let candidates = match &looked_up_in {
-            None => vec![arguments[0].clone()],
+            None => vec![file],
             Some(path) => path
                 .split(':')
                 .map(|dir| if dir.is_empty() { "." } else { dir })
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
 
     fn explain(program: &str) -> String {
-        let executable = Executable::new(&[program.to_owned()], &BTreeMap::new()).expect("well-formed");
+        let executable = Executable::new(&[program.to_owned()], None, &BTreeMap::new()).expect("well-formed");
         executable.explain(executable.execute())
     }
 
@@ -129,9 +135,9 @@ mod tests {
     #[test]
     fn what_the_kernel_would_refuse_is_refused_by_name() {
         let huge = BTreeMap::from([("BIG".to_owned(), "x".repeat(10 << 20))]);
-        let error = Executable::new(&["true".to_owned()], &huge).expect_err("too large");
+        let error = Executable::new(&["true".to_owned()], None, &huge).expect_err("too large");
         assert!(error.contains("\"BIG\""), "{error}");
-        assert!(Executable::new(&["a\0b".to_owned()], &BTreeMap::new()).is_err());
-        assert!(Executable::new(&[], &BTreeMap::new()).is_err());
+        assert!(Executable::new(&["a\0b".to_owned()], None, &BTreeMap::new()).is_err());
+        assert!(Executable::new(&[], None, &BTreeMap::new()).is_err());
     }
 }

@@ -64,6 +64,8 @@ pub enum Work {
     Execute {
         /// Path or bare name, and the arguments.
         argv: Vec<String>,
+        /// What the program is told as its own name, where that is not how it is found.
+        name: Option<String>,
         /// The whole environment.
         env: BTreeMap<String, String>,
         /// Working directory; `/` where none is said.

@@ -72,10 +72,10 @@ enum Prepared {
 
 impl Prepared {
     fn new(work: Work) -> Result<Self, String> {
-        let Work::Execute { argv, env, cwd } = work else { return Ok(Self::Task(work)) };
+        let Work::Execute { argv, name, env, cwd } = work else { return Ok(Self::Task(work)) };
         let cwd = CString::new(cwd.unwrap_or_else(|| "/".to_owned()));
         let cwd = cwd.map_err(|_| "the working directory holds a NUL byte".to_owned())?;
-        Ok(Self::Execute { executable: Executable::new(&argv, &env)?, cwd })
+        Ok(Self::Execute { executable: Executable::new(&argv, name.as_deref(), &env)?, cwd })
     }
 
     fn not_started(&self, step: Step, errno: i32) -> NotStarted {

@@ -8,8 +8,9 @@ use std::path::Path;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount_remount, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MountPropagationFlags,
+    MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_string, fsmount,
+    fsopen, fspick, mount_remount, move_mount, open_tree,
 };
 
 /// A new file system of this type.
@@ -48,13 +49,34 @@ struct MountAttr {
     user_namespace: u64,
 }
 
-/// Restricts the mount, and with `recursive` all below it, by these attributes.
-pub fn restrict(mount: BorrowedFd, recursive: bool, attributes: MountAttrFlags) -> Result<(), Errno> {
+/// Restricts the mount by these attributes.
+pub fn restrict(mount: BorrowedFd, attributes: MountAttrFlags) -> Result<(), Errno> {
+    let attr = MountAttr { set: attributes.bits().into(), clear: 0, propagation: 0, user_namespace: 0 };
+    set_attributes(mount, false, attr)
+}
+
+/// Restricts the mount and all below it, and cuts them off from what is mounted elsewhere.
+pub fn restrict_private(mount: BorrowedFd, attributes: MountAttrFlags) -> Result<(), Errno> {
+    let propagation = MountPropagationFlags::PRIVATE.bits().into();
     set_attributes(
         mount,
-        recursive,
-        MountAttr { set: attributes.bits().into(), clear: 0, propagation: 0, user_namespace: 0 },
+        true,
+        MountAttr { set: attributes.bits().into(), clear: 0, propagation, user_namespace: 0 },
     )
+}
+
+/// Whether this kernel takes attributes by descriptor (Linux 5.12).
+pub fn can_restrict() -> bool {
+    let nothing = MountAttr { set: 0, clear: 0, propagation: 0, user_namespace: 0 };
+    set_attributes(CWD, false, nothing) != Err(Errno::NOSYS)
+}
+
+/// Sets an option of the file system behind an attached mount.
+pub fn reconfigure(mount: BorrowedFd, key: &str, value: &str) -> Result<(), Errno> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = fspick(mount, "", flags)?;
+    fsconfig_set_string(context.as_fd(), key, value)?;
+    fsconfig_reconfigure(context.as_fd())
 }
 
 fn set_attributes(mount: BorrowedFd, recursive: bool, attr: MountAttr) -> Result<(), Errno> {

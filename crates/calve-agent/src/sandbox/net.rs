@@ -1,9 +1,9 @@
 //! The machine's own network: a loopback and nothing else (`netdevice(7)`).
 
-use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Raises the loopback; the kernel gives it its addresses as it comes up.
@@ -21,7 +21,10 @@ pub fn raise_loopback() -> io::Result<()> {
     }
 }
 
-/// Lets a program without capabilities listen on every port of its own loopback (ip(7)); needs `/proc` of the sandbox.
-pub fn open_low_ports() -> io::Result<()> {
-    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+/// Lets a program without capabilities listen on every port of its own loopback (ip(7)); needs `/proc` in the tree at `root`.
+pub fn open_low_ports(root: BorrowedFd) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let setting = openat(root, "proc/sys/net/ipv4/ip_unprivileged_port_start", flags, Mode::empty())?;
+    rustix::io::write(setting, b"0")?;
+    Ok(())
 }

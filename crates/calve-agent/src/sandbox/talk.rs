@@ -1,12 +1,19 @@
 //! The few words between the agent and init while the sandbox is made: whole messages, and an end that both notice
 //! (`SOCK_SEQPACKET`, unix(7)).
 
-use std::os::fd::OwnedFd;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
+    shutdown, socketpair,
 };
+
+/// Most descriptors of one message; the kernel takes 253 (unix(7)).
+pub const DESCRIPTORS_MAX: usize = 200;
 
 /// One end.
 #[derive(Debug)]
@@ -39,5 +46,29 @@ impl Talk {
             result => result,
         }
         .map(|(_, length)| length)
+    }
+
+    /// Hands over at most [`DESCRIPTORS_MAX`] descriptors; an error means that the other end is gone.
+    pub fn hand_over(&self, descriptors: &[OwnedFd]) -> Result<(), Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(Errno::INVAL);
+        }
+        sendmsg(&self.0, &[IoSlice::new(b"d")], &mut control, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    /// Takes the descriptors of one message; none where the other end is gone.
+    pub fn take_over(&self) -> Result<Vec<OwnedFd>, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        recvmsg(&self.0, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let rights = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(received) => Some(received),
+            _ => None,
+        });
+        Ok(rights.flatten().collect())
     }
 }

@@ -8,6 +8,7 @@
 //!  /dev         six devices of the host and terminals of its own
 //! ```
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -19,8 +20,11 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 
-use super::init::Job;
-use super::mounts::{attach, new, restrict, restrict_by_path, view, view_of};
+use serde::{Deserialize, Serialize};
+
+use super::etc::Files;
+use super::ids::Map;
+use super::mounts::{attach, new, reconfigure, restrict, restrict_by_path, restrict_private, view, view_of};
 use super::{SandboxError, SandboxFailureKind, failed};
 
 /// Devices of the host that are the same for everybody.
@@ -73,11 +77,12 @@ const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 const NO_SUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 const NO_DEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+/// What a store path, and the root itself, does without.
+const OF_STORE: MountAttrFlags = READ_ONLY.union(NO_SUID).union(NO_DEV);
 
-/// What of the host comes into the tree, opened while init may still read all that the agent may.
+/// The machine's own part of the tree: what of the host comes into it, opened while that may still be read.
 pub struct Sources<'a> {
     store: Vec<Source<'a>>,
-    devices: Vec<(&'static str, OwnedFd)>,
     busybox: Option<OwnedFd>,
 }
 
@@ -88,29 +93,63 @@ struct Source<'a> {
     opened: Option<OwnedFd>,
 }
 
-enum Kind {
+/// What lies at a store path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A directory.
     Directory,
+    /// Anything else that can be mounted.
     File,
-    Link(std::ffi::CString),
+    /// A symbolic link, and where it leads.
+    Link(CString),
+}
+
+impl Kind {
+    /// Whether it comes as a mount, not as a copy.
+    pub fn is_mounted(&self) -> bool {
+        !matches!(self, Self::Link(_))
+    }
 }
 
 impl<'a> Sources<'a> {
-    /// Opens what must be open before init becomes another user of the host.
-    pub fn open(job: &Job<'a>) -> Result<Self, SandboxError> {
-        let keep = job.map.changes_user();
-        let store = job
-            .spec
+    /// Those of a machine, opened here where `keep` says so, else when they are attached.
+    pub fn open(spec: &'a SandboxSpec, files: &Files, keep: bool) -> Result<Self, SandboxError> {
+        let store = spec
             .store_paths
             .iter()
-            .map(|mount| Source::open(mount, keep).map_err(|e| unreadable(mount, e)));
-        let store = store.collect::<Result<_, _>>()?;
-        let device = |name: &'static str| {
-            let path = PathBuf::from("/dev").join(name);
-            view_of(&path).map(|mount| (name, mount)).map_err(|e| no_mount(&path.to_string_lossy(), e))
-        };
-        let devices = DEVICES.into_iter().map(device).collect::<Result<_, _>>()?;
-        let busybox = job.files.busybox.as_deref().and_then(|path| view_of(path).ok());
-        Ok(Self { store, devices, busybox })
+            .map(|mount| Source::open(mount, keep).map_err(|e| unreadable(mount, e)))
+            .collect::<Result<_, _>>()?;
+        let busybox = files.busybox.as_deref().and_then(|path| view_of(path).ok());
+        Ok(Self { store, busybox })
+    }
+
+    /// Takes them apart for the way to another process: their kinds, then whether there is a BusyBox, and the descriptors of
+    /// all that is mounted, in order.
+    pub fn into_parts(self) -> (Vec<Kind>, bool, Vec<OwnedFd>) {
+        let has_busybox = self.busybox.is_some();
+        let (kinds, opened): (Vec<_>, Vec<_>) =
+            self.store.into_iter().map(|source| (source.kind, source.opened)).unzip();
+        (kinds, has_busybox, opened.into_iter().flatten().chain(self.busybox).collect())
+    }
+
+    /// Puts together what [`Sources::into_parts`] has taken apart; none where the descriptors are not those.
+    pub fn from_parts(
+        spec: &'a SandboxSpec,
+        kinds: Vec<Kind>,
+        has_busybox: bool,
+        opened: Vec<OwnedFd>,
+    ) -> Option<Self> {
+        let mounted = kinds.iter().filter(|kind| kind.is_mounted()).count();
+        if kinds.len() != spec.store_paths.len() || opened.len() != mounted + usize::from(has_busybox) {
+            return None;
+        }
+        let mut opened = opened.into_iter();
+        let store = spec.store_paths.iter().zip(kinds).map(|(mount, kind)| {
+            let opened = if kind.is_mounted() { opened.next() } else { None };
+            Source { mount, kind, opened }
+        });
+        let store = store.collect();
+        Some(Self { store, busybox: opened.next() })
     }
 }
 
@@ -122,10 +161,7 @@ impl<'a> Source<'a> {
             FileType::Symlink => Kind::Link(readlinkat(CWD, path, Vec::new())?),
             _ => Kind::File,
         };
-        let opened = match kind {
-            Kind::Link(_) => None,
-            Kind::Directory | Kind::File => keep.then(|| view_of(path)).transpose()?,
-        };
+        let opened = (keep && kind.is_mounted()).then(|| view_of(path)).transpose()?;
         Ok(Self { mount, kind, opened })
     }
 
@@ -140,48 +176,115 @@ impl<'a> Source<'a> {
             Some(mount) => mount,
             None => view_of(Path::new(&self.mount.source))?,
         };
-        attach(mount.as_fd(), store, name)
+        place(mount.as_fd(), store, name)
     }
 }
 
-/// Builds the tree and enters it. Gives notes for people.
-pub fn build(job: &Job, sources: Sources) -> Result<Vec<String>, SandboxError> {
-    let step = |what: &'static str| move |error: Errno| no_mount(what, error);
-    // Mounts are copied into a new namespace as they are; none of what follows may reach the host's.
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(step("/"))?;
-    let root = new("tmpfs", &[("mode", "0755")], MountAttrFlags::empty()).map_err(step("/"))?;
-    attach(root.as_fd(), CWD, "/").map_err(step("/"))?;
-    let root = root.as_fd();
-    fill(root, job).map_err(step("/etc"))?;
-    link_tools(root, sources.busybox).map_err(step("/bin"))?;
-    for (name, _) in &sources.devices {
-        make_file(root, &format!("dev/{name}"), b"").map_err(step("/dev"))?;
+/// The devices of the host, opened while init may still do that.
+pub struct Devices(Vec<(&'static str, OwnedFd)>);
+
+impl Devices {
+    /// Opens them.
+    pub fn open() -> Result<Self, SandboxError> {
+        let device = |name: &'static str| {
+            let path = PathBuf::from("/dev").join(name);
+            view_of(&path).map(|mount| (name, mount)).map_err(|e| no_mount(&path.to_string_lossy(), e))
+        };
+        DEVICES.into_iter().map(device).collect::<Result<_, _>>().map(Self)
     }
-    attach_store(root, sources.store)?;
-    for (name, device) in sources.devices {
-        // Read-only does not keep a device from being written to, but its owner and permissions from being changed.
-        attach(device.as_fd(), root, &format!("dev/{name}")).map_err(step("/dev"))?;
-        restrict_one(device.as_fd(), READ_ONLY | NO_SUID | NO_EXEC).map_err(step("/dev"))?;
-    }
-    let writable = writable(job.spec).map_err(step("/tmp"))?;
-    for ((place, _, _), mount) in WRITABLE.iter().zip(writable) {
-        attach(mount.as_fd(), root, place).map_err(step(place))?;
-    }
-    let terminals = new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")], NO_SUID | NO_EXEC);
-    attach(terminals.map_err(step("/dev/pts"))?.as_fd(), root, "dev/pts").map_err(step("/dev/pts"))?;
-    let notes = attach_proc(root, job);
-    enter(root).map_err(step("/"))?;
-    Ok(notes)
 }
 
-/// The file system behind all writable directories, as one view for each of them.
-fn writable(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Errno> {
-    let size = spec.limits.memory_bytes.map(|bytes| bytes.to_string());
-    let mut options = vec![("mode", "0755")];
-    // Without a limit the kernel takes half of the memory.
-    options.extend(size.as_deref().map(|size| ("size", size)));
-    let all = new("tmpfs", &options, NO_SUID | NO_DEV)?;
+/// A tree that holds everything but what one machine alone has.
+pub struct Tree {
+    root: OwnedFd,
+    /// Behind all writable directories.
+    writable: OwnedFd,
+    entered: bool,
+    notes: Vec<String>,
+}
+
+impl Tree {
+    /// Lays it over the host's, which stays in reach.
+    pub fn lay(devices: Devices, map: Map) -> Result<Self, SandboxError> {
+        let step = |what: &'static str| move |error: Errno| no_mount(what, error);
+        // Mounts are copied into a new namespace as they are; none of what follows may reach the host's.
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).map_err(step("/"))?;
+        let tree = new("tmpfs", &[("mode", "0755")], MountAttrFlags::empty()).map_err(step("/"))?;
+        attach(tree.as_fd(), CWD, "/").map_err(step("/"))?;
+        let root = tree.as_fd();
+        for dir in DIRS {
+            mkdirat(root, dir, Mode::from_raw_mode(0o755)).map_err(step("/"))?;
+        }
+        for (target, name) in DEV_LINKS {
+            symlinkat(target, root, format!("dev/{name}")).map_err(step("/dev"))?;
+        }
+        for (name, device) in devices.0 {
+            make_file(root, &format!("dev/{name}"), b"").map_err(step("/dev"))?;
+            // Read-only does not keep a device from being written to, but its owner and permissions from being changed.
+            attach(device.as_fd(), root, &format!("dev/{name}")).map_err(step("/dev"))?;
+            restrict_one(device.as_fd(), READ_ONLY | NO_SUID | NO_EXEC).map_err(step("/dev"))?;
+        }
+        let (writable, views) = writable().map_err(step("/tmp"))?;
+        for ((place, _, _), mount) in WRITABLE.iter().zip(views) {
+            attach(mount.as_fd(), root, place).map_err(step(place))?;
+        }
+        let terminals = new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")], NO_SUID | NO_EXEC);
+        attach(terminals.map_err(step("/dev/pts"))?.as_fd(), root, "dev/pts").map_err(step("/dev/pts"))?;
+        let notes = attach_proc(root, map);
+        Ok(Self { root: tree, writable, entered: false, notes })
+    }
+
+    /// Its root.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Something to tell people.
+    pub fn note(&mut self, note: &str) {
+        self.notes.push(note.to_owned());
+    }
+
+    /// Makes it the root. The host's comes to lie on it (pivot_root(2), "pivot_root(".", ".")"), where paths from `/` begin
+    /// below it, but `/..` leads into it: [`drop_host`] must come before any program.
+    pub fn enter(&mut self) -> Result<(), Errno> {
+        if self.entered {
+            return Ok(());
+        }
+        fchdir(&self.root)?;
+        pivot_root(".", ".")?;
+        self.entered = true;
+        chdir("/")
+    }
+
+    /// Adds what the machine alone has, takes away writing to it, and enters it. Gives notes for people.
+    pub fn fill(
+        mut self,
+        spec: &SandboxSpec,
+        files: &Files,
+        sources: Sources,
+    ) -> Result<Vec<String>, SandboxError> {
+        let step = |what: &'static str| move |error: Errno| no_mount(what, error);
+        let root = self.root.as_fd();
+        symlinkat("/proc/self/mounts", root, "etc/mtab").map_err(step("/etc"))?;
+        for (name, text) in &files.etc {
+            make_file(root, &format!("etc/{name}"), text).map_err(step("/etc"))?;
+        }
+        link_tools(root, sources.busybox).map_err(step("/bin"))?;
+        attach_store(root, sources.store)?;
+        restrict_one(root, OF_STORE).map_err(step("/"))?;
+        if let Some(bytes) = spec.limits.memory_bytes {
+            // Without a limit the kernel takes half of the memory.
+            reconfigure(self.writable.as_fd(), "size", &bytes.to_string()).map_err(step("/tmp"))?;
+        }
+        self.enter().map_err(step("/"))?;
+        Ok(self.notes)
+    }
+}
+
+/// The file system behind all writable directories, and a view for each of them.
+fn writable() -> Result<(OwnedFd, Vec<OwnedFd>), Errno> {
+    let all = new("tmpfs", &[("mode", "0755")], NO_SUID | NO_DEV)?;
     // Kernels before 6.15 give no view of what is not attached. This place goes with the host's tree, of which
     // nothing is wanted any more; it must not be `/`, where it would lie between the host's root and the machine's.
     attach(all.as_fd(), CWD, "/dev")?;
@@ -190,28 +293,15 @@ fn writable(spec: &SandboxSpec) -> Result<Vec<OwnedFd>, Errno> {
         mkdirat(&all, name, Mode::from_raw_mode(mode))?;
     }
     symlinkat("/run", &all, "var/run")?;
-    WRITABLE.iter().map(|(_, name, _)| view(all.as_fd(), Path::new(name))).collect()
-}
-
-/// Makes the directories, links and files of the root.
-fn fill(root: BorrowedFd, job: &Job) -> Result<(), Errno> {
-    for dir in DIRS {
-        mkdirat(root, dir, Mode::from_raw_mode(0o755))?;
-    }
-    for (target, name) in DEV_LINKS {
-        symlinkat(target, root, format!("dev/{name}"))?;
-    }
-    symlinkat("/proc/self/mounts", root, "etc/mtab")?;
-    for (name, text) in &job.files.etc {
-        make_file(root, &format!("etc/{name}"), text)?;
-    }
-    Ok(())
+    let views = WRITABLE.iter().map(|(_, name, _)| view(all.as_fd(), Path::new(name)));
+    let views = views.collect::<Result<_, _>>()?;
+    Ok((all, views))
 }
 
 fn link_tools(root: BorrowedFd, busybox: Option<OwnedFd>) -> Result<(), Errno> {
     let Some(busybox) = busybox else { return Ok(()) };
     make_file(root, "bin/busybox", b"")?;
-    attach(busybox.as_fd(), root, "bin/busybox")?;
+    place(busybox.as_fd(), root, "bin/busybox")?;
     TOOLS.split_ascii_whitespace().try_for_each(|tool| symlinkat("busybox", root, format!("bin/{tool}")))
 }
 
@@ -225,53 +315,49 @@ fn make_file(dir: BorrowedFd, name: &str, text: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Attaches every store path, then takes away writing and the like from the root and all of them in one call.
 fn attach_store(root: BorrowedFd, sources: Vec<Source>) -> Result<(), SandboxError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let store = openat(root, "nix/store", flags, Mode::empty()).map_err(|e| no_mount("/nix/store", e))?;
-    let mut mounted = Vec::with_capacity(sources.len());
     for source in sources {
         let mount = source.mount;
-        mounted.extend((!matches!(source.kind, Kind::Link(_))).then_some(mount.base_name.as_str()));
         source.attach(store.as_fd()).map_err(|e| unreadable(mount, e))?;
     }
-    let attributes = READ_ONLY | NO_SUID | NO_DEV;
-    match restrict(root, true, attributes) {
-        Err(Errno::NOSYS) => {}
-        result => return result.map_err(|e| no_mount("/nix/store", e)),
+    Ok(())
+}
+
+/// Attaches a view of what lies on the host, without writing and the like, and cut off from what the host mounts below it.
+fn place(mount: BorrowedFd, dir: BorrowedFd, name: &str) -> Result<(), Errno> {
+    match restrict_private(mount, OF_STORE) {
+        Err(Errno::NOSYS) => {
+            attach(mount, dir, name)?;
+            let attached =
+                openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            restrict_by_path(attached.as_fd(), OF_STORE)
+        }
+        restricted => {
+            restricted?;
+            attach(mount, dir, name)
+        }
     }
-    for name in mounted {
-        let path = openat(&store, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        path.and_then(|mount| restrict_by_path(mount.as_fd(), attributes)).map_err(|e| no_mount(name, e))?;
-    }
-    restrict_by_path(root, attributes).map_err(|e| no_mount("/", e))
 }
 
 fn restrict_one(mount: BorrowedFd, attributes: MountAttrFlags) -> Result<(), Errno> {
-    match restrict(mount, false, attributes) {
+    match restrict(mount, attributes) {
         Err(Errno::NOSYS) => restrict_by_path(mount, attributes),
         result => result,
     }
 }
 
 /// `/proc` shows the sandbox's own processes. A host that hides parts of its own (a container) lets nobody make a new one.
-fn attach_proc(root: BorrowedFd, job: &Job) -> Vec<String> {
+fn attach_proc(root: BorrowedFd, map: Map) -> Vec<String> {
     // Its settings belong to the host's root, which is the machine's where there is no user namespace.
-    let settings = if job.map == super::ids::Map::Host { READ_ONLY } else { MountAttrFlags::empty() };
+    let settings = if map == Map::Host { READ_ONLY } else { MountAttrFlags::empty() };
     let made = new("proc", &[], NO_SUID | NO_DEV | NO_EXEC | settings)
         .and_then(|proc| attach(proc.as_fd(), root, "proc"));
     let note = made
         .err()
         .map(|error| format!("the machine has no /proc: this host does not allow a new one ({error})"));
     note.into_iter().collect()
-}
-
-/// Makes `root` the root. The host's comes to lie on it (pivot_root(2), "pivot_root(".", ".")"), where paths from `/` begin
-/// below it, but `/..` leads into it: [`drop_host`] must come before any program.
-fn enter(root: BorrowedFd) -> Result<(), Errno> {
-    fchdir(root)?;
-    pivot_root(".", ".")?;
-    chdir("/")
 }
 
 /// Takes the host's tree off the root, with all that is mounted in it. Only when `/..` is the root itself, nothing of the

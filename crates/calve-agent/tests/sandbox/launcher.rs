@@ -7,8 +7,11 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use calve_agent::confine::Confinement;
-use calve_agent::sandbox;
+use calve_agent::sandbox::standby::Standby;
+use calve_agent::sandbox::title::Title;
+use calve_agent::sandbox::{self, Sandbox, SandboxError};
 use calve_wire::agent::SandboxSpec;
+use calve_wire::machine::Network;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
@@ -20,21 +23,55 @@ pub struct Seen {
     pub pids_limit_hits: u64,
 }
 
-/// `launch RUN_DIR PROGRAM ARGS…`: init leaves everything to the child.
-pub fn launch(args: Vec<String>) {
-    launch_with(args, |_| ());
+/// What init does before the first program.
+pub type Begin = fn(&Confinement);
+
+/// It leaves everything to the child.
+pub fn begin_with_programs(_: &Confinement) {}
+
+/// As the agent does it: it settles once for all programs.
+pub fn settle(confinement: &Confinement) {
+    confinement.settle().expect("the host can be left");
 }
 
-/// The same as the agent does it: init settles once for all programs.
-pub fn launch_settled(args: Vec<String>) {
-    launch_with(args, |confinement| confinement.settle().expect("the host can be left"));
-}
-
-fn launch_with(args: Vec<String>, begin: fn(&Confinement)) {
-    let run_dir = Path::new(&args[0]);
-    let spec: SandboxSpec = serde_json::from_slice(&fs::read(run_dir.join("sandbox.json")).unwrap()).unwrap();
-    let argv: Vec<CString> = args[1..].iter().map(|arg| CString::new(arg.as_str()).unwrap()).collect();
+/// `launch RUN_DIR PROGRAM ARGS…`
+pub fn launch(args: Vec<String>, begin: Begin) {
+    let (run_dir, argv) = (Path::new(&args[0]), c_strings(&args[1..]));
+    let spec = spec(run_dir);
     let launched = sandbox::launch(&spec, run_dir, |confinement| init(&confinement, &argv, begin));
+    look_after(launched, run_dir);
+}
+
+/// `standby RUN_DIR PROGRAM ARGS…`: the sandbox is there before its machine is looked at.
+pub fn stand_by(args: Vec<String>, begin: Begin) {
+    let argv = c_strings(&args[1..]);
+    let title = Title::of_this_process().expect("the kernel says where the arguments are");
+    let run_dir = Path::new(&args[0]);
+    let standby = Standby::prepare(Some(title), |confinement| init(&confinement, &argv, begin));
+    let Some(standby) = standby.expect("it can be made") else { return launch(args, begin) };
+    assert!(standby.is_fit());
+    let spec = spec(run_dir);
+    title.set(run_dir);
+    let launched = match standby.assign(&spec, run_dir) {
+        Ok(assigned) => assigned,
+        Err(standby) => {
+            assert_eq!(spec.network, Network::Host, "nothing else needs another sandbox here");
+            drop(standby);
+            sandbox::launch(&spec, run_dir, |confinement| init(&confinement, &argv, begin))
+        }
+    };
+    look_after(launched, run_dir);
+}
+
+fn spec(run_dir: &Path) -> SandboxSpec {
+    serde_json::from_slice(&fs::read(run_dir.join("sandbox.json")).unwrap()).unwrap()
+}
+
+fn c_strings(args: &[String]) -> Vec<CString> {
+    args.iter().map(|arg| CString::new(arg.as_str()).unwrap()).collect()
+}
+
+fn look_after(launched: Result<Sandbox, SandboxError>, run_dir: &Path) {
     let sandbox = match launched.and_then(|mut sandbox| sandbox.entered().map(|()| sandbox)) {
         Ok(sandbox) => sandbox,
         Err(error) => {
@@ -64,7 +101,7 @@ pub fn forget_mount_setattr() {
 }
 
 /// Starts the program and ends with it, whatever else is alive.
-fn init(confinement: &Confinement, argv: &[CString], begin: fn(&Confinement)) -> Infallible {
+fn init(confinement: &Confinement, argv: &[CString], begin: Begin) -> Infallible {
     begin(confinement);
     let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
     pointers.push(std::ptr::null());

@@ -38,19 +38,34 @@ const TESTS: &[Test] = &[
     ("takes_hundreds_of_store_paths", takes_hundreds_of_store_paths),
 ];
 
-/// As whom the agent runs.
+/// As whom the agent runs, and whether its sandbox stood by before it knew the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
     /// As who runs the tests.
     Me,
+    /// The same from standby.
+    MeStandingBy,
     /// As nobody, where root runs the tests.
     Nobody,
+    /// The same from standby.
+    NobodyStandingBy,
+}
+
+impl Who {
+    fn is_nobody(self) -> bool {
+        matches!(self, Self::Nobody | Self::NobodyStandingBy)
+    }
+
+    fn stands_by(self) -> bool {
+        matches!(self, Self::MeStandingBy | Self::NobodyStandingBy)
+    }
 }
 
 /// Runs the tests whose name contains `filter`, as root also as nobody; ends with the number of failures.
 pub fn run_all(filter: Option<String>) {
     let mut failures = 0;
-    let whos: &[Who] = if geteuid().is_root() { &[Who::Me, Who::Nobody] } else { &[Who::Me] };
+    let whos = [Who::Me, Who::MeStandingBy, Who::Nobody, Who::NobodyStandingBy];
+    let whos = &whos[..if geteuid().is_root() { 4 } else { 2 }];
     for who in whos {
         for (name, test) in
             TESTS.iter().filter(|(name, _)| filter.as_ref().is_none_or(|part| name.contains(part)))
@@ -68,7 +83,7 @@ struct Bench {
     dir: tempfile::TempDir,
     who: Who,
     spec: SandboxSpec,
-    role: &'static str,
+    variant: &'static str,
 }
 
 impl Bench {
@@ -79,14 +94,14 @@ impl Bench {
         fs::create_dir_all(&run).unwrap();
         fs::create_dir_all(&bin).unwrap();
         fs::copy(std::env::current_exe().unwrap(), bin.join("probe")).unwrap();
-        if who == Who::Nobody {
+        if who.is_nobody() {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
             std::os::unix::fs::chown(&run, Some(NOBODY), Some(NOBODY)).unwrap();
         }
         let random = dir.path().file_name().unwrap().to_string_lossy().replace('.', "");
         let mut bench = Self {
             who,
-            role: "launch",
+            variant: "",
             spec: SandboxSpec {
                 version: AGENT_PROTOCOL_VERSION,
                 machine_id: format!("test-{random}"),
@@ -117,8 +132,14 @@ impl Bench {
     fn command(&self, program: &str, args: &[&str]) -> Command {
         fs::write(self.run_dir().join("sandbox.json"), serde_json::to_vec(&self.spec).unwrap()).unwrap();
         let mut command = Command::new(self.dir.path().join(format!("store/{HASH}-probe/bin/probe")));
-        command.arg(self.role).arg(self.run_dir()).arg(program).args(args).stdin(Stdio::null());
-        if self.who == Who::Nobody {
+        let way = if self.who.stands_by() { "standby" } else { "launch" };
+        command
+            .arg(format!("{way}{}", self.variant))
+            .arg(self.run_dir())
+            .arg(program)
+            .args(args)
+            .stdin(Stdio::null());
+        if self.who.is_nobody() {
             command.uid(NOBODY).gid(NOBODY);
         }
         command
@@ -162,7 +183,7 @@ fn sees_only_its_closure(who: Who) {
     bench.add("file");
     bench.add("link");
     assert_sees_only_its_closure(&bench.facts());
-    bench.role = "launch-settled";
+    bench.variant = "-settled";
     assert_sees_only_its_closure(&bench.facts());
 }
 
@@ -206,7 +227,7 @@ fn writes_only_where_it_may(who: Who) {
 
 fn writes_nowhere_else_on_an_older_kernel(who: Who) {
     let mut bench = Bench::new(who);
-    bench.role = "launch-as-on-5.10";
+    bench.variant = "-as-on-5.10";
     let facts = bench.facts();
     assert_eq!(facts.writable, ["/tmp", "/work", "/var/tmp", "/run", "/root", "/dev/shm"]);
     for place in [" / ", "-probe ", " /dev/null "] {
@@ -224,10 +245,10 @@ fn is_alone(who: Who) {
     assert_eq!(facts.hostname, "berg");
     assert_eq!(facts.uid, 0);
     let map: Vec<u64> = facts.uid_map.split_ascii_whitespace().map(|n| n.parse().unwrap()).collect();
-    match who {
-        Who::Me if geteuid().is_root() => assert!(map[1] >= 0x7000_0000 && map[2] == 65_536, "{map:?}"),
-        Who::Me => assert_eq!(map[1..], [geteuid().as_raw().into(), 1]),
-        Who::Nobody => assert_eq!(map[1..], [u64::from(NOBODY), 1]),
+    match who.is_nobody() {
+        false if geteuid().is_root() => assert!(map[1] >= 0x7000_0000 && map[2] == 65_536, "{map:?}"),
+        false => assert_eq!(map[1..], [geteuid().as_raw().into(), 1]),
+        true => assert_eq!(map[1..], [u64::from(NOBODY), 1]),
     }
     assert_eq!(facts.descriptors.len(), 4, "the three and the directory: {:?}", facts.descriptors);
     assert!(!facts.cgroup.contains("calve"), "{}", facts.cgroup);
@@ -236,7 +257,7 @@ fn is_alone(who: Who) {
 fn has_no_power(who: Who) {
     let mut bench = Bench::new(who);
     assert_has_no_power(&bench.facts());
-    bench.role = "launch-settled";
+    bench.variant = "-settled";
     assert_has_no_power(&bench.facts());
 }
 
@@ -286,7 +307,7 @@ fn is_killed_for_want_of_memory(who: Who) {
             assert!(seen.oom_kills >= 1, "{seen:?}");
         }
         Some(_) => {
-            assert!(!geteuid().is_root() || who == Who::Nobody, "root has cgroups here: {seen:?}");
+            assert!(!geteuid().is_root() || who.is_nobody(), "root has cgroups here: {seen:?}");
             assert_eq!((output.stdout.as_slice(), seen.oom_kills), (b"ate 64\n".as_slice(), 0));
         }
     }

@@ -7,7 +7,9 @@
 //!    write meta.json ◀──────────── ready ──
 //!    keep ────────────────────────────────▶   go on without the driver
 //! ```
-//! Until it hears `keep`, the supervisor ends with the driver: a machine that is not written down is not there.
+//! Until it hears `keep`, the supervisor ends with the driver: a machine that is not written down is not there. One more
+//! supervisor stands by with a sandbox that is the same for every machine, and hears only the path of a run directory:
+//! nothing of a machine is in it before, and it serves one.
 
 mod end;
 mod reaper;
@@ -15,8 +17,10 @@ mod start;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_core::{DriverName, MachineId};
@@ -26,6 +30,12 @@ use calve_wire::doctor::Check;
 use super::{Driver, DriverError, DriverErrorKind, Found, Order};
 use crate::preflight;
 use crate::run_dir::{Meta, RunDirs};
+use reaper::Binary;
+use start::Supervisor;
+
+/// Time from a machine's creation to the start of the supervisor that stands by for the next one: a program that has just
+/// been started shall not share the processors with what nobody waits for.
+const STANDBY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes machines as sandboxes.
 #[derive(Debug, Clone)]
@@ -64,6 +74,23 @@ impl SandboxDriver {
         });
         done.await.expect("the work does not panic, and the runtime outlives who waits in it")
     }
+
+    /// Sees to it that a supervisor stands by for the next machine, once the present one has had its turn.
+    fn stand_by_soon(&self) {
+        if !self.0.reaper.wants_standby() {
+            return;
+        }
+        // A driver that goes meanwhile needs none any more.
+        let inner = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(STANDBY_PAUSE).await;
+            tokio::task::spawn_blocking(move || {
+                if let Some(inner) = inner.upgrade() {
+                    inner.reaper.set_standby(inner.stand_by().ok());
+                }
+            });
+        });
+    }
 }
 
 #[async_trait]
@@ -79,8 +106,10 @@ impl Driver for SandboxDriver {
     }
 
     async fn create(&self, order: &Order) -> Result<(), DriverError> {
-        let order = order.clone();
-        self.blocking(order.id, What::Create, move |inner| inner.create(&order)).await
+        let (id, order) = (order.id, order.clone());
+        self.blocking(id, What::Create, move |inner| inner.create(&order)).await?;
+        self.stand_by_soon();
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
@@ -124,7 +153,14 @@ impl Inner {
             return Ok(());
         }
         self.destroy(order.id)?;
-        let started = start::start(&self.dirs, &self.agent_binary, order);
+        let standby = self.reaper.take_standby(&self.agent_binary);
+        let stood_by = standby.is_some();
+        let mut started = start::start(&self.dirs, &self.agent_binary, standby, order);
+        if stood_by && started.is_err() {
+            // It may have died meanwhile, as may its sandbox; what is wrong with the order, a new one says as well.
+            self.destroy(order.id)?;
+            started = start::start(&self.dirs, &self.agent_binary, None, order);
+        }
         match started {
             Ok(supervisor) => {
                 self.reaper.adopt(supervisor);
@@ -136,6 +172,12 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    /// A supervisor that waits for a machine. Where there is none, the next machine gets one of its own, which says why.
+    fn stand_by(&self) -> Result<(Supervisor, Binary), Box<dyn Error>> {
+        let binary = Binary::at(&self.agent_binary)?;
+        Ok((Supervisor::standing_by(&self.agent_binary, self.dirs.path_bytes())?, binary))
     }
 
     fn destroy(&self, id: MachineId) -> Result<(), DriverError> {

@@ -44,7 +44,7 @@ pub fn work(agent: &Agent, argv: Vec<String>, env: BTreeMap<String, String>, cwd
     let mut whole = agent.environment.borrow().clone();
     whole.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
     whole.extend(env);
-    Work::Execute { argv, env: whole, cwd }
+    Work::Execute { argv, name: None, env: whole, cwd }
 }
 
 /// How a process ended, with what was behind it.

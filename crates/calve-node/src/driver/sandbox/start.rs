@@ -1,8 +1,10 @@
 //! Starts the supervisor of one machine and hears whether there is a machine.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -26,29 +28,39 @@ const ANSWER_MAX_BYTES: u64 = 64 * 1024;
 /// Bytes at the end of the supervisor's own output that are searched for its last line.
 const LAST_WORDS_BYTES: usize = 4096;
 
-/// Makes the run directory and the machine; gives the supervisor. On failure it is dead, but not what it left.
-pub fn start(dirs: &RunDirs, agent_binary: &Path, order: &Order) -> Result<Child, DriverError> {
+/// Makes the run directory and the machine, by a supervisor that stands by or a new one; gives it. On failure it is dead, but
+/// not what it left.
+pub fn start(
+    dirs: &RunDirs,
+    agent_binary: &Path,
+    standby: Option<Supervisor>,
+    order: &Order,
+) -> Result<Child, DriverError> {
     let spec = spec(order)?;
-    let unwritable =
-        |error: io::Error| failed("the machine's run directory cannot be written").caused_by(error);
     let dir = dirs.create(order.id).map_err(unwritable)?;
     fs::write(dir.join("sandbox.json"), serde_json::to_vec(&spec).expect("names and numbers"))
         .map_err(unwritable)?;
     let log = File::create(dir.join("agent.log")).map_err(unwritable)?;
-    let (ours, theirs) =
-        UnixStream::pair().map_err(|e| failed("no socket pair for the supervisor").caused_by(e))?;
-    let mut supervisor = Supervisor(Some(spawn(agent_binary, &dir, theirs.into(), &log)?));
-    let process = Process::of(supervisor.child().id().cast_signed());
-    if let Some(process) = process {
+    let mut supervisor = match standby {
+        Some(standby) => standby.assign(&dir)?,
+        None => Supervisor::of(&dir, agent_binary, &log)?,
+    };
+    if let Some(process) = supervisor.process {
         dirs.stage_meta(order.id, Meta { attempt: order.attempt, process }).map_err(unwritable)?;
     }
-    hear(&ours, &dir)?;
+    hear(&supervisor.socket, &dir)?;
     // One that had ended by then cannot have got ready.
     dirs.commit_meta(order.id).map_err(unwritable)?;
-    (&ours)
-        .write_all(&[KEEP_BYTE])
-        .map_err(|e| failed("the machine's supervisor does not listen").caused_by(e))?;
+    (&supervisor.socket).write_all(&[KEEP_BYTE]).map_err(deaf)?;
     Ok(supervisor.keep())
+}
+
+fn unwritable(error: io::Error) -> DriverError {
+    failed("the machine's run directory cannot be written").caused_by(error)
+}
+
+fn deaf(error: io::Error) -> DriverError {
+    failed("the machine's supervisor does not listen").caused_by(error)
 }
 
 fn spec(order: &Order) -> Result<SandboxSpec, DriverError> {
@@ -77,32 +89,6 @@ fn mount(path: &ClosurePath) -> Result<StoreMount, DriverError> {
             .hint("move calve's data to another directory (CALVE_HOME)")
     })?;
     Ok(StoreMount { source: source.to_owned(), base_name: path.path.base_name().to_owned() })
-}
-
-/// Its standard input is the socket on which it answers: descriptors with other numbers would be inherited by whatever
-/// else this process starts at the same moment. Nothing is asked for that would take a fork(2) of this whole process in
-/// place of posix_spawn(3), such as another directory: the supervisor goes to `/` by itself.
-fn spawn(agent_binary: &Path, dir: &Path, ready: OwnedFd, log: &File) -> Result<Child, DriverError> {
-    let to_log = || log.try_clone().map(Stdio::from);
-    let spawned = (|| {
-        Command::new(agent_binary)
-            .arg("sandbox")
-            .args(["--ready-fd", "0", "--run-dir"])
-            .arg(dir)
-            .env_clear()
-            .stdin(Stdio::from(ready))
-            .stdout(to_log()?)
-            .stderr(to_log()?)
-            .spawn()
-    })();
-    spawned.map_err(|error| {
-        let kind = match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => DriverErrorKind::Unusable,
-            _ => DriverErrorKind::Failed,
-        };
-        let message = format!("the agent {} cannot be started: {error}", agent_binary.display());
-        DriverError::new(kind, message).hint("calve-agent lies beside calve, or CALVE_AGENT names it")
-    })
 }
 
 /// Waits until the supervisor is ready, or says why not.
@@ -153,21 +139,77 @@ fn last_words(dir: &Path) -> String {
 }
 
 /// A supervisor that is killed unless it is kept.
-struct Supervisor(Option<Child>);
+#[derive(Debug)]
+pub struct Supervisor {
+    child: Option<Child>,
+    process: Option<Process>,
+    socket: UnixStream,
+}
 
 impl Supervisor {
-    fn child(&self) -> &Child {
-        self.0.as_ref().expect("it is given away only by `keep`")
+    /// That of the machine with this run directory.
+    fn of(dir: &Path, agent_binary: &Path, log: &File) -> Result<Self, DriverError> {
+        let arguments = [OsStr::new("sandbox"), "--ready-fd".as_ref(), "0".as_ref(), "--run-dir".as_ref()];
+        let to_log = || log.try_clone().map(Stdio::from).map_err(unwritable);
+        let arguments = arguments.into_iter().chain([dir.as_os_str()]);
+        Self::spawn(agent_binary, arguments, [to_log()?, to_log()?])
+    }
+
+    /// One that waits for a machine, whose run directory's path has at most so many bytes.
+    pub fn standing_by(agent_binary: &Path, path_max_bytes: usize) -> Result<Self, DriverError> {
+        let room = "-".repeat(path_max_bytes);
+        let arguments = ["standby", "--ready-fd", "0", "--room", &room].map(OsStr::new);
+        Self::spawn(agent_binary, arguments, [Stdio::null(), Stdio::null()])
+    }
+
+    /// Its standard input is the socket on which it answers: descriptors with other numbers would be inherited by whatever
+    /// else this process starts at the same moment. Nothing is asked for that would take a fork(2) of this whole process in
+    /// place of posix_spawn(3), such as another directory: the supervisor goes to `/` by itself.
+    fn spawn<'a>(
+        agent_binary: &Path,
+        arguments: impl IntoIterator<Item = &'a OsStr>,
+        [stdout, stderr]: [Stdio; 2],
+    ) -> Result<Self, DriverError> {
+        let (socket, theirs) =
+            UnixStream::pair().map_err(|e| failed("no socket pair for the supervisor").caused_by(e))?;
+        let stdin = Stdio::from(OwnedFd::from(theirs));
+        let mut command = Command::new(agent_binary);
+        command.args(arguments).env_clear().stdin(stdin).stdout(stdout).stderr(stderr);
+        let child = command.spawn().map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => DriverErrorKind::Unusable,
+                _ => DriverErrorKind::Failed,
+            };
+            let message = format!("the agent {} cannot be started: {error}", agent_binary.display());
+            DriverError::new(kind, message).hint("calve-agent lies beside calve, or CALVE_AGENT names it")
+        })?;
+        let process = Process::of(child.id().cast_signed());
+        Ok(Self { child: Some(child), process, socket })
+    }
+
+    /// Tells the one that stands by whose supervisor it is.
+    fn assign(self, dir: &Path) -> Result<Self, DriverError> {
+        let path = dir.as_os_str().as_bytes();
+        let length =
+            u16::try_from(path.len()).expect("a directory's path that was made is shorter than 4096");
+        let message = [&length.to_le_bytes(), path].concat();
+        (&self.socket).write_all(&message).map_err(deaf)?;
+        Ok(self)
+    }
+
+    /// Whether it has ended; then it is reaped.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.as_mut().map(Child::try_wait), Some(Ok(None)))
     }
 
     fn keep(&mut self) -> Child {
-        self.0.take().expect("it is kept once")
+        self.child.take().expect("it is kept once")
     }
 }
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
+        if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
