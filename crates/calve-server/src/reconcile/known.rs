@@ -15,14 +15,27 @@ use super::{AgentReport, Effects};
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest such pause: bounds how late a stop or a destruction gets by a failure before it.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longest pause before a lease is told again to a machine that does not answer: it ends at the deadline that it knows all
+/// the same. What was decided meanwhile does not wait for this ([`Known::hurry`]).
+const LEASE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Pauses from here on end at whole multiples of this: thousands of machines that are away are tried again in one round a
+/// second, not each in a round of its own.
+const PAUSE_STEP: Duration = Duration::from_secs(1);
 
 /// What is known of each machine.
 #[derive(Default)]
 pub(super) struct Known {
     pub sights: BTreeMap<MachineId, Sight>,
-    /// Failures in a row.
-    failures: BTreeMap<MachineId, u32>,
+    failures: BTreeMap<MachineId, Failures>,
     tick: u64,
+}
+
+/// Failures in a row of effects on one machine.
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    count: u32,
+    /// The machine's goal at the last of them.
+    goal: Goal,
 }
 
 /// What was being done, as the outcome is understood by it.
@@ -98,10 +111,14 @@ impl Known {
             }
         };
         if failed {
-            let failures = self.failures.entry(doing.id).or_default();
-            let pause = PAUSE_MIN.saturating_mul(1 << (*failures).min(10)).min(PAUSE_MAX);
-            sight.pause_until = Some(now.after(pause));
-            *failures += 1;
+            let failures = self.failures.entry(doing.id).or_insert(Failures { count: 0, goal: doing.goal });
+            let longest = match doing.effect {
+                Some(Effect::SetLease) => LEASE_PAUSE_MAX,
+                _ => PAUSE_MAX,
+            };
+            let pause = PAUSE_MIN.saturating_mul(1 << failures.count.min(10)).min(longest);
+            sight.pause_until = Some(pause_end(now, pause));
+            *failures = Failures { count: failures.count + 1, goal: doing.goal };
         } else if doing.effect.is_some() {
             sight.pause_until = None;
             self.failures.remove(&doing.id);
@@ -132,6 +149,9 @@ impl Known {
             if agent.linked && before.is_none_or(|before| !before.linked) {
                 // It may be a new agent, or the old one may not have heard.
                 (sight.started, sight.stop_told) = (None, None);
+                // What failed for want of it need not wait any longer.
+                sight.pause_until = None;
+                self.failures.remove(id);
             }
             if agent.phase == Some(Phase::Ended) {
                 sight.ended_at.get_or_insert(now);
@@ -151,6 +171,19 @@ impl Known {
             }
         }
         lost
+    }
+
+    /// Ends the pauses of machines for which something else was decided since their last failure.
+    pub fn hurry(&mut self, machines: &BTreeMap<MachineId, Machine>) {
+        for (id, failures) in &mut self.failures {
+            let goal = machines.get(id).map(|machine| machine.goal);
+            if let Some(goal) = goal.filter(|goal| *goal != failures.goal) {
+                *failures = Failures { count: 0, goal };
+                if let Some(sight) = self.sights.get_mut(id) {
+                    sight.pause_until = None;
+                }
+            }
+        }
     }
 
     /// Whether the machine's agent is heard now.
@@ -183,6 +216,16 @@ impl Known {
         let sights = &self.sights;
         self.failures.retain(|id, _| sights.contains_key(id));
     }
+}
+
+/// When a pause that begins now ends.
+fn pause_end(now: Timestamp, pause: Duration) -> Timestamp {
+    let end = now.after(pause);
+    if pause < PAUSE_STEP {
+        return end;
+    }
+    let step_ms = PAUSE_STEP.as_millis() as u64;
+    Timestamp(end.0.div_ceil(step_ms).saturating_mul(step_ms))
 }
 
 /// What a step that panicked counts as.

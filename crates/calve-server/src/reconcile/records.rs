@@ -26,7 +26,7 @@ pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create, create_announced};
 pub(super) use names::sweep;
 pub use names::{NAME_CLAIM_MAX, released};
-pub use view::View;
+pub use view::{Row, View};
 
 /// Key prefix of the records of machines.
 pub const MACHINES: &str = "machine/";
