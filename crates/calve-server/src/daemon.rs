@@ -172,6 +172,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     told.agents = door.as_ref().map(|(_, door)| door.clone());
     context.agents = told.agents.clone();
     reap_roots(&state, &view, &world).await;
+    // Reading and parsing thousands of records has left as much again behind.
+    memory::trim();
     let looping =
         tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
     let connections = Connections::default();

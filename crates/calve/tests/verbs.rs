@@ -187,8 +187,12 @@ fn leases_records_and_events() {
     let text = stdout(&fake.run(&["events"]));
     assert!(text.starts_with("2026-01-02T03:04:05.678Z  web  declared  (by uid:0)\n"), "{text}");
     assert_eq!(serde_json::from_slice::<Value>(&fake.run(&["events", "--json"]).stdout).unwrap(), events);
+    fake.answer("GET /v1/events?since_ms=", 200, &json!([events[1]]));
     let recent = fake.run(&["events", "--json", "--since", "1h"]);
     assert_eq!(serde_json::from_slice::<Value>(&recent.stdout).unwrap(), json!([events[1]]));
+    fake.answer("GET /v1/events?last=1", 200, &json!([events[1]]));
+    let last = fake.run(&["events", "--json", "-n", "1"]);
+    assert_eq!(serde_json::from_slice::<Value>(&last.stdout).unwrap(), json!([events[1]]));
     fake.answer_bytes(
         "GET /v1/events?follow=true",
         200,

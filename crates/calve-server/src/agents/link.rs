@@ -217,7 +217,8 @@ async fn keep_connecting(link: Arc<Link>, socket: PathBuf) {
         match connect::connect(&socket).await {
             Ok(connection) => {
                 away = None;
-                if speak(&link, connection, &[]).await {
+                // On the heap: what a conversation needs, a machine that is away need not hold.
+                if Box::pin(speak(&link, connection, &[])).await {
                     pause = PAUSE_FIRST;
                 }
             }

@@ -1,6 +1,7 @@
 //! What the loop knows of machines beyond their records, and what it says of it in events.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use calve_core::plan::{Agent, Created, Fault, Phase, Sight, Tick};
@@ -18,9 +19,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Longest pause before a lease is told again to a machine that does not answer: it ends at the deadline that it knows all
 /// the same. What was decided meanwhile does not wait for this ([`Known::hurry`]).
 const LEASE_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Pauses from here on end at whole multiples of this: thousands of machines that are away are tried again in one round a
-/// second, not each in a round of its own.
-const PAUSE_STEP: Duration = Duration::from_secs(1);
+/// Pauses from here on end at whole multiples of this: machines that are away are tried again in a few rounds a second, not
+/// each in a round of its own.
+const PAUSE_STEP: Duration = Duration::from_millis(250);
+/// Effects that failed are tried again at most so often a second, of all machines together: where more machines are away
+/// than that, their retries must not take the processor from those that are there.
+const RETRIES_MAX_PER_SECOND: u32 = 500;
 
 /// What is known of each machine.
 #[derive(Default)]
@@ -80,8 +84,15 @@ impl Known {
                 true
             }
             Outcome::Done { lease, result } => {
-                if let Err(fault) = &result {
-                    tracing::warn!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
+                match &result {
+                    Ok(()) => {}
+                    // Once is enough: it is tried again and again.
+                    Err(fault) if self.failures.contains_key(&doing.id) => {
+                        tracing::debug!(machine = %doing.id, effect = ?doing.effect, "failed again: {}", fault.message);
+                    }
+                    Err(fault) => {
+                        tracing::warn!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
+                    }
                 }
                 let failed = result.is_err() && !matches!(doing.effect, Some(Effect::Create { .. }));
                 let again = matches!(doing.effect, Some(Effect::Destroy { .. })) && sight.destroyed;
@@ -111,13 +122,15 @@ impl Known {
             }
         };
         if failed {
+            let crowd = u32::try_from(self.failures.len()).unwrap_or(u32::MAX);
             let failures = self.failures.entry(doing.id).or_insert(Failures { count: 0, goal: doing.goal });
             let longest = match doing.effect {
                 Some(Effect::SetLease) => LEASE_PAUSE_MAX,
                 _ => PAUSE_MAX,
             };
-            let pause = PAUSE_MIN.saturating_mul(1 << failures.count.min(10)).min(longest);
-            sight.pause_until = Some(pause_end(now, pause));
+            let pause = PAUSE_MIN.saturating_mul(1 << failures.count.min(10));
+            let pause = pause.max(Duration::from_secs(1) * crowd / RETRIES_MAX_PER_SECOND).min(longest);
+            sight.pause_until = Some(pause_end(doing.id, now, pause));
             *failures = Failures { count: failures.count + 1, goal: doing.goal };
         } else if doing.effect.is_some() {
             sight.pause_until = None;
@@ -218,12 +231,16 @@ impl Known {
     }
 }
 
-/// When a pause that begins now ends.
-fn pause_end(now: Timestamp, pause: Duration) -> Timestamp {
-    let end = now.after(pause);
+/// When a pause that begins now ends. A long one may end after half of it, each machine's at its own part, so that those
+/// which failed together are not all tried again together.
+fn pause_end(id: MachineId, now: Timestamp, pause: Duration) -> Timestamp {
     if pause < PAUSE_STEP {
-        return end;
+        return now.after(pause);
     }
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    let part = u32::from(hasher.finish().to_le_bytes()[0]);
+    let end = now.after(pause * (256 + part) / 512);
     let step_ms = PAUSE_STEP.as_millis() as u64;
     Timestamp(end.0.div_ceil(step_ms).saturating_mul(step_ms))
 }

@@ -110,6 +110,7 @@ impl View {
             content.remove_others(&entries, revision);
             entries.iter().for_each(|entry| content.set(entry));
             content.seen = revision;
+            content.pack();
         }
         Ok(())
     }
@@ -265,6 +266,13 @@ impl Content {
             false => Kept::Living(record),
         };
         self.records.insert(id, (revision, kept));
+    }
+
+    /// Makes the maps anew: one that is made at once has no room to spare, one that grew in order is half empty.
+    fn pack(&mut self) {
+        self.records = std::mem::take(&mut self.records).into_iter().collect();
+        self.machines = std::mem::take(&mut self.machines).into_iter().collect();
+        self.names = std::mem::take(&mut self.names).into_iter().collect();
     }
 
     fn remove(&mut self, key: &str) {
