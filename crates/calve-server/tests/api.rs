@@ -196,7 +196,7 @@ async fn stop_extend_remove_and_prune() {
 async fn until_unknown(server: &Server, name: &str) {
     let gone = async {
         while server.ask("GET", &format!("/v1/machines/{name}"), Value::Null).await.0 != 404 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(DEADLINE, gone).await.expect("the record goes");
