@@ -197,7 +197,7 @@ fn leases_records_and_events() {
     let last = fake.run(&["events", "--json", "-n", "1"]);
     assert_eq!(serde_json::from_slice::<Value>(&last.stdout).unwrap(), json!([events[1]]));
     fake.answer_bytes(
-        "GET /v1/events?follow=true",
+        "GET /v1/events?follow=true&last=1000",
         200,
         format!("id: 1\ndata: {}\n\n", events[0]).as_bytes(),
     );
