@@ -10,8 +10,12 @@ use calve_core::{
     Timestamp,
 };
 use calve_server::dirs::Dirs;
+use calve_server::events::EventLog;
+use calve_server::logs::{LogOptions, Logs};
 use calve_server::reconcile::records::{NAMES, machine_key};
 use calve_server::state::{Durability, EmbeddedState, Expect, State};
+use calve_wire::event::What;
+use calve_wire::frame::{Channel, LogEntry};
 use calve_wire::machine::{Exit, Limits, MachineSpec, Network, Program, Restart, Source, Workload};
 use calve_wire::record::{MachineRecord, NameRecord, RECORD_VERSION, Stop};
 
@@ -25,6 +29,10 @@ use crate::times::{Times, millis};
 const RECORDS: u128 = 10_000;
 /// Most time of a read verb at p99, in milliseconds.
 const READ_MS: f64 = 50.0;
+/// Events of each machine: what happens from a declaration to its end.
+const EVENTS_EACH: u32 = 9;
+/// The machine that has a log.
+const LOGGED: &str = "run-5000";
 
 pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     with_living(0, effort, table).await?;
@@ -39,8 +47,15 @@ async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow:
     let running = listed.iter().filter(|machine| machine["state"] == "running").count();
     ensure!(listed.len() as u128 == RECORDS, "{} machines are listed", listed.len());
     ensure!(running as u128 == living, "{running} machines run");
-    let verbs: [&[&str]; 4] =
-        [&["ps", "--all", "--json"], &["ps", "--all"], &["ps"], &["status", "run-5000", "--json"]];
+    let verbs: [&[&str]; 7] = [
+        &["ps", "--all", "--json"],
+        &["ps", "--all"],
+        &["ps"],
+        &["status", "run-5000"],
+        &["logs", "run-5000"],
+        &["events"],
+        &["events", "--since", "1s"],
+    ];
     let mut times = vec![Times::default(); verbs.len()];
     for _ in 0..effort.reads {
         for (verb, times) in verbs.iter().zip(&mut times) {
@@ -84,6 +99,7 @@ async fn seed(dirs: &Dirs, living: u128) -> anyhow::Result<()> {
     std::fs::create_dir_all(dirs.run.join("m"))?;
     std::fs::write(dirs.run.join("m").join(DriverName::Qemu.as_str()), "no directory")?;
     let state = EmbeddedState::open(&dirs.data)?;
+    let events = EventLog::open(&dirs.events())?;
     let now = calve_server::world::now();
     for n in 1..=RECORDS {
         let record = record(n, n <= living, now)?;
@@ -92,8 +108,22 @@ async fn seed(dirs: &Dirs, living: u128) -> anyhow::Result<()> {
         let name_key = format!("{NAMES}{}", record.name);
         put(&state, &name_key, serde_json::to_vec(&name)?).await?;
         put(&state, &machine_key(record.id), record.to_json()).await?;
+        if record.name.as_str() == LOGGED {
+            Logs::open(dirs.logs(), LogOptions::default()).append(record.id, &said(now))?;
+        }
+        for _ in 0..EVENTS_EACH {
+            let what = What::State { state: record.state, message: None };
+            events.append("loop", record.id, &record.name, what);
+        }
     }
     Ok(())
+}
+
+/// What a chatty program says: a megabyte in lines.
+fn said(now: Timestamp) -> Vec<LogEntry> {
+    let bytes = "a line that says what is being done\n".repeat(400).into_bytes();
+    let entry = |seq| LogEntry { seq, time_unix_ms: now.0, channel: Channel::Stdout, bytes: bytes.clone() };
+    (1..=70).map(entry).collect()
 }
 
 async fn put(state: &EmbeddedState, key: &str, value: Vec<u8>) -> anyhow::Result<()> {

@@ -12,9 +12,9 @@ pub const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(10);
 /// Longest grace: a stop must end within an hour.
 pub const GRACE_MAX: Duration = Duration::from_secs(3600);
-/// Most bytes in all of a program's environment: the kernel takes a quarter of the stack limit (2 MiB) for
-/// arguments and environment together (execve(2)).
-pub const ENV_MAX_BYTES: usize = 1024 * 1024;
+/// Most bytes of a program's arguments and environment together: they must fit into the machine's record, which every
+/// backend of the state can hold up to 512 KiB, with room for the rest of it. The kernel takes 2 MiB (execve(2)).
+pub const ENV_MAX_BYTES: usize = 480 * 1024;
 /// Most bytes in one environment variable or argument (`MAX_ARG_STRLEN`, execve(2)).
 pub const ARG_MAX_BYTES: usize = 128 * 1024 - 1;
 /// Most published ports of one machine.

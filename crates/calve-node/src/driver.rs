@@ -73,6 +73,12 @@ pub trait Driver: Send + Sync {
     /// The Unix socket on which the machine's agent listens.
     fn agent_socket(&self, id: MachineId) -> PathBuf;
 
+    /// Whether the agents of its machines dial the server instead: they are elsewhere, and [`Driver::agent_socket`] is
+    /// never asked for.
+    fn agents_dial(&self) -> bool {
+        false
+    }
+
     /// The console output of the machine (kernel and boot messages), where it has one.
     fn console_log(&self, id: MachineId) -> Option<PathBuf>;
 

@@ -20,10 +20,11 @@ mod streams;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use calve_core::MachineId;
-use calve_wire::agent::{Remaining, Target, ToAgent};
+use calve_wire::agent::{Remaining, Status, Target, ToAgent};
 use tokio::sync::Notify;
 
 use crate::logs::Logs;
@@ -75,12 +76,14 @@ pub struct Agents {
     logs: Arc<Logs>,
     bell: Arc<Notify>,
     links: Mutex<BTreeMap<MachineId, LinkHandle>>,
+    /// How many machines cannot be reached at the moment.
+    away: Arc<AtomicU32>,
 }
 
 impl Agents {
     /// No links yet. What agents say goes to `logs`; `bell` rings whenever a report has changed.
     pub fn new(logs: Arc<Logs>, bell: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { logs, bell, links: Mutex::default() })
+        Arc::new(Self { logs, bell, links: Mutex::default(), away: Arc::default() })
     }
 
     /// Keeps a link to the agent that listens on `socket`, until [`Self::unlink`]. Repeated: nothing changes. To be called
@@ -109,7 +112,8 @@ impl Agents {
     fn keep(&self, id: MachineId, token: &str, remaining: RemainingNow, way: Way) -> Result<(), LinkError> {
         let token = token.parse().map_err(|_| LinkError::BadToken)?;
         lock(&self.links).entry(id).or_insert_with(|| {
-            let link = Link::new(id, token, remaining, self.logs.clone(), self.bell.clone());
+            let link =
+                Link::new(id, token, remaining, self.logs.clone(), self.bell.clone(), self.away.clone());
             LinkHandle::start(link, way)
         });
         Ok(())
@@ -129,6 +133,14 @@ impl Agents {
     /// What is known of one machine's agent.
     pub fn report(&self, id: MachineId) -> Option<AgentReport> {
         lock(&self.links).get(&id).map(|handle| handle.link.report())
+    }
+
+    /// What `part` takes of the agent's last status; without copying all of it.
+    pub fn said<T>(&self, id: MachineId, part: impl FnOnce(Option<&Status>) -> T) -> T {
+        match lock(&self.links).get(&id) {
+            Some(handle) => handle.link.said(part),
+            None => part(None),
+        }
     }
 
     /// Tells the agent something. `Ok` says that it is under way, not that it arrived: what matters is told again.

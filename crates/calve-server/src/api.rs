@@ -28,7 +28,7 @@ use std::sync::Arc;
 use axum::response::IntoResponse;
 use axum::{Json, Router};
 use calve_core::{MachineId, Timestamp};
-use calve_wire::api::{MachineView, ProblemKind};
+use calve_wire::api::{AgentsDoor, MachineView, ProblemKind};
 use calve_wire::event::What;
 use calve_wire::record::MachineRecord;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +70,8 @@ pub struct Context {
     pub started: Timestamp,
     /// Where it listens.
     pub listens: Vec<String>,
+    /// Where agents of machines dial in, where they may.
+    pub agents: Option<AgentsDoor>,
     /// Ends the server.
     pub shutdown: CancellationToken,
 }

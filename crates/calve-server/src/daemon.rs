@@ -21,10 +21,11 @@ use std::time::{Duration, Instant};
 
 use calve_node::Driver;
 use calve_store::{Store, StoreError};
-use calve_wire::api::{Problem, ProblemKind};
+use calve_wire::api::{AgentsDoor, Problem, ProblemKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::{Identity, IdentityError, Listener};
 use crate::api::{self, Context};
 use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
@@ -33,6 +34,7 @@ use crate::reconcile;
 use crate::reconcile::records::View;
 use crate::state::embedded::OpenError;
 use crate::state::{EmbeddedState, State};
+use crate::world::roots::GcRoots;
 use crate::world::{Parts, World, now};
 
 pub use connections::{Connection, Connections};
@@ -59,6 +61,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// File of the token for `listen`; `token` in the data directory where none is given. Made where it does not exist.
     pub token_file: Option<PathBuf>,
+    /// Also listen there, over TLS, for agents of machines that dial in.
+    pub agents: Option<SocketAddr>,
     /// Ends the server once it has been idle for so long: no connection and no machine that has not ended; none: never.
     pub idle_exit: Option<Duration>,
     /// Version of the program, for `calve server status`.
@@ -77,6 +81,8 @@ pub struct Ready {
     pub token_file: Option<PathBuf>,
     /// The token, where it was made just now; to be shown this once.
     pub made_token: Option<String>,
+    /// Where agents dial, where they may.
+    pub agents: Option<AgentsDoor>,
 }
 
 /// Why a server could not be started.
@@ -105,6 +111,9 @@ pub enum ServeError {
     /// The private store cannot be used.
     #[error("the private store cannot be used")]
     Store(#[source] StoreError),
+    /// No key towards agents.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// A file or socket cannot be used.
     #[error("{what} cannot be used")]
     Io {
@@ -133,7 +142,9 @@ impl ServeError {
                 problem(ProblemKind::DiskFull).hint("free some space there, then try again")
             }
             Self::Dirs(_) => problem(ProblemKind::BadRequest).hint("set CALVE_HOME to a directory of yours"),
-            Self::State { .. } | Self::Store(_) | Self::Io { .. } => problem(ProblemKind::Internal),
+            Self::State { .. } | Self::Store(_) | Self::Identity(_) | Self::Io { .. } => {
+                problem(ProblemKind::Internal)
+            }
         }
     }
 }
@@ -154,9 +165,15 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     let _lock = lock(&config.dirs).await?;
     let state = open_state(&config.dirs)?;
     let listeners = Listeners::open(&config).await?;
-    let told = listeners.ready();
-    let context = open(&config, state.clone(), told.listens.clone(), shutdown.clone())?;
+    let mut told = listeners.ready();
+    let mut context = open(&config, state.clone(), told.listens.clone(), shutdown.clone())?;
     let (view, world) = (context.view.clone(), context.world.clone());
+    let door = open_door(&config, &world).await?;
+    told.agents = door.as_ref().map(|(_, door)| door.clone());
+    context.agents = told.agents.clone();
+    reap_roots(&state, &view, &world).await;
+    // Reading and parsing thousands of records has left as much again behind.
+    memory::trim();
     let looping =
         tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
     let connections = Connections::default();
@@ -212,8 +229,14 @@ fn open(
     let logs = Arc::new(Logs::open(dirs.logs(), LogOptions::default()));
     let store = Arc::new(Store::open(&dirs.store()).map_err(ServeError::Store)?);
     let drivers = (config.drivers)(&dirs, &store);
-    let parts =
-        Parts { drivers, run_dir: dirs.run.clone(), store, logs: logs.clone(), events: events.clone() };
+    let parts = Parts {
+        drivers,
+        run_dir: dirs.run.clone(),
+        store,
+        roots: GcRoots::new(dirs.roots()),
+        logs: logs.clone(),
+        events: events.clone(),
+    };
     let world = World::new(parts);
     Ok(Context {
         state,
@@ -225,8 +248,32 @@ fn open(
         version: config.version.clone(),
         started: now(),
         listens,
+        agents: None,
         shutdown,
     })
+}
+
+/// Opens the door for agents, where one is wanted.
+async fn open_door(config: &Config, world: &World) -> Result<Option<(Listener, AgentsDoor)>, ServeError> {
+    let Some(addr) = config.agents else { return Ok(None) };
+    let identity = Identity::load_or_make(&config.dirs.data)?;
+    let listener = world.agents().listen(addr, &identity).await;
+    let listener = listener.map_err(ServeError::io(format!("the address {addr} for agents")))?;
+    let door = AgentsDoor { listens: listener.local_addr().to_string(), fingerprint: identity.fingerprint() };
+    Ok(Some((listener, door)))
+}
+
+/// Lets go of store paths that a former server held for machines which have ended without it.
+async fn reap_roots(state: &Arc<dyn State>, view: &View, world: &World) {
+    match view.refresh(&**state).await {
+        // An unreadable record may be a living machine's.
+        Ok(()) if view.unreadable().is_empty() => {
+            let living = view.all_living().iter().map(|record| record.id).collect();
+            world.reap_roots(living).await;
+        }
+        Ok(()) => {}
+        Err(error) => tracing::warn!(error = crate::chain(&error), "leftover roots are not known"),
+    }
 }
 
 fn end_on_signals(shutdown: &CancellationToken) -> Result<(), ServeError> {

@@ -102,6 +102,11 @@ impl Dirs {
         self.data.join("store")
     }
 
+    /// Links to the store paths that living machines hold.
+    pub fn roots(&self) -> PathBuf {
+        self.data.join("roots")
+    }
+
     /// Images for guests.
     pub fn images(&self) -> PathBuf {
         self.data.join("images")

@@ -10,7 +10,7 @@
 mod cursor;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -95,6 +95,18 @@ impl EventLog {
         Cursor::new(self.clone(), since)
     }
 
+    /// The same for the events that happened then or later, and maybe some that happened a little earlier: whole segments
+    /// are passed over by the time of their first event.
+    pub fn since_time(&self, unix_ms: u64) -> io::Result<Cursor> {
+        let segments = self.shared.writer().segments.clone();
+        for first in segments.into_iter().rev() {
+            if first_time(&segment_path(&self.shared.dir, first))?.is_some_and(|time| time < unix_ms) {
+                return Ok(self.after(first - 1));
+            }
+        }
+        Ok(self.after(0))
+    }
+
     /// The last event's number; 0 where there is none.
     pub fn last(&self) -> u64 {
         *self.shared.last.borrow()
@@ -134,6 +146,27 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// When the event on this line happened; none where it does not say.
+pub fn time_of(line: &[u8]) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Time {
+        time_unix_ms: u64,
+    }
+    serde_json::from_slice(line).ok().map(|Time { time_unix_ms }| time_unix_ms)
+}
+
+/// The time of a segment's first event; none where it has none, or is gone.
+fn first_time(segment: &Path) -> io::Result<Option<u64>> {
+    let file = match File::open(segment) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut line = Vec::new();
+    BufReader::new(file).read_until(b'\n', &mut line)?;
+    Ok(time_of(&line))
 }
 
 fn now() -> Timestamp {
@@ -217,6 +250,21 @@ mod tests {
         }
         assert_eq!(seen, (first..=total).collect::<Vec<_>>());
         assert_eq!(EventLog::open(dir.path()).unwrap().last(), total);
+    }
+
+    #[test]
+    fn events_of_a_time_are_found_in_their_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, name) = machine();
+        let log = EventLog::open(dir.path()).unwrap();
+        for _ in 0..SEGMENT_EVENTS * 2 + 1 {
+            log.append("loop", id, &name, What::Declared);
+        }
+        let first = |unix_ms| log.since_time(unix_ms).unwrap().kept().unwrap()[0].seq;
+        assert_eq!(first(0), 1);
+        assert_eq!(first(u64::MAX), SEGMENT_EVENTS * 2 + 1);
+        let lines = log.after(SEGMENT_EVENTS * 2).kept_lines().unwrap();
+        assert!(time_of(&lines).is_some() && time_of(b"{}").is_none());
     }
 
     #[tokio::test]

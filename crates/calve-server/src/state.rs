@@ -11,6 +11,9 @@ pub use embedded::EmbeddedState;
 /// Largest value: what NATS KV carries with room for its headers; a record is a few KiB.
 pub const VALUE_MAX_BYTES: usize = 512 * 1024;
 
+/// The longest environment fits with room for the rest of a record, unless much of it has to be escaped in JSON.
+const _: () = assert!(calve_core::limits::ENV_MAX_BYTES + 16 * 1024 <= VALUE_MAX_BYTES);
+
 /// Longest key: what every backend can carry; ours are below 80.
 pub const KEY_MAX_BYTES: usize = 255;
 

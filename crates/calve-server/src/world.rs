@@ -3,6 +3,7 @@
 pub mod host;
 mod leases;
 mod preflight;
+pub mod roots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use crate::ports::Ports;
 use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
 use leases::Leases;
 use preflight::Preflights;
+use roots::GcRoots;
 
 /// The principal of what the loop does.
 const LOOP: &str = "loop";
@@ -42,6 +44,7 @@ pub struct World {
     drivers: BTreeMap<DriverName, Arc<dyn Driver>>,
     preflights: Preflights,
     store: Arc<Store>,
+    roots: GcRoots,
     agents: Arc<Agents>,
     logs: Arc<Logs>,
     ports: Ports,
@@ -63,6 +66,8 @@ pub struct Parts {
     pub run_dir: PathBuf,
     /// Closures.
     pub store: Arc<Store>,
+    /// What keeps closures from Nix's garbage collector.
+    pub roots: GcRoots,
     /// Output of machines.
     pub logs: Arc<Logs>,
     /// What happened.
@@ -89,6 +94,7 @@ impl World {
             ports: Ports::default(),
             leases: Leases::default(),
             store: parts.store,
+            roots: parts.roots,
             agents,
             logs: parts.logs,
             events: parts.events,
@@ -135,6 +141,11 @@ impl World {
         self.preflights.run_all().await
     }
 
+    /// Lets go of the store paths of all machines but these.
+    pub async fn reap_roots(&self, living: BTreeSet<MachineId>) {
+        self.roots.reap(living).await;
+    }
+
     /// Removes guests' images that none of the living machines needs; gives the bytes that were freed.
     pub async fn prune_images(&self, dir: PathBuf, living: Vec<MachineSpec>) -> Result<u64, StoreError> {
         let store = self.store.clone();
@@ -168,9 +179,7 @@ impl World {
     }
 
     fn tell(&self, id: MachineId, message: ToAgent) -> Result<(), EffectError> {
-        self.agents
-            .send(id, message)
-            .map_err(|error| EffectError { message: error.to_string(), retry: error != LinkError::BadToken })
+        self.agents.send(id, message).map_err(|error| link_error(&error))
     }
 
     async fn closure(&self, spec: &MachineSpec) -> Result<Closure, EffectError> {
@@ -210,6 +219,10 @@ pub fn now() -> Timestamp {
 fn placed(record: &MachineRecord) -> Result<DriverName, EffectError> {
     let unplaced = || EffectError { message: "the machine has no driver yet".to_owned(), retry: true };
     record.driver.ok_or_else(unplaced)
+}
+
+fn link_error(error: &LinkError) -> EffectError {
+    EffectError { message: error.to_string(), retry: *error != LinkError::BadToken }
 }
 
 fn driver_error(error: &DriverError) -> EffectError {
@@ -276,7 +289,8 @@ impl Effects for World {
             closure,
             remaining: remaining(record, now()),
         };
-        driver.create(&order).await.map_err(|error| driver_error(&error))
+        let (created, ()) = tokio::join!(driver.create(&order), self.roots.hold(&order));
+        created.map_err(|error| driver_error(&error))
     }
 
     fn link(&self, record: &MachineRecord) {
@@ -285,7 +299,11 @@ impl Effects for World {
         let (leases, id) = (self.leases.clone(), record.id);
         let remaining = Arc::new(move || leases.remaining(id));
         let token = record.agent_token.clone();
-        if let Err(error) = self.agents.link(id, driver.agent_socket(id), token, remaining) {
+        let linked = match driver.agents_dial() {
+            true => self.agents.expect(id, token, remaining),
+            false => self.agents.link(id, driver.agent_socket(id), token, remaining),
+        };
+        if let Err(error) = linked {
             tracing::error!(machine = %id, %error, "a machine cannot be linked");
         }
         // Of a machine that an earlier server made, nobody listens on the ports any more.
@@ -308,7 +326,11 @@ impl Effects for World {
         let remaining = remaining(record, now());
         let driver = self.driver(placed(record)?)?;
         driver.set_lease(record.id, remaining).await.map_err(|error| driver_error(&error))?;
-        self.tell(record.id, ToAgent::Lease { remaining })
+        match self.agents.send(record.id, ToAgent::Lease { remaining }) {
+            // An agent that is not heard is told at its next welcome, which may be minutes away.
+            Ok(()) | Err(LinkError::NotLinked) => Ok(()),
+            Err(error) => Err(link_error(&error)),
+        }
     }
 
     async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), EffectError> {
@@ -332,6 +354,7 @@ impl Effects for World {
         }
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.agents.unlink(id);
+        self.roots.release(id).await;
         self.ports.unpublish(id);
         self.leases.forget(id);
         let logs = self.logs.clone();

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use calve_wire::frame::Frame;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -194,7 +196,7 @@ async fn stop_extend_remove_and_prune() {
 async fn until_unknown(server: &Server, name: &str) {
     let gone = async {
         while server.ask("GET", &format!("/v1/machines/{name}"), Value::Null).await.0 != 404 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(DEADLINE, gone).await.expect("the record goes");
@@ -310,6 +312,59 @@ async fn events_are_streamed_as_they_happen() {
     let since = server.get("/v1/events?since=1").await;
     assert_eq!(since[0]["seq"], 2);
     drop(body);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn events_of_a_time_and_the_last_ones_are_chosen_by_the_server() {
+    let home = Home::new();
+    let server = home.serve().await;
+    server.create(home.job(&["exit:0"])).await;
+    server.until("run-1", "gone").await;
+    let all = server.get("/v1/events").await;
+    let all = all.as_array().unwrap();
+    let last = server.get("/v1/events?last=2").await;
+    assert_eq!(last.as_array().unwrap(), &all[all.len() - 2..]);
+    let time = all.last().unwrap()["time_unix_ms"].as_u64().unwrap();
+    let since = server.get(&format!("/v1/events?since_ms={time}")).await;
+    let of_then: Vec<_> = all.iter().filter(|event| event["time_unix_ms"] == time).cloned().collect();
+    assert_eq!(since, Value::Array(of_then));
+    assert_eq!(server.get(&format!("/v1/events?since_ms={}", time + 1)).await, json!([]));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_program_that_keeps_falling_does_not_look_as_if_it_ran() {
+    let home = Home::new();
+    let server = home.serve().await;
+    server.create(home.job(&["back-off:4", "wait"])).await;
+    let told = async {
+        loop {
+            let machine = server.get("/v1/machines/run-1").await;
+            if machine["condition"] == "backing-off" {
+                return machine;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let machine = tokio::time::timeout(DEADLINE, told).await.expect("it is told");
+    assert_eq!((&machine["state"], &machine["restarts"]), (&json!("running"), &json!(3)));
+    let listed = server.get("/v1/machines").await;
+    assert_eq!((&listed[0]["condition"], &listed[0]["restarts"]), (&json!("backing-off"), &json!(3)));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_has_no_console_and_says_so() {
+    let home = Home::new();
+    let server = home.serve().await;
+    server.create(home.job(&["out:hello", "exit:0"])).await;
+    server.until("run-1", "gone").await;
+    let (status, problem) = server.ask("GET", "/v1/machines/run-1/logs?stream=console", Value::Null).await;
+    assert_eq!(status, 400);
+    assert_eq!(problem["title"], "run-1 is a sandbox, which has no console");
+    let (status, log) = server.ask_raw("GET", "/v1/machines/run-1/logs?stream=stdout", Vec::new()).await;
+    assert_eq!((status.as_u16(), &log[..]), (200, &b"hello"[..]));
     server.stop().await;
 }
 

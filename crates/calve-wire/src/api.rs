@@ -46,6 +46,12 @@ pub struct MachineSummary {
     pub state: State,
     /// Whether its health check passes; null where it has none or none has run.
     pub ready: Option<bool>,
+    /// What its state does not tell: `backing-off` while its program is down and will be started again after a pause.
+    #[serde(default)]
+    pub condition: Option<Condition>,
+    /// How often its program was started again, as far as the server has heard.
+    #[serde(default)]
+    pub restarts: u32,
     /// Its driver, once placed.
     #[serde(with = "crate::text::option")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
@@ -64,6 +70,15 @@ pub struct MachineSummary {
     pub exit: Option<Exit>,
     /// Its published ports, with the ports that the node chose.
     pub ports: Vec<PortMapping>,
+}
+
+/// What a running machine's state does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// The program has ended and will be started again after a pause.
+    BackingOff,
 }
 
 /// A machine in full: `GET /v1/machines/{name}`.
@@ -136,6 +151,19 @@ pub struct ServerInfo {
     pub data_dir: String,
     /// Where it listens.
     pub listens: Vec<String>,
+    /// Where agents of machines dial in; null where they cannot.
+    #[serde(default)]
+    pub agents: Option<AgentsDoor>,
+}
+
+/// Where agents of machines that are not on the server's host dial in, over TCP and TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AgentsDoor {
+    /// The address.
+    pub listens: String,
+    /// SHA-256 of the server's certificate in 64 hexadecimal digits: agents speak to nobody else.
+    pub fingerprint: String,
 }
 
 /// The first message of the `exec` WebSocket, client to server.

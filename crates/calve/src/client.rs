@@ -14,8 +14,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use calve_wire::api::{Problem, ProblemKind};
 
@@ -204,7 +204,8 @@ impl Client {
         })
     }
 
-    fn parse<T: DeserializeOwned>(&self, bytes: &[u8]) -> Outcome<T> {
+    /// An answer, parsed; its texts may lie where they came.
+    pub fn parse<'a, T: Deserialize<'a>>(&self, bytes: &'a [u8]) -> Outcome<T> {
         serde_json::from_slice(bytes).map_err(|error| {
             Failure::failed(format!(
                 "the answer of the server at {} is not what calve {} knows",

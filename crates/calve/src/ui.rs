@@ -5,6 +5,7 @@ mod lines;
 mod stream;
 mod table;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
@@ -61,15 +62,15 @@ fn colours(terminal: bool) -> bool {
     terminal && *allowed
 }
 
-fn paint(text: &str, colour: Colour, terminal: bool) -> String {
+fn paint(text: &str, colour: Colour, terminal: bool) -> Cow<'_, str> {
     match colour.code() {
-        Some(code) if colours(terminal) => format!("\x1b[{code}m{text}\x1b[0m"),
-        _ => text.to_owned(),
+        Some(code) if colours(terminal) => format!("\x1b[{code}m{text}\x1b[0m").into(),
+        _ => text.into(),
     }
 }
 
 /// Text for standard output in a colour, where colours are used there.
-pub fn painted(text: &str, colour: Colour) -> String {
+pub fn painted(text: &str, colour: Colour) -> Cow<'_, str> {
     // Asked once: a table paints thousands of cells, and each question is a system call.
     static TERMINAL: OnceLock<bool> = OnceLock::new();
     paint(text, colour, *TERMINAL.get_or_init(|| io::stdout().is_terminal()))
@@ -138,7 +139,7 @@ pub fn usage(error: &clap::Error) -> ExitStatus {
 }
 
 /// A state's word in its colour.
-pub fn state(state: State) -> Cell {
+pub fn state(state: State) -> Cell<'static> {
     let colour = match state {
         State::Running => Colour::Green,
         State::Failed => Colour::Red,
@@ -154,7 +155,7 @@ pub fn state(state: State) -> Cell {
 }
 
 /// A check's result as a symbol and a word in its colour.
-pub fn check(status: CheckStatus) -> Cell {
+pub fn check(status: CheckStatus) -> Cell<'static> {
     match status {
         CheckStatus::Ok => Cell::new("✓ ok").colour(Colour::Green),
         CheckStatus::Degraded => Cell::new("! degraded").colour(Colour::Yellow),

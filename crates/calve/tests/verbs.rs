@@ -187,10 +187,17 @@ fn leases_records_and_events() {
     let text = stdout(&fake.run(&["events"]));
     assert!(text.starts_with("2026-01-02T03:04:05.678Z  web  declared  (by uid:0)\n"), "{text}");
     assert_eq!(serde_json::from_slice::<Value>(&fake.run(&["events", "--json"]).stdout).unwrap(), events);
-    let recent = fake.run(&["events", "--json", "--since", "1h"]);
-    assert_eq!(serde_json::from_slice::<Value>(&recent.stdout).unwrap(), json!([events[1]]));
+    // The server chooses what is recent.
+    assert!(fake.run(&["events", "--json", "--since", "1h"]).status.success());
+    let asked = fake.requests();
+    assert!(
+        asked.iter().any(|(line, _)| line.starts_with("GET /v1/events?since_ms=") && !line.contains("last"))
+    );
+    fake.answer("GET /v1/events?last=1", 200, &json!([events[1]]));
+    let last = fake.run(&["events", "--json", "-n", "1"]);
+    assert_eq!(serde_json::from_slice::<Value>(&last.stdout).unwrap(), json!([events[1]]));
     fake.answer_bytes(
-        "GET /v1/events?follow=true",
+        "GET /v1/events?follow=true&last=1000",
         200,
         format!("id: 1\ndata: {}\n\n", events[0]).as_bytes(),
     );

@@ -1,6 +1,7 @@
 //! One machine's link: connects, speaks, connects again.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::reconcile::AgentReport;
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause: so late is a machine found that comes back.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Tries a second at most of all machines together: where more machines are away than that, each is tried less often, so
+/// that they do not take the processor from those that are there.
+const TRIES_MAX_PER_SECOND: u32 = 1000;
 
 /// How the connection comes about.
 pub(super) enum Way {
@@ -46,6 +50,8 @@ pub(super) struct Link {
     pub(super) remaining: RemainingNow,
     pub(super) logs: Arc<Logs>,
     bell: Arc<Notify>,
+    /// How many machines cannot be reached at the moment, of all.
+    away: Arc<AtomicU32>,
     state: Mutex<LinkState>,
 }
 
@@ -103,8 +109,9 @@ impl Link {
         remaining: RemainingNow,
         logs: Arc<Logs>,
         bell: Arc<Notify>,
+        away: Arc<AtomicU32>,
     ) -> Self {
-        Self { id, token, remaining, logs, bell, state: Mutex::default() }
+        Self { id, token, remaining, logs, bell, away, state: Mutex::default() }
     }
 
     /// What the loop shall know.
@@ -115,6 +122,11 @@ impl Link {
             status.notes.push(failure.clone());
         }
         AgentReport { linked: state.session.is_some(), status, log_complete: state.log_complete() }
+    }
+
+    /// What `part` takes of the last status.
+    pub(super) fn said<T>(&self, part: impl FnOnce(Option<&Status>) -> T) -> T {
+        part(lock(&self.state).status.as_ref())
     }
 
     /// The session, while the agent is heard.
@@ -200,18 +212,43 @@ impl Link {
 /// The task of a link whose agent listens.
 async fn keep_connecting(link: Arc<Link>, socket: PathBuf) {
     let mut pause = PAUSE_FIRST;
+    let mut away = None;
     loop {
         match connect::connect(&socket).await {
             Ok(connection) => {
-                if speak(&link, connection, &[]).await {
+                away = None;
+                // On the heap: what a conversation needs, a machine that is away need not hold.
+                if Box::pin(speak(&link, connection, &[])).await {
                     pause = PAUSE_FIRST;
                 }
             }
             Err(error) => tracing::trace!(machine = %link.id, %error, "cannot connect to the agent"),
         }
+        let crowd = away.get_or_insert_with(|| Away::new(&link.away)).crowd();
         tokio::time::sleep(spread(pause)).await;
         // Growing by a quarter, a machine that takes long is found at most a quarter late.
-        pause = (pause * 5 / 4).min(PAUSE_MAX);
+        pause = (pause * 5 / 4).min(PAUSE_MAX.max(Duration::from_secs(1) * crowd / TRIES_MAX_PER_SECOND));
+    }
+}
+
+/// A machine whose agent cannot be reached; counted until it is dropped.
+struct Away(Arc<AtomicU32>);
+
+impl Away {
+    fn new(count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+
+    /// How many there are.
+    fn crowd(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Status, ToAgent};
+use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Remaining, Status, ToAgent};
 use calve_wire::frame::{Decoder, Frame, FrameError, Incoming, LogEntry};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until};
@@ -22,6 +22,8 @@ const READ_BYTES: usize = 64 * 1024;
 /// An agent that has sent bytes must have said `Welcome` by then. A silent one is waited for: a guest in emulation boots
 /// for a minute, and nothing is lost by waiting.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(10);
+/// Deadlines that are this close are the same: two clocks were read for them.
+const LEASE_TOLD_MS: u64 = 100;
 /// Pause before a log that could not be written is tried again.
 const LOG_RETRY: Duration = Duration::from_secs(1);
 
@@ -83,7 +85,9 @@ where
         }
     };
     let (reader, mut writer) = tokio::io::split(connection);
-    if let Err(error) = greet(link, &mut writer, kept_seq).await {
+    let remaining = (link.remaining)();
+    let told = Told { remaining, at: Instant::now() };
+    if let Err(error) = greet(link, &mut writer, kept_seq, remaining).await {
         return (error.into(), false);
     }
     let (outbox, outgoing) = Outbox::new();
@@ -93,7 +97,8 @@ where
     let stage = Stage::Greeting;
     link.log_kept(kept_seq);
     let log = Vec::new();
-    let mut reading = Reading { link, session: &session, decoder, stage, log, kept_seq, resumed: false };
+    let mut reading =
+        Reading { link, session: &session, decoder, stage, told, log, kept_seq, resumed: false };
     let _closing = Closing { link, session: &session };
     let end = tokio::select! {
         end = reading.read_all(reader) => end,
@@ -103,9 +108,13 @@ where
     (end, reading.stage == Stage::Linked)
 }
 
-async fn greet(link: &Link, writer: &mut (impl AsyncWrite + Unpin), log_seq: u64) -> io::Result<()> {
+async fn greet(
+    link: &Link,
+    writer: &mut (impl AsyncWrite + Unpin),
+    log_seq: u64,
+    remaining: Remaining,
+) -> io::Result<()> {
     let mut bytes = link.token.preamble().to_vec();
-    let remaining = (link.remaining)();
     outbox::encode(&ToAgent::Hello { version: AGENT_PROTOCOL_VERSION, log_seq, remaining }, &mut bytes);
     writer.write_all(&bytes).await?;
     writer.flush().await
@@ -139,12 +148,33 @@ struct Reading<'a> {
     session: &'a Arc<Session>,
     decoder: Decoder,
     stage: Stage,
+    told: Told,
     /// Entries that came and are not written yet.
     log: Vec<LogEntry>,
     /// The last kept entry.
     kept_seq: u64,
     /// Whether the log has gone on on this connection.
     resumed: bool,
+}
+
+/// The lease that an agent was told in the hello.
+struct Told {
+    remaining: Remaining,
+    at: Instant,
+}
+
+impl Told {
+    /// Whether the lease is another one now.
+    fn differs(&self, now: Remaining) -> bool {
+        let passed_ms = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let left_ms = self.remaining.until_deadline_ms.map(|until| until.saturating_sub(passed_ms));
+        let same = match (left_ms, now.until_deadline_ms) {
+            (Some(told), Some(now)) => told.abs_diff(now) < LEASE_TOLD_MS,
+            (None, None) => true,
+            _ => false,
+        };
+        !same || self.remaining.grace_ms != now.grace_ms
+    }
 }
 
 /// A log that cannot be written at the moment: the entries to try again with. What comes meanwhile is dropped and asked
@@ -289,6 +319,11 @@ impl Reading<'_> {
         tracing::debug!(machine = %self.link.id, agent, "linked");
         self.stage = Stage::Linked;
         self.link.session_began(self.session.clone(), status);
+        // Whoever changed the lease since the hello found no session to tell it.
+        let remaining = (self.link.remaining)();
+        if self.told.differs(remaining) {
+            self.session.outbox.send_or_break(&ToAgent::Lease { remaining });
+        }
         Ok(())
     }
 }

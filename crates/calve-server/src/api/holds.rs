@@ -70,9 +70,9 @@ pub fn expect(api: &Api, id: MachineId) {
 
 /// Gives the clients of held machines of a former server their time to come back.
 pub async fn expect_all(api: &Api) {
-    match records::list(&*api.state, &api.view).await {
-        Ok(found) => {
-            for record in found.iter().filter(|record| record.held && !record.state.is_terminal()) {
+    match api.view.refresh(&*api.state).await {
+        Ok(()) => {
+            for record in api.view.all_living().iter().filter(|record| record.held) {
                 expect(api, record.id);
             }
         }

@@ -1,79 +1,90 @@
-//! The list of machines as JSON, each machine's part made once a change: listing 10,000 machines costs a copy.
+//! The list of machines as JSON, each machine's part made once a change and the whole sent in pieces: listing 10,000
+//! machines costs a copy, and never more memory than a piece.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use calve_core::MachineId;
 use calve_wire::machine::PortMapping;
-use calve_wire::record::MachineRecord;
 
-use super::show;
-use crate::reconcile::AgentReport;
+use super::show::{self, Said};
+use crate::reconcile::records::Row;
+use crate::state::Revision;
+
+/// A piece is sent once it has this many bytes: some hundred machines, which take well below a millisecond to gather.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// What was last listed. Cloning gives another handle.
 #[derive(Clone, Default)]
 pub struct Listing {
-    parts: Arc<Mutex<BTreeMap<MachineId, Part>>>,
+    parts: Arc<Mutex<HashMap<MachineId, Part>>>,
 }
 
 /// One machine's JSON and what it was made from.
 struct Part {
-    record: Arc<MachineRecord>,
-    healthy: Option<bool>,
+    revision: Revision,
+    said: Said,
     published: Vec<PortMapping>,
-    json: Vec<u8>,
+    json: Box<[u8]>,
 }
 
 impl Part {
-    fn new(record: &Arc<MachineRecord>, report: Option<&AgentReport>, published: Vec<PortMapping>) -> Self {
-        let summary = show::summary(record, report, &published);
+    fn new(row: &Row, said: Said, published: Vec<PortMapping>) -> Self {
+        let summary = show::summary(&row.record(), said, &published);
         let json = serde_json::to_vec(&summary).expect("a summary holds nothing that JSON cannot say");
-        Self { record: record.clone(), healthy: healthy(report), published, json }
+        Self { revision: row.revision, said, published, json: json.into() }
     }
-
-    fn is_of(
-        &self,
-        record: &Arc<MachineRecord>,
-        report: Option<&AgentReport>,
-        published: &[PortMapping],
-    ) -> bool {
-        Arc::ptr_eq(&self.record, record) && self.healthy == healthy(report) && self.published == published
-    }
-}
-
-fn healthy(report: Option<&AgentReport>) -> Option<bool> {
-    report.and_then(|report| report.status.as_ref()?.healthy)
 }
 
 impl Listing {
-    /// A JSON array of the summaries of all `records` that are to be `shown`.
-    pub fn json(
-        &self,
-        records: &[Arc<MachineRecord>],
-        reports: &BTreeMap<MachineId, AgentReport>,
-        published: impl Fn(MachineId) -> Vec<PortMapping>,
-        shown: impl Fn(&MachineRecord) -> bool,
-    ) -> Vec<u8> {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut old = std::mem::take(&mut *parts);
-        let mut json = vec![b'['];
-        for record in records {
-            let known = old.remove(&record.id);
-            if !shown(record) {
-                // Kept for a list in which it is.
-                parts.extend(known.map(|part| (record.id, part)));
-                continue;
+    /// A JSON array of the summaries of `rows`, piece by piece, each made when it is asked for. `observe` tells what a
+    /// machine's agent said last and which of its ports are published.
+    pub fn pieces<F>(&self, rows: Vec<Row>, observe: F) -> impl Iterator<Item = Bytes> + use<F>
+    where
+        F: Fn(MachineId) -> (Said, Vec<PortMapping>),
+    {
+        let listing = self.clone();
+        let mut rows = rows.into_iter();
+        let mut begun = false;
+        let mut ended = false;
+        std::iter::from_fn(move || {
+            if ended {
+                return None;
             }
-            let (report, published) = (reports.get(&record.id), published(record.id));
-            let known = known.filter(|part| part.is_of(record, report, &published));
-            let part = known.unwrap_or_else(|| Part::new(record, report, published));
-            if json.len() > 1 {
-                json.push(b',');
+            let mut piece = Vec::with_capacity(PIECE_BYTES + PIECE_BYTES / 8);
+            let mut parts = listing.parts();
+            while piece.len() < PIECE_BYTES {
+                let Some(row) = rows.next() else {
+                    piece.extend_from_slice(if begun { b"]" } else { b"[]" });
+                    ended = true;
+                    break;
+                };
+                let (said, published) = observe(row.id);
+                let known = parts.get(&row.id).is_some_and(|part| {
+                    part.revision == row.revision && part.said == said && part.published == published
+                });
+                if !known {
+                    parts.insert(row.id, Part::new(&row, said, published));
+                }
+                piece.push(if begun { b',' } else { b'[' });
+                begun = true;
+                piece.extend_from_slice(&parts[&row.id].json);
             }
-            json.extend_from_slice(&part.json);
-            parts.insert(record.id, part);
+            Some(piece.into())
+        })
+    }
+
+    /// Forgets the machines that are not among `rows`, which must be all.
+    pub fn keep_only(&self, rows: &[Row]) {
+        let mut parts = self.parts();
+        if parts.len() > rows.len() {
+            parts.retain(|id, _| rows.binary_search_by(|row| row.id.cmp(id)).is_ok());
+            parts.shrink_to_fit();
         }
-        json.push(b']');
-        json
+    }
+
+    fn parts(&self) -> MutexGuard<'_, HashMap<MachineId, Part>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,6 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use calve_core::DriverName;
 use calve_wire::api::Problem;
 use calve_wire::frame::{Channel, Frame, LogEntry};
 use futures_util::StreamExt;
@@ -49,9 +50,13 @@ pub async fn logs(
 ) -> ApiResult<Response> {
     let channels = channels(params.stream.as_deref())?;
     let console = channels.contains(&Channel::Console);
+    let record = api.find(&name).await?;
+    if channels == [Channel::Console] && record.driver == Some(DriverName::Sandbox) {
+        return Err(ApiError::bad_request(format!("{} is a sandbox, which has no console", record.name))
+            .hint(format!("`calve logs {}` shows its output", record.name)));
+    }
     let query =
         Query { since_unix_ms: params.since_ms, tail_lines: params.tail, channels, ..Query::default() };
-    let record = api.find(&name).await?;
     let live = params.follow && !record.state.is_terminal();
     let entries = match live {
         true => super::attach::followed(&api, record.id, query.clone()).await?,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +18,7 @@ use utoipa::IntoParams;
 
 use super::extract::{JsonBody, Named, Params};
 use super::problem::{ApiError, ApiResult};
+use super::show::Said;
 use super::{Api, Principal, check, holds};
 use crate::chain;
 use crate::reconcile::records::{self, NewMachine};
@@ -33,11 +35,16 @@ pub struct ListParams {
 #[utoipa::path(get, path = "/v1/machines", params(ListParams), responses(
     (status = 200, body = Vec<MachineSummary>), (status = "default", body = Problem)))]
 pub async fn list(State(api): State<Api>, params: Params<ListParams>) -> ApiResult<Response> {
-    let records = records::list(&*api.state, &api.view).await?;
-    let reports = api.world.agents().reports();
-    let shown = |record: &MachineRecord| params.0.all || !record.state.is_terminal();
-    let json = api.listing.json(&records, &reports, |id| api.world.published(id), shown);
-    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+    api.view.refresh(&*api.state).await?;
+    let rows = api.view.rows(params.0.all);
+    if params.0.all {
+        api.listing.keep_only(&rows);
+    }
+    let world = api.world.clone();
+    let observe = move |id| (world.agents().said(id, Said::of), world.published(id));
+    let pieces = api.listing.pieces(rows, observe).map(Ok::<_, std::convert::Infallible>);
+    let body = Body::from_stream(futures_util::stream::iter(pieces));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// A machine in full.

@@ -28,6 +28,7 @@ pub async fn info(State(api): State<Api>) -> ApiResult<Json<ServerInfo>> {
         machines: api.view.living() as u64,
         data_dir: api.dirs.data.display().to_string(),
         listens: api.listens.clone(),
+        agents: api.agents.clone(),
     }))
 }
 
@@ -74,8 +75,9 @@ pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Prun
     };
     // What takes longer, because a disk is slow, is removed all the same.
     tokio::time::timeout(REMOVED_MAX, removed).await.unwrap_or(Ok::<_, RecordsError>(()))?;
-    let living: Vec<_> = records::list(&*api.state, &api.view).await?;
-    let living = living.iter().filter(|record| !record.state.is_terminal()).map(|record| record.spec.clone());
+    api.view.refresh(&*api.state).await?;
+    let living = api.view.all_living();
+    let living = living.iter().map(|record| record.spec.clone());
     pruned.freed_bytes += api.world.prune_images(api.dirs.images(), living.collect()).await?;
     tracing::info!(%by, machines = pruned.machines.len(), freed_bytes = pruned.freed_bytes, "pruned");
     Ok(Json(pruned))

@@ -1,25 +1,43 @@
 //! A machine as clients see it: its record together with what its agent said last.
 
 use calve_core::State;
-use calve_wire::api::{MachineSummary, MachineView};
+use calve_wire::agent::{Phase, Status};
+use calve_wire::api::{Condition, MachineSummary, MachineView};
 use calve_wire::machine::{PortMapping, Workload};
 use calve_wire::record::MachineRecord;
 
 use crate::reconcile::AgentReport;
 
+/// What a list shows of an agent's last words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Said {
+    healthy: Option<bool>,
+    backing_off: bool,
+    starts: u32,
+}
+
+impl Said {
+    /// Out of a status; nothing where there is none.
+    pub fn of(status: Option<&Status>) -> Self {
+        status.map_or(Self::default(), |status| Self {
+            healthy: status.healthy,
+            backing_off: status.phase == Phase::BackingOff,
+            starts: status.starts,
+        })
+    }
+}
+
 /// As `ps` lists it.
-pub fn summary(
-    record: &MachineRecord,
-    report: Option<&AgentReport>,
-    published: &[PortMapping],
-) -> MachineSummary {
-    let status = report.and_then(|report| report.status.as_ref());
+pub fn summary(record: &MachineRecord, said: Said, published: &[PortMapping]) -> MachineSummary {
+    let running = record.state == State::Running;
     MachineSummary {
         id: record.id,
         name: record.name.clone(),
         kind: record.spec.kind.to_string(),
         state: record.state,
-        ready: status.filter(|_| record.state == State::Running).and_then(|status| status.healthy),
+        ready: said.healthy.filter(|_| running),
+        condition: (running && said.backing_off).then_some(Condition::BackingOff),
+        restarts: said.starts.saturating_sub(1),
         driver: record.driver,
         node: record.node.clone(),
         runs: runs(&record.spec.workload),
@@ -35,7 +53,7 @@ pub fn view(record: &MachineRecord, report: Option<&AgentReport>, published: &[P
     let status = report.and_then(|report| report.status.as_ref());
     let notes = status.map(|status| status.notes.clone()).unwrap_or_default();
     MachineView {
-        summary: summary(record, report, published),
+        summary: summary(record, Said::of(status), published),
         spec: record.spec.clone(),
         stop_reason: record.stop.map(|stop| stop.reason),
         attempt: record.attempt,

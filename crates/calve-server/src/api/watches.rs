@@ -64,7 +64,8 @@ impl Watches {
 
 fn replace(known: &mut Option<Arc<MachineRecord>>, record: Option<Arc<MachineRecord>>) -> bool {
     let same = match (&known, &record) {
-        (Some(known), Some(record)) => Arc::ptr_eq(known, record),
+        // An ended machine's record is parsed anew each time that it is asked for.
+        (Some(known), Some(record)) => Arc::ptr_eq(known, record) || known == record,
         (None, None) => true,
         _ => false,
     };

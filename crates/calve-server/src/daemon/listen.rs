@@ -78,6 +78,7 @@ impl Listeners {
             listens,
             token_file: self.tcp.as_ref().map(|(.., path)| path.clone()),
             made_token: self.tcp.as_ref().and_then(|(_, token, _)| token.made.clone()),
+            agents: None,
         }
     }
 

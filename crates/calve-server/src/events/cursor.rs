@@ -29,13 +29,27 @@ impl Cursor {
         Self { log, last, seen, at: None, next_line: 0 }
     }
 
+    /// The same without the events up to this number.
+    #[must_use]
+    pub fn behind(mut self, seen: u64) -> Self {
+        self.seen = self.seen.max(seen);
+        self
+    }
+
     /// Some of the next events that are kept, in order; none where all were given.
     pub fn kept(&mut self) -> io::Result<Vec<Event>> {
+        let lines = self.kept_lines()?;
+        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).map_err(io::Error::from)).collect()
+    }
+
+    /// The same as they were written, one JSON document a line; empty where all were given.
+    pub fn kept_lines(&mut self) -> io::Result<Vec<u8>> {
         while self.seen < *self.last.borrow_and_update() {
             let Some(first) = self.segment_of_next() else { break };
-            let events = self.read_batch(first)?;
-            if !events.is_empty() {
-                return Ok(events);
+            let lines = self.read_batch(first)?;
+            if !lines.is_empty() {
+                return Ok(lines);
             }
         }
         Ok(Vec::new())
@@ -64,39 +78,44 @@ impl Cursor {
         Some(first)
     }
 
-    fn read_batch(&mut self, first: u64) -> io::Result<Vec<Event>> {
+    /// The next lines of a segment, without those that were seen.
+    fn read_batch(&mut self, first: u64) -> io::Result<Vec<u8>> {
         if self.at.as_ref().is_none_or(|(open, ..)| *open != first) {
             match File::open(segment_path(&self.log.shared.dir, first)) {
                 Ok(file) => self.at = Some((first, file, 0)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(self.pass_over(first)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.pass_over(first);
+                    return Ok(Vec::new());
+                }
                 Err(error) => return Err(error),
             }
             self.next_line = first;
         }
         let (_, file, offset) = self.at.as_mut().expect("opened above");
-        let bytes = read_lines(file, *offset)?;
-        if bytes.is_empty() {
-            return Ok(self.pass_over(first));
+        let mut lines = read_lines(file, *offset)?;
+        if lines.is_empty() {
+            self.pass_over(first);
+            return Ok(lines);
         }
-        *offset += bytes.len() as u64;
-        let mut events = Vec::new();
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let seq = self.next_line;
-            self.next_line += 1;
-            if seq > self.seen {
-                self.seen = seq;
-                events.push(serde_json::from_slice(line).map_err(io::Error::from)?);
+        *offset += lines.len() as u64;
+        let mut seen_bytes = 0;
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            if self.next_line <= self.seen {
+                seen_bytes += line.len();
+            } else {
+                self.seen = self.next_line;
             }
+            self.next_line += 1;
         }
-        Ok(events)
+        lines.drain(..seen_bytes);
+        Ok(lines)
     }
 
     /// Goes on behind a segment that was dropped while this cursor was in it, or that somebody cut short.
-    fn pass_over(&mut self, first: u64) -> Vec<Event> {
+    fn pass_over(&mut self, first: u64) {
         let writer = self.log.shared.writer();
         let following = writer.segments.iter().find(|following| **following > first);
         self.seen = self.seen.max(following.map_or(writer.last, |following| following - 1));
-        Vec::new()
     }
 }
 

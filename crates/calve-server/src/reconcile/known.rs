@@ -1,6 +1,7 @@
 //! What the loop knows of machines beyond their records, and what it says of it in events.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use calve_core::plan::{Agent, Created, Fault, Phase, Sight, Tick};
@@ -15,14 +16,30 @@ use super::{AgentReport, Effects};
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest such pause: bounds how late a stop or a destruction gets by a failure before it.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longest pause before a lease is told again to a machine that does not answer: it ends at the deadline that it knows all
+/// the same. What was decided meanwhile does not wait for this ([`Known::hurry`]).
+const LEASE_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Pauses from here on end at whole multiples of this: machines that are away are tried again in a few rounds a second, not
+/// each in a round of its own.
+const PAUSE_STEP: Duration = Duration::from_millis(250);
+/// Effects that failed are tried again at most so often a second, of all machines together: where more machines are away
+/// than that, their retries must not take the processor from those that are there.
+const RETRIES_MAX_PER_SECOND: u32 = 500;
 
 /// What is known of each machine.
 #[derive(Default)]
 pub(super) struct Known {
     pub sights: BTreeMap<MachineId, Sight>,
-    /// Failures in a row.
-    failures: BTreeMap<MachineId, u32>,
+    failures: BTreeMap<MachineId, Failures>,
     tick: u64,
+}
+
+/// Failures in a row of effects on one machine.
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    count: u32,
+    /// The machine's goal at the last of them.
+    goal: Goal,
 }
 
 /// What was being done, as the outcome is understood by it.
@@ -67,8 +84,15 @@ impl Known {
                 true
             }
             Outcome::Done { lease, result } => {
-                if let Err(fault) = &result {
-                    tracing::warn!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
+                match &result {
+                    Ok(()) => {}
+                    // Once is enough: it is tried again and again.
+                    Err(fault) if self.failures.contains_key(&doing.id) => {
+                        tracing::debug!(machine = %doing.id, effect = ?doing.effect, "failed again: {}", fault.message);
+                    }
+                    Err(fault) => {
+                        tracing::warn!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
+                    }
                 }
                 let failed = result.is_err() && !matches!(doing.effect, Some(Effect::Create { .. }));
                 let again = matches!(doing.effect, Some(Effect::Destroy { .. })) && sight.destroyed;
@@ -98,10 +122,16 @@ impl Known {
             }
         };
         if failed {
-            let failures = self.failures.entry(doing.id).or_default();
-            let pause = PAUSE_MIN.saturating_mul(1 << (*failures).min(10)).min(PAUSE_MAX);
-            sight.pause_until = Some(now.after(pause));
-            *failures += 1;
+            let crowd = u32::try_from(self.failures.len()).unwrap_or(u32::MAX);
+            let failures = self.failures.entry(doing.id).or_insert(Failures { count: 0, goal: doing.goal });
+            let longest = match doing.effect {
+                Some(Effect::SetLease) => LEASE_PAUSE_MAX,
+                _ => PAUSE_MAX,
+            };
+            let pause = PAUSE_MIN.saturating_mul(1 << failures.count.min(10));
+            let pause = pause.max(Duration::from_secs(1) * crowd / RETRIES_MAX_PER_SECOND).min(longest);
+            sight.pause_until = Some(pause_end(doing.id, now, pause));
+            *failures = Failures { count: failures.count + 1, goal: doing.goal };
         } else if doing.effect.is_some() {
             sight.pause_until = None;
             self.failures.remove(&doing.id);
@@ -132,6 +162,9 @@ impl Known {
             if agent.linked && before.is_none_or(|before| !before.linked) {
                 // It may be a new agent, or the old one may not have heard.
                 (sight.started, sight.stop_told) = (None, None);
+                // What failed for want of it need not wait any longer.
+                sight.pause_until = None;
+                self.failures.remove(id);
             }
             if agent.phase == Some(Phase::Ended) {
                 sight.ended_at.get_or_insert(now);
@@ -151,6 +184,19 @@ impl Known {
             }
         }
         lost
+    }
+
+    /// Ends the pauses of machines for which something else was decided since their last failure.
+    pub fn hurry(&mut self, machines: &BTreeMap<MachineId, Machine>) {
+        for (id, failures) in &mut self.failures {
+            let goal = machines.get(id).map(|machine| machine.goal);
+            if let Some(goal) = goal.filter(|goal| *goal != failures.goal) {
+                *failures = Failures { count: 0, goal };
+                if let Some(sight) = self.sights.get_mut(id) {
+                    sight.pause_until = None;
+                }
+            }
+        }
     }
 
     /// Whether the machine's agent is heard now.
@@ -183,6 +229,20 @@ impl Known {
         let sights = &self.sights;
         self.failures.retain(|id, _| sights.contains_key(id));
     }
+}
+
+/// When a pause that begins now ends. A long one may end after half of it, each machine's at its own part, so that those
+/// which failed together are not all tried again together.
+fn pause_end(id: MachineId, now: Timestamp, pause: Duration) -> Timestamp {
+    if pause < PAUSE_STEP {
+        return now.after(pause);
+    }
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    let part = u32::from(hasher.finish().to_le_bytes()[0]);
+    let end = now.after(pause * (256 + part) / 512);
+    let step_ms = PAUSE_STEP.as_millis() as u64;
+    Timestamp(end.0.div_ceil(step_ms).saturating_mul(step_ms))
 }
 
 /// What a step that panicked counts as.

@@ -26,7 +26,7 @@ pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create, create_announced};
 pub(super) use names::sweep;
 pub use names::{NAME_CLAIM_MAX, released};
-pub use view::View;
+pub use view::{Row, View};
 
 /// Key prefix of the records of machines.
 pub const MACHINES: &str = "machine/";
@@ -123,7 +123,8 @@ pub(super) async fn put(
     expect: Expect,
     durability: Durability,
 ) -> Result<Revision, StateError> {
-    let value = Bytes::from(value);
+    // Without the room that the vector has to spare: the state keeps it.
+    let value = Bytes::from(value.into_boxed_slice());
     match state.put(key, value.clone(), expect, durability).await {
         Err(error @ (StateError::Failed(_) | StateError::Full)) => match state.get(key).await {
             Ok(Some(entry)) if entry.value == value => Ok(entry.revision),

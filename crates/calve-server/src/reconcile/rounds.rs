@@ -30,6 +30,11 @@ const LIST_SOON: Duration = Duration::from_secs(1);
 const DRIVERS_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between rounds: heals a bell that was not rung.
 const ROUND_EVERY: Duration = Duration::from_secs(60);
+/// Longest rest after a round: beyond it the host is so busy that waiting would not help requests either.
+const REST_MAX: Duration = Duration::from_millis(100);
+/// A list is followed by a pause of at least so many times as long as it took: listing thousands of machines means looking
+/// at thousands of processes.
+const LIST_REST: u32 = 10;
 /// Pause after the state could not be read.
 const STATE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -62,6 +67,8 @@ struct Look {
     under_way: bool,
     began: Option<Timestamp>,
     failed: bool,
+    /// How long the last one took.
+    took: Duration,
 }
 
 /// What a task brought.
@@ -104,6 +111,7 @@ impl Rounds {
         }
         let mut woken = Woken::Bell;
         loop {
+            let began = self.effects.now();
             let wake = match self.round(woken).await {
                 Ok(wake) => wake,
                 Err(error) => {
@@ -111,6 +119,12 @@ impl Rounds {
                     self.effects.now().after(STATE_PAUSE)
                 }
             };
+            // A round over thousands of machines takes milliseconds, in which requests wait for the records: it is followed
+            // by a rest as long as itself, in which what happens gathers for the next.
+            let took = self.effects.now().since(began);
+            if !took.is_zero() {
+                tokio::time::sleep(took.min(REST_MAX)).await;
+            }
             woken = self.wait(wake).await;
         }
     }
@@ -142,6 +156,7 @@ impl Rounds {
             let content = view.content();
             let machines = &content.machines;
             let lost = self.known.hear(&reports, machines, &*self.effects, now);
+            self.known.hurry(machines);
             self.known.drop_ended(machines, self.listed_at(), now);
             let world = World {
                 node: &self.node,
@@ -241,18 +256,19 @@ impl Rounds {
         let mut waiting = plan.waits.iter().filter(|wait| wait.on == On::List);
         let wanted = lost || waiting.clone().any(|wait| self.known.settled(wait.id) > self.listing_tick);
         let unheard = unheard || waiting.next().is_some();
+        let soon = LIST_SOON.max(self.listing.took * LIST_REST);
         let due = match self.listing.began {
             None => now,
-            Some(began) if self.listing.failed => began.after(LIST_SOON),
+            Some(began) if self.listing.failed => began.after(soon),
             Some(_) if wanted => now,
-            Some(began) if unheard => began.after(LIST_SOON),
+            Some(began) if unheard => began.after(soon),
             Some(began) if living => began.after(LIST_EVERY),
             Some(_) => return None,
         };
         if now < due {
             return Some(due);
         }
-        self.listing = Look { under_way: true, began: Some(now), failed: false };
+        self.listing = Look { under_way: true, began: Some(now), failed: false, took: Duration::ZERO };
         self.listing_tick = self.known.tick();
         let (tick, effects) = (self.listing_tick, self.effects.clone());
         let heard: BTreeSet<MachineId> = self.known.heard().collect();
@@ -276,7 +292,7 @@ impl Rounds {
         if now < due {
             return Some(due);
         }
-        self.asking = Look { under_way: true, began: Some(now), failed: false };
+        self.asking = Look { under_way: true, began: Some(now), failed: false, took: Duration::ZERO };
         let effects = self.effects.clone();
         self.tasks.spawn(async move { Done::Drivers(now, effects.drivers().await) });
         None
@@ -307,7 +323,10 @@ impl Rounds {
                 self.doing.remove(&task);
                 self.known.end(&doing, outcome, now);
             }
-            Ok((_, Done::Listed(tick, found))) => self.take_lists(tick, found),
+            Ok((_, Done::Listed(tick, found))) => {
+                self.listing.took = self.listing.began.map_or(Duration::ZERO, |began| now.since(began));
+                self.take_lists(tick, found);
+            }
             Ok((_, Done::Drivers(as_of, drivers))) => {
                 self.asking.under_way = false;
                 let usable = |state: DriverState| (state.driver, state.unusable.map_or(Ok(()), Err));
@@ -345,7 +364,7 @@ impl Rounds {
 }
 
 fn failed(now: Timestamp) -> Look {
-    Look { under_way: false, began: Some(now), failed: true }
+    Look { under_way: false, began: Some(now), failed: true, took: Duration::ZERO }
 }
 
 /// The goal that the step's record has once it is written.

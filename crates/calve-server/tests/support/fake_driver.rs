@@ -1,7 +1,7 @@
 //! A driver whose machines are tasks of the test process: they outlive the server, and do what their program's arguments
 //! say, one after the other:
 //!
-//! `out:TEXT` and `err:TEXT` are said · `exit:N` ends · `wait` waits for the stop · `cat` says what comes on standard
+//! `out:TEXT` and `err:TEXT` are said · `back-off:N` is down after N starts · `exit:N` ends · `wait` waits for the stop · `cat` says what comes on standard
 //! input until that ends. Commands in it (`exec`) say their arguments, then their input if asked for, and end with 7.
 
 use std::collections::BTreeMap;
@@ -185,6 +185,10 @@ impl FakeAgent {
                 ("out", text) => self.output(connection, Channel::Stdout, text.as_bytes()).await?,
                 ("err", text) => self.output(connection, Channel::Stderr, text.as_bytes()).await?,
                 ("exit", code) => return self.end(connection, code.parse().ok(), None).await,
+                ("back-off", starts) => {
+                    self.status.starts = starts.parse().unwrap();
+                    self.phase(connection, Phase::BackingOff).await?;
+                }
                 ("cat", _) => {
                     self.reads_input = true;
                     return Ok(());

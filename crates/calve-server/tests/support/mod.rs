@@ -63,6 +63,7 @@ impl Home {
             },
             listen: None,
             token_file: None,
+            agents: None,
             idle_exit: None,
             version: "test".to_owned(),
         }

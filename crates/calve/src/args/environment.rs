@@ -140,6 +140,6 @@ mod tests {
         assert!(sentence(&[], &[&format!("A={}", "x".repeat(200_000))]).contains("A has 195K"));
         let many: Vec<String> = (0..100).map(|n| format!("V{n}={}", "x".repeat(100_000))).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(sentence(&[], &many), "the environment has 9.5M, a program takes at most 1M");
+        assert_eq!(sentence(&[], &many), "the environment has 9.5M, a program takes at most 480K");
     }
 }

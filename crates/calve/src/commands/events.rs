@@ -5,9 +5,12 @@ use http_body_util::BodyExt;
 
 use super::{logs, ps};
 use crate::args::parse_duration;
-use crate::client::Client;
+use crate::client::{Client, with_query};
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui;
+
+/// Events that are shown where nobody says how many: what a person can look through. A server keeps a hundred times as many.
+const LAST_DEFAULT: u64 = 1000;
 
 /// Shows what happened, in order, and who caused it.
 #[derive(Debug, clap::Args)]
@@ -18,6 +21,9 @@ pub struct Args {
     /// Only what happened in this time until now, e.g. 10m.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     since: Option<Duration>,
+    /// Of what happened already, only the last N. [default: 1000; with --since all of that time]
+    #[arg(long, short = 'n', value_name = "N")]
+    last: Option<u64>,
     /// Print an array of objects; with --follow one object a line.
     #[arg(long)]
     json: bool,
@@ -25,39 +31,39 @@ pub struct Args {
 
 pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
-    let from_ms = args.since.map_or(0, |since| ps::now().0.saturating_sub(since.as_millis() as u64));
+    let since_ms = args.since.map(|since| ps::now().0.saturating_sub(since.as_millis() as u64).to_string());
+    let last = args.last.or(since_ms.is_none().then_some(LAST_DEFAULT));
+    let path = with_query(
+        "/v1/events",
+        &[
+            ("follow", args.follow.then(|| "true".to_owned())),
+            ("since_ms", since_ms),
+            ("last", last.map(|count| count.to_string())),
+        ],
+    );
     if args.follow {
-        return follow(&client, from_ms, args.json).await;
+        return follow(&client, &path, args.json).await;
     }
-    let bytes = client.get_bytes("/v1/events").await?;
-    if args.json && args.since.is_none() {
+    let bytes = client.get_bytes(&path).await?;
+    if args.json {
         ui::json(&bytes)?;
         return Ok(ExitStatus::Success);
     }
-    let mut events: Vec<Event> = serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::failed("the server's events do not parse").caused_by(error))?;
-    events.retain(|event| event.time_unix_ms >= from_ms);
-    if args.json {
-        ui::json(&serde_json::to_vec(&events).expect("what was parsed can be written"))?;
-        return Ok(ExitStatus::Success);
-    }
+    let events: Vec<Event> = client.parse(&bytes)?;
     let text: String = events.iter().map(|event| format!("{}\n", show(event))).collect();
     ui::data(text.as_bytes())?;
     Ok(ExitStatus::Success)
 }
 
-async fn follow(client: &Client, from_ms: u64, json: bool) -> Outcome {
-    let mut body = client.get_stream("/v1/events?follow=true", "text/event-stream").await?;
+async fn follow(client: &Client, path: &str, json: bool) -> Outcome {
+    let mut body = client.get_stream(path, "text/event-stream").await?;
     let mut lines = EventStream::default();
     while let Some(part) = body.frame().await {
         let part = part.map_err(|error| Failure::failed("the events broke off").caused_by(error))?;
         let Ok(bytes) = part.into_data() else { continue };
         for data in lines.feed(&bytes) {
-            let event: Event = serde_json::from_str(&data)
-                .map_err(|error| Failure::failed("the server's event does not parse").caused_by(error))?;
-            if event.time_unix_ms >= from_ms {
-                ui::line(&if json { data } else { show(&event) })?;
-            }
+            let event: Event = client.parse(data.as_bytes())?;
+            ui::line(&if json { data } else { show(&event) })?;
         }
     }
     Err(Failure::failed("the server has ended").hint("`calve events -f` goes on with the next one"))

@@ -1,8 +1,11 @@
+use std::borrow::Cow;
+use std::str::FromStr;
 use std::time::Duration;
 
-use calve_core::{State, Timestamp};
-use calve_wire::api::MachineSummary;
+use calve_core::{DriverName, State, Timestamp};
+use calve_wire::api::Condition;
 use calve_wire::machine::{Exit, PortMapping};
+use serde::{Deserialize, Deserializer, de};
 
 use crate::args::show_duration;
 use crate::client::Client;
@@ -23,12 +26,13 @@ pub struct Args {
 pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
     let path = if args.all { "/v1/machines?all=true" } else { "/v1/machines" };
+    let bytes = client.get_bytes(path).await?;
     // As the server said it: parsing and writing 10,000 machines again would only cost time.
     if args.json {
-        ui::json(&client.get_bytes(path).await?)?;
+        ui::json(&bytes)?;
         return Ok(ExitStatus::Success);
     }
-    let machines: Vec<MachineSummary> = client.get(path).await?;
+    let machines: Vec<Row<'_>> = client.parse(&bytes)?;
     let now = now();
     let mut table = Table::new(["NAME", "KIND", "STATE", "DRIVER", "AGE", "LEASE", "PORTS", "RUNS"]);
     for machine in &machines {
@@ -38,12 +42,54 @@ pub async fn run(args: Args) -> Outcome {
     Ok(ExitStatus::Success)
 }
 
-fn row(machine: &MachineSummary, now: Timestamp) -> [Cell; 8] {
+/// What the table shows of a [`calve_wire::api::MachineSummary`], its texts where they lie in the answer: a copy of each
+/// text of 10,000 machines would take as long as everything else.
+#[derive(Deserialize)]
+struct Row<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
+    #[serde(deserialize_with = "word")]
+    state: State,
+    ready: Option<bool>,
+    #[serde(default)]
+    condition: Option<Condition>,
+    #[serde(default)]
+    restarts: u32,
+    #[serde(deserialize_with = "optional_word")]
+    driver: Option<DriverName>,
+    #[serde(borrow)]
+    runs: Cow<'a, str>,
+    created_unix_ms: u64,
+    deadline_unix_ms: Option<u64>,
+    exit: Option<Exit>,
+    ports: Vec<PortMapping>,
+}
+
+/// A word of `calve-core`; such words need no escapes in JSON.
+fn word<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    <&str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+}
+
+fn optional_word<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let word = Option::<&str>::deserialize(deserializer)?;
+    word.map(|word| word.parse().map_err(de::Error::custom)).transpose()
+}
+
+fn row<'a>(machine: &'a Row<'a>, now: Timestamp) -> [Cell<'a>; 8] {
     let age = show_duration(now.since(Timestamp(machine.created_unix_ms)));
     [
-        Cell::new(machine.name.as_str()),
-        Cell::new(machine.kind.as_str()),
-        state(machine),
+        Cell::new(&*machine.name),
+        Cell::new(&*machine.kind),
+        match machine.exit {
+            Some(exit) if machine.state.is_terminal() => ended(machine.state, &exit),
+            _ => state(machine.state, machine.ready, machine.condition, machine.restarts),
+        },
         Cell::new(machine.driver.map_or("-", |driver| driver.as_str())),
         Cell::new(age),
         lease(machine, now),
@@ -51,29 +97,44 @@ fn row(machine: &MachineSummary, now: Timestamp) -> [Cell; 8] {
             true => String::new(),
             false => machine.ports.iter().map(show_port).collect::<Vec<_>>().join(" "),
         }),
-        Cell::new(machine.runs.as_str()),
+        Cell::new(&*machine.runs),
     ]
 }
 
-/// The state, with readiness or the program's end where there is one.
-fn state(machine: &MachineSummary) -> Cell {
-    let word = machine.state.as_str();
-    match (machine.ready, machine.exit) {
-        (Some(true), _) if machine.state == State::Running => {
-            Cell::new(format!("{word} (ready)")).colour(Colour::Green)
-        }
-        (Some(false), _) if machine.state == State::Running => {
-            Cell::new(format!("{word} (not ready)")).colour(Colour::Yellow)
-        }
-        (_, Some(exit)) if machine.state.is_terminal() => {
-            let colour = if exit.code == Some(0) { Colour::Dim } else { Colour::Red };
-            Cell::new(format!("{word} ({})", show_exit(&exit))).colour(colour)
-        }
-        _ => ui::state(machine.state),
-    }
+fn ended(state: State, exit: &Exit) -> Cell<'static> {
+    let colour = if exit.code == Some(0) { Colour::Dim } else { Colour::Red };
+    Cell::new(format!("{} ({})", state.as_str(), show_exit(exit))).colour(colour)
 }
 
-fn lease(machine: &MachineSummary, now: Timestamp) -> Cell {
+/// The state with what it does not tell: `running (ready)`, `running (backing off, 4 restarts)`.
+pub fn state(
+    state: State,
+    ready: Option<bool>,
+    condition: Option<Condition>,
+    restarts: u32,
+) -> Cell<'static> {
+    let health = match (condition, ready) {
+        (Some(Condition::BackingOff), _) => Some(("backing off", Colour::Yellow)),
+        (None, Some(true)) => Some(("ready", Colour::Green)),
+        (None, Some(false)) => Some(("not ready", Colour::Yellow)),
+        (None, None) => None,
+    };
+    let restarts = match restarts {
+        _ if state != State::Running => None,
+        0 => None,
+        1 => Some("1 restart".to_owned()),
+        count => Some(format!("{count} restarts")),
+    };
+    let colour = health.map(|(_, colour)| colour);
+    let notes: Vec<&str> = health.map(|(text, _)| text).into_iter().chain(restarts.as_deref()).collect();
+    if notes.is_empty() {
+        return ui::state(state);
+    }
+    let text = format!("{} ({})", state.as_str(), notes.join(", "));
+    Cell::new(text).colour(colour.unwrap_or(Colour::Green))
+}
+
+fn lease(machine: &Row<'_>, now: Timestamp) -> Cell<'static> {
     match machine.deadline_unix_ms {
         _ if machine.state.is_terminal() => Cell::new("-"),
         None => Cell::new("none"),
@@ -103,4 +164,50 @@ pub fn show_exit(exit: &Exit) -> String {
 pub fn now() -> Timestamp {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Timestamp(since_epoch.unwrap_or(Duration::ZERO).as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use calve_wire::api::MachineSummary;
+
+    /// A row is read from what the server writes.
+    #[test]
+    fn a_row_is_part_of_a_summary() {
+        let summary = MachineSummary {
+            id: "0".repeat(32).parse().unwrap(),
+            name: "web".parse().unwrap(),
+            kind: "service".to_owned(),
+            state: State::Running,
+            ready: None,
+            condition: Some(Condition::BackingOff),
+            restarts: 4,
+            driver: Some(DriverName::Sandbox),
+            node: None,
+            runs: "/nix/store/\"x\"".to_owned(),
+            created_unix_ms: 1000,
+            deadline_unix_ms: None,
+            exit: None,
+            ports: Vec::new(),
+        };
+        let json = serde_json::to_string(&summary).unwrap();
+        let read: Row<'_> = serde_json::from_str(&json).unwrap();
+        let mut table = Table::without_headings();
+        table.row(row(&read, Timestamp(61_000)));
+        let line = "web  service  running (backing off, 4 restarts)  sandbox  1m  none    /nix/store/\"x\"\n";
+        assert_eq!(table.render(), line);
+    }
+
+    #[test]
+    fn a_restarted_program_does_not_look_like_one_that_never_fell() {
+        let text = |ready, condition, restarts| {
+            let mut table = Table::without_headings();
+            table.row([state(State::Running, ready, condition, restarts)]);
+            table.render().trim_end().to_owned()
+        };
+        assert_eq!(text(None, None, 0), "running");
+        assert_eq!(text(None, None, 1), "running (1 restart)");
+        assert_eq!(text(Some(true), None, 2), "running (ready, 2 restarts)");
+        assert_eq!(text(Some(false), Some(Condition::BackingOff), 0), "running (backing off)");
+    }
 }

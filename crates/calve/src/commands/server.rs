@@ -35,6 +35,12 @@ pub struct Args {
     /// File of the token for --listen; made where it does not exist. [default: token in the data directory]
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
+    /// Also listen on this address for agents of machines elsewhere, which dial in over TLS.
+    ///
+    /// They know the server by its certificate's fingerprint, which `calve server status` shows; key and certificate are
+    /// made once and kept in the data directory.
+    #[arg(long, value_name = "ADDR:PORT")]
+    agents: Option<SocketAddr>,
     /// End after this time without a client and without a machine. [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     idle_exit: Option<Duration>,
@@ -106,6 +112,10 @@ async fn status(json: bool) -> Outcome {
     line("data", info.data_dir);
     for listens in info.listens {
         line("listens", listens);
+    }
+    if let Some(door) = info.agents {
+        line("agents dial", door.listens);
+        line("fingerprint", door.fingerprint);
     }
     table.print()?;
     Ok(ExitStatus::Success)

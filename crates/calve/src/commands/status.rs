@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use calve_core::{MachineName, Timestamp};
 use calve_wire::api::MachineView;
 use calve_wire::machine::{Network, Probe, Restart, Workload};
@@ -37,7 +39,7 @@ pub async fn run(args: Args) -> Outcome {
 struct Lines(Table<2>);
 
 impl Lines {
-    fn add(&mut self, label: &str, value: impl Into<String>) {
+    fn add<'a>(&mut self, label: &str, value: impl Into<Cow<'a, str>>) {
         self.0.row([Cell::new(label).colour(Colour::Bold), Cell::new(value)]);
     }
 }
@@ -49,7 +51,8 @@ fn describe(machine: &MachineView, lines: &mut Lines) {
     lines.add("name", summary.name.as_str());
     lines.add("id", summary.id.to_string());
     let reason = machine.stop_reason.map(|reason| format!(", {reason}")).unwrap_or_default();
-    lines.0.row([Cell::new("state").colour(Colour::Bold), ui::state(summary.state)]);
+    let state = ps::state(summary.state, None, summary.condition, summary.restarts);
+    lines.0.row([Cell::new("state").colour(Colour::Bold), state]);
     lines.add("since", format!("{}{reason}", ago(machine.state_since_unix_ms)));
     if let Some(ready) = summary.ready {
         lines.add("ready", if ready { "yes" } else { "no" });

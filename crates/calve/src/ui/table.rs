@@ -1,7 +1,7 @@
-//! Columns of text. Rows are measured and written once: a listing of 10,000 machines must take milliseconds, which
-//! general table libraries (some 12 µs a row with eight columns) do not leave room for.
+//! Columns of text. Rows are measured as they come, kept as one text and written once: a listing of 10,000 machines must
+//! take milliseconds, which general table libraries (some 12 µs a row with eight columns) do not leave room for.
 
-use std::fmt::Write as _;
+use std::borrow::Cow;
 
 use super::{Colour, data, painted};
 use crate::failure::Outcome;
@@ -11,16 +11,17 @@ const GAP: usize = 2;
 
 /// Text in a colour.
 #[derive(Debug, Clone)]
-pub struct Cell {
-    text: String,
+pub struct Cell<'a> {
+    text: Cow<'a, str>,
     colour: Colour,
 }
 
-impl Cell {
+impl<'a> Cell<'a> {
     /// Plain text. Control characters, which would move the cursor, are shown as dots.
-    pub fn new(text: impl Into<String>) -> Self {
+    pub fn new(text: impl Into<Cow<'a, str>>) -> Self {
         let mut text = text.into();
-        if text.contains(char::is_control) {
+        // Only a text with other than printable ASCII is looked at character by character.
+        if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && text.contains(char::is_control) {
             text = text.chars().map(|c| if c.is_control() { '·' } else { c }).collect();
         }
         Self { text, colour: Colour::Plain }
@@ -40,23 +41,42 @@ impl Cell {
 
 /// Columns of text with a heading.
 pub struct Table<const N: usize> {
-    rows: Vec<[Cell; N]>,
+    /// The texts of all cells, one behind the other.
+    text: String,
+    rows: Vec<[Place; N]>,
+    widths: [usize; N],
+}
+
+/// Where a cell's text ends, and how it is shown.
+#[derive(Clone, Copy)]
+struct Place {
+    end: usize,
+    width: usize,
+    colour: Colour,
 }
 
 impl<const N: usize> Table<N> {
     /// A table with these headings.
     pub fn new(headings: [&str; N]) -> Self {
-        Self { rows: vec![headings.map(|heading| Cell::new(heading).colour(Colour::Bold))] }
+        let mut table = Self::without_headings();
+        table.row(headings.map(|heading| Cell::new(heading).colour(Colour::Bold)));
+        table
     }
 
     /// A table of rows that speak for themselves.
     pub fn without_headings() -> Self {
-        Self { rows: Vec::new() }
+        Self { text: String::new(), rows: Vec::new(), widths: [0; N] }
     }
 
     /// Adds a row.
-    pub fn row(&mut self, cells: [Cell; N]) {
-        self.rows.push(cells);
+    pub fn row(&mut self, cells: [Cell<'_>; N]) {
+        let mut places = [Place { end: 0, width: 0, colour: Colour::Plain }; N];
+        for ((cell, place), widest) in cells.iter().zip(&mut places).zip(&mut self.widths) {
+            self.text.push_str(&cell.text);
+            *place = Place { end: self.text.len(), width: cell.width(), colour: cell.colour };
+            *widest = place.width.max(*widest);
+        }
+        self.rows.push(places);
     }
 
     /// Prints it to standard output.
@@ -64,23 +84,22 @@ impl<const N: usize> Table<N> {
         data(self.render().as_bytes())
     }
 
-    fn render(&self) -> String {
-        let mut widths = [0; N];
+    pub(crate) fn render(&self) -> String {
+        let line = self.widths.iter().sum::<usize>() + N * GAP + 1;
+        let blanks = " ".repeat(line);
+        let mut text = String::with_capacity(self.rows.len() * line);
+        let mut begin = 0;
         for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.width());
-            }
-        }
-        let mut text = String::with_capacity(self.rows.len() * (widths.iter().sum::<usize>() + N * GAP + 1));
-        for row in &self.rows {
-            for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
-                match cell.colour {
-                    Colour::Plain => text.push_str(&cell.text),
-                    colour => text.push_str(&painted(&cell.text, colour)),
+            for (index, (place, width)) in row.iter().zip(self.widths).enumerate() {
+                let cell = &self.text[begin..place.end];
+                begin = place.end;
+                match place.colour {
+                    Colour::Plain => text.push_str(cell),
+                    colour => text.push_str(&painted(cell, colour)),
                 }
                 // Nothing behind the last column, so that lines do not wrap for blanks.
                 if index + 1 < N {
-                    let _ = write!(text, "{:1$}", "", width - cell.width() + GAP);
+                    text.push_str(&blanks[..width - place.width + GAP]);
                 }
             }
             text.truncate(text.trim_end_matches(' ').len());

@@ -130,6 +130,40 @@ fn an_incomplete_closure_is_refused_by_name() {
     assert!(ran.code != 0 && ran.stderr.contains(&bash), "{ran:?}");
 }
 
+#[test]
+fn a_living_machine_holds_its_closure_against_garbage_collection() {
+    let _store = STORE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let home = Home::new();
+    // A path of this test alone.
+    let tree = home.path().join("held");
+    std::fs::create_dir_all(tree.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+    std::fs::write(tree.join("home"), home.path().to_str().unwrap()).unwrap();
+    let nix_store = |args: &[&str]| {
+        let mut command = Command::new("nix-store");
+        command.args(args).env("NIX_CONFIG", CONFIG);
+        e2e::Ran::of(command)
+    };
+    let path = nix_store(&["--add", tree.to_str().unwrap()]).stdout.trim().to_owned();
+    home.ok(&["run", "-d", "--name", "holder", &format!("{path}/bin/busybox"), "--", "sleep", "600"]);
+    home.wait_for_running("holder");
+    let held = || {
+        let roots = nix_store(&["--gc", "--print-roots"]).stdout;
+        let ours = |line: &&str| line.contains(home.path().to_str().unwrap()) && line.contains("/roots/");
+        roots.lines().filter(ours).any(|line| line.ends_with(&path))
+    };
+    assert!(held());
+    // A collection between two servers spares it as well.
+    home.kill_server();
+    assert!(held());
+    let refused = nix_store(&["--delete", &path]);
+    assert!(refused.code != 0, "{refused:?}");
+    home.ok(&["stop", "holder"]);
+    assert!(!held());
+    let deleted = nix_store(&["--delete", &path]);
+    assert_eq!(deleted.code, 0, "{deleted:?}");
+}
+
 /// Moves a path, also across file systems.
 fn copy_aside(from: &str, to: &std::path::Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());

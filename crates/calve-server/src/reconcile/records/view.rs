@@ -1,8 +1,11 @@
-//! The records of all machines, parsed once a change; shared by the loop and the API.
+//! The records of all machines; shared by the loop and the API. Those of machines that live are parsed once a change. Ended
+//! machines are many and rarely asked for: of them the view keeps what decisions need, and the bytes that the state holds
+//! as well, parsed when somebody asks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use calve_core::plan::Wait;
 use calve_core::{Machine, MachineId, MachineName, Timestamp};
 use calve_wire::record::{MachineRecord, VoidRecord};
@@ -19,7 +22,7 @@ pub struct View(Arc<Mutex<Content>>);
 pub(in crate::reconcile) struct Content {
     /// The moment.
     seen: Revision,
-    records: BTreeMap<MachineId, (Revision, Arc<MachineRecord>)>,
+    records: BTreeMap<MachineId, (Revision, Kept)>,
     /// The records as decisions see them.
     pub machines: BTreeMap<MachineId, Machine>,
     names: BTreeMap<MachineName, MachineId>,
@@ -41,6 +44,42 @@ pub(super) struct Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         self.view.content().reserved.remove(&self.number);
+    }
+}
+
+/// A record as the view holds it.
+#[derive(Clone)]
+enum Kept {
+    Living(Arc<MachineRecord>),
+    /// As it is stored; it was parsed once, so it can be.
+    Ended(Bytes),
+}
+
+impl Kept {
+    fn record(&self) -> Arc<MachineRecord> {
+        match self {
+            Self::Living(record) => record.clone(),
+            Self::Ended(value) => {
+                Arc::new(MachineRecord::from_json(value).expect("these very bytes were parsed before"))
+            }
+        }
+    }
+}
+
+/// A machine in a list: its record is parsed only for who needs it.
+#[derive(Clone)]
+pub struct Row {
+    /// The machine.
+    pub id: MachineId,
+    /// When its record last changed; tells whether what was made from it is still right.
+    pub revision: Revision,
+    kept: Kept,
+}
+
+impl Row {
+    /// Its record.
+    pub fn record(&self) -> Arc<MachineRecord> {
+        self.kept.record()
     }
 }
 
@@ -71,6 +110,7 @@ impl View {
             content.remove_others(&entries, revision);
             entries.iter().for_each(|entry| content.set(entry));
             content.seen = revision;
+            content.pack();
         }
         Ok(())
     }
@@ -85,7 +125,7 @@ impl View {
         let content = self.content();
         let named = name_or_id.parse().ok().and_then(|name: MachineName| content.names.get(&name).copied());
         let id = named.or_else(|| name_or_id.parse().ok())?;
-        content.records.get(&id).map(|(_, record)| record.clone())
+        content.record(id).map(|(_, record)| record)
     }
 
     /// The record of a machine.
@@ -95,7 +135,27 @@ impl View {
 
     /// Every machine's record, the oldest first.
     pub fn all(&self) -> Vec<Arc<MachineRecord>> {
-        self.content().records.values().map(|(_, record)| record.clone()).collect()
+        self.content().records.values().map(|(_, kept)| kept.record()).collect()
+    }
+
+    /// The records of the machines that have not ended, the oldest first.
+    pub fn all_living(&self) -> Vec<Arc<MachineRecord>> {
+        let content = self.content();
+        let living = content.records.values().filter_map(|(_, kept)| match kept {
+            Kept::Living(record) => Some(record.clone()),
+            Kept::Ended(_) => None,
+        });
+        living.collect()
+    }
+
+    /// The machines, the oldest first; those that have ended only where they are wanted.
+    pub fn rows(&self, with_ended: bool) -> Vec<Row> {
+        let content = self.content();
+        let wanted = content.records.iter();
+        let wanted = wanted.filter(|(_, (_, kept))| with_ended || matches!(kept, Kept::Living(_)));
+        wanted
+            .map(|(id, (revision, kept))| Row { id: *id, revision: *revision, kept: kept.clone() })
+            .collect()
     }
 
     /// How many machines have not ended.
@@ -118,7 +178,7 @@ impl View {
         let mut content = self.content();
         // An older one was shown already, if it has not even been removed again.
         if revision > content.seen {
-            content.keep(revision, record);
+            content.keep(revision, record, None);
         }
     }
 
@@ -155,7 +215,7 @@ impl Content {
     }
 
     pub fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
-        self.records.get(&id).cloned()
+        self.records.get(&id).map(|(revision, kept)| (*revision, kept.record()))
     }
 
     fn set(&mut self, entry: &Entry) {
@@ -163,6 +223,13 @@ impl Content {
             self.unreadable.insert(entry.key.clone(), entry.revision);
             return;
         };
+        if let Some((revision, Kept::Ended(value))) = self.records.get_mut(&id)
+            && *revision == entry.revision
+        {
+            // What was noted here gives way to the state's own copy.
+            *value = entry.value.clone();
+            return;
+        }
         let known = self.records.get(&id).is_some_and(|(revision, _)| *revision >= entry.revision)
             || self.unreadable.get(&entry.key).is_some_and(|revision| *revision >= entry.revision);
         if known {
@@ -170,7 +237,7 @@ impl Content {
         }
         self.unreadable.remove(&entry.key);
         match parse(id, &entry.value) {
-            Some(Parsed::Record(record)) => self.keep(entry.revision, Arc::new(*record)),
+            Some(Parsed::Record(record)) => self.keep(entry.revision, Arc::new(*record), Some(&entry.value)),
             Some(Parsed::Void(id, at)) => {
                 // The record that was there has been removed meanwhile.
                 self.remove(&entry.key);
@@ -183,7 +250,8 @@ impl Content {
         }
     }
 
-    fn keep(&mut self, revision: Revision, record: Arc<MachineRecord>) {
+    /// Keeps a record; `value` is how the state holds it, where that is at hand.
+    fn keep(&mut self, revision: Revision, record: Arc<MachineRecord>, value: Option<&Bytes>) {
         let id = record.id;
         if self.records.get(&id).is_some_and(|(known, _)| *known >= revision) {
             return;
@@ -193,18 +261,29 @@ impl Content {
             self.numbers.extend(record.name.number());
         }
         self.machines.insert(id, record.to_machine());
-        self.records.insert(id, (revision, record));
+        let kept = match record.state.is_terminal() {
+            true => Kept::Ended(value.cloned().unwrap_or_else(|| record.to_json().into())),
+            false => Kept::Living(record),
+        };
+        self.records.insert(id, (revision, kept));
+    }
+
+    /// Makes the maps anew: one that is made at once has no room to spare, one that grew in order is half empty.
+    fn pack(&mut self) {
+        self.records = std::mem::take(&mut self.records).into_iter().collect();
+        self.machines = std::mem::take(&mut self.machines).into_iter().collect();
+        self.names = std::mem::take(&mut self.names).into_iter().collect();
     }
 
     fn remove(&mut self, key: &str) {
         self.unreadable.remove(key);
         let Some(id) = id_of(key) else { return };
         self.voids.remove(&id);
-        self.machines.remove(&id);
-        let Some((_, record)) = self.records.remove(&id) else { return };
-        if self.names.get(&record.name) == Some(&id) {
-            self.names.remove(&record.name);
-            if let Some(number) = record.name.number() {
+        self.records.remove(&id);
+        let Some(machine) = self.machines.remove(&id) else { return };
+        if self.names.get(&machine.name) == Some(&id) {
+            self.names.remove(&machine.name);
+            if let Some(number) = machine.name.number() {
                 self.numbers.remove(&number);
             }
         }

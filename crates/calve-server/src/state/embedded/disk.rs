@@ -12,7 +12,7 @@ use super::{Change, Content, Revision};
 /// The version of the tables' layout that this program writes. Older ones are read, a newer one is refused.
 const FORMAT_VERSION: u64 = 1;
 /// Pages that the database keeps in memory: reads are served by the mirror, so little suffices.
-const CACHE_BYTES: usize = 4 * 1024 * 1024;
+const CACHE_BYTES: usize = 1024 * 1024;
 
 const VALUES: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("values");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -150,13 +150,14 @@ fn load(database: &Database) -> Result<Content, OpenError> {
     let values = reading.open_table(VALUES).map_err(lift)?;
     let meta = reading.open_table(META).map_err(lift)?;
     let revision = meta.get(META_REVISION).map_err(lift)?.map_or(0, |revision| revision.value());
-    let mut content = Content { revision, ..Content::default() };
-    for row in values.iter().map_err(lift)? {
+    let rows = values.iter().map_err(lift)?.map(|row| {
         let (key, value) = row.map_err(lift)?;
         let (revision, bytes) = value.value();
-        content.values.insert(key.value().to_owned(), (revision, Bytes::copy_from_slice(bytes)));
-    }
-    Ok(content)
+        Ok((key.value().to_owned(), (revision, Bytes::copy_from_slice(bytes))))
+    });
+    // Gathered and not inserted one by one: a map that is made at once has no room to spare.
+    let values = rows.collect::<Result<_, redb::Error>>()?;
+    Ok(Content { values, revision, ..Content::default() })
 }
 
 fn commit<'a>(database: &Database, changes: impl Iterator<Item = &'a Change>) -> Result<(), redb::Error> {

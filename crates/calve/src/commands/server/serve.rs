@@ -32,6 +32,7 @@ async fn serve(args: Args) -> Result<(), ServeError> {
         drivers: Arc::new(drivers),
         listen: args.listen,
         token_file: args.token_file,
+        agents: args.agents,
         idle_exit: args.idle_exit.or(args.on_demand.then_some(IDLE_EXIT_DEFAULT)),
         version: VERSION.to_owned(),
         dirs,
@@ -49,6 +50,9 @@ fn announce(ready: &Ready) {
         "listening on {}; Ctrl-C ends the server, machines go on",
         ready.listens.join(" and ")
     ));
+    if let Some(door) = &ready.agents {
+        ui::note(&format!("agents dial {} and expect the fingerprint {}", door.listens, door.fingerprint));
+    }
     if let Some(file) = &ready.token_file {
         ui::note(&format!("the token is in {}", file.display()));
     }
