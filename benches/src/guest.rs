@@ -104,6 +104,7 @@ impl Bench {
                 health: None,
                 limits: Limits::default(),
                 network: Network::None,
+                store: None,
                 ports: vec![],
                 source: Source::default(),
             },

@@ -64,6 +64,7 @@ impl Host {
                 health: None,
                 limits: Limits::default(),
                 network: Network::None,
+                store: None,
                 ports: vec![],
                 source: Source::default(),
             },
