@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use calve_core::DriverName;
 use calve_wire::machine::{Limits, Network, StoreDelivery, Workload};
 
 use super::command::StoreSource;
@@ -13,6 +14,7 @@ use super::{GuestPlan, Mode, Parameters, QemuOptions, tsc};
 use crate::driver::{DriverError, DriverErrorKind, Order};
 use crate::initrd::{Contents, InitrdError, initrd, static_busybox};
 use crate::kernel::{ClosureView, KERNEL_VARIABLE, Kernel, KernelError, Transport, host_kernel, system};
+use crate::run_dir::RunDirs;
 
 /// Memory of a guest for which none was said: a distribution's kernel takes 80 MiB of it.
 const MEMORY_DEFAULT_MIB: u64 = 256;
@@ -106,7 +108,8 @@ fn store(options: &QemuOptions, order: &Order) -> Result<Option<(StoreSource, St
             Ok(Some((StoreSource::Image(image), StorePlace::Image)))
         }
         StoreDelivery::Live => {
-            let live = live_store(&order.closure)?;
+            let dirs = RunDirs::new(&options.runtime_dir, DriverName::Qemu);
+            let live = live_store(&order.closure, &dirs.path(order.id))?;
             Ok(Some((StoreSource::Live(live), StorePlace::Live)))
         }
     }

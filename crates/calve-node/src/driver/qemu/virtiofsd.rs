@@ -50,23 +50,25 @@ impl Virtiofsd {
 
     /// Its command line. It gets its socket as standard input, locks itself into the directory, and caches without end:
     /// store paths never change. The limit of open files is set before.
-    fn argv(&self) -> Result<Vec<String>, DriverError> {
-        let program = utf8(&self.path)?;
+    fn argv(&self, run_dir: &Path) -> Result<Vec<String>, DriverError> {
+        let (program, dir) = (utf8(&self.path)?, utf8(&run_dir.join(LIVE_STORE_DIR))?);
         let arguments = if self.of_qemu {
-            let options = format!("source={LIVE_STORE_DIR},sandbox=chroot,cache=always,log_level=err");
+            // A comma separates options, unless a backslash comes before it.
+            let dir = dir.replace('\\', "\\\\").replace(',', "\\,");
+            let options = format!("source={dir},sandbox=chroot,cache=always,log_level=err");
             vec!["-f".into(), "--fd=0".into(), "--rlimit-nofile=0".into(), "-o".into(), options]
         } else {
             let words = ["--sandbox=chroot", "--cache=always", "--log-level=error", "--rlimit-nofile=0"];
-            let shared = ["--fd=0".to_owned(), format!("--shared-dir={LIVE_STORE_DIR}")];
+            let shared = ["--fd=0".to_owned(), format!("--shared-dir={dir}")];
             shared.into_iter().chain(words.map(str::to_owned)).collect()
         };
         Ok([vec![program], arguments].concat())
     }
 }
 
-/// What the guard starts for a guest that gets this closure live.
-pub(super) fn live_store(closure: &Closure) -> Result<LiveStore, DriverError> {
-    let argv = Virtiofsd::find()?.argv()?;
+/// What the guard starts for a guest with this run directory that gets this closure live.
+pub(super) fn live_store(closure: &Closure, run_dir: &Path) -> Result<LiveStore, DriverError> {
+    let argv = Virtiofsd::find()?.argv(run_dir)?;
     let paths = closure.paths.iter().map(mount).collect::<Result<_, _>>()?;
     Ok(LiveStore { argv, paths })
 }
@@ -91,8 +93,9 @@ mod tests {
     fn both_daemons_are_locked_into_the_closure() {
         for of_qemu in [true, false] {
             let daemon = Virtiofsd { path: "/v".into(), version: String::new(), of_qemu };
-            let line = daemon.argv().unwrap().join(" ");
-            for part in ["/v ", "--fd=0", "sandbox=chroot", "cache=always", "--rlimit-nofile=0"] {
+            let line = daemon.argv(Path::new("/run,dir")).unwrap().join(" ");
+            let place = if of_qemu { "source=/run\\,dir/store," } else { "--shared-dir=/run,dir/store" };
+            for part in [place, "/v ", "--fd=0", "sandbox=chroot", "cache=always", "--rlimit-nofile=0"] {
                 assert!(line.contains(part), "{part} in {line}");
             }
         }
