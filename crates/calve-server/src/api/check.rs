@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn each_limit_has_its_sentence() {
-        let cases: [(&str, Value, &str); 14] = [
+        let cases: [(&str, Value, &str); 15] = [
             ("/ttl_ms", json!(999), "a lease of 999 ms is not between 1 s and 366 days"),
             ("/ttl_ms", json!(u64::MAX), "is not between"),
             ("/grace_ms", json!(3_600_001), "over the longest, 3600 s"),

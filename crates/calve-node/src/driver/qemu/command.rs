@@ -7,6 +7,9 @@ use calve_wire::guard::{GUARD_SOCKET, LIVE_STORE_SOCKET, LiveStore};
 
 use crate::kernel::Transport;
 
+/// Ports of the virtio-serial device: the agent's, and the first one, which QEMU keeps for a console. The guest sets up
+/// two queues for each that could be, and QEMU's default is 31.
+const SERIAL_PORTS: u32 = 2;
 /// What the guest mounts a live store by.
 pub(crate) const STORE_TAG: &str = "store";
 /// Name of the virtio-serial port between server and agent.
@@ -118,7 +121,7 @@ impl GuestPlan {
         argv.pair("-mon", "chardev=qmp,mode=control");
         argv.pair("-chardev", format!("socket,id=guard,path={GUARD_SOCKET},server=on,wait=off"));
         argv.pair("-mon", "chardev=guard,mode=control");
-        argv.device(self.virtio("serial", ",id=ports"));
+        argv.device(self.virtio("serial", &format!(",id=ports,max_ports={SERIAL_PORTS}")));
         argv.pair("-chardev", format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"));
         argv.device(format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"));
     }
@@ -213,6 +216,7 @@ mod tests {
         for part in [
             "-machine microvm,acpi=on,pcie=off,usb=off,accel=tcg -bios qboot.rom",
             "-smp 1 -m 256M -kernel /k -initrd /i -append quiet a,b",
+            "id=ports,max_ports=2 ",
             "-device virtserialport,bus=ports.0,chardev=agent,name=calve.agent",
             "-global virtio-mmio.force-legacy=false",
         ] {
