@@ -125,7 +125,7 @@ pub struct HealthCheck {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Thousandths of a CPU: 1500 is one and a half; a guest gets that many CPUs, rounded up.
+    /// Thousandths of a CPU: 1500 is one and a half; a guest has that many CPUs, rounded up, and together this time of the host.
     #[serde(default)]
     pub cpus_milli: Option<u32>,
     /// Memory in bytes.
