@@ -78,8 +78,23 @@ need_guest() {
   export CALVE_KERNEL
 }
 
+# QEMU came with virtiofsd until Debian 12; later it is a package of its own.
+need_virtiofsd() {
+  local place
+  for place in /usr/libexec/virtiofsd /usr/lib/virtiofsd /usr/lib/qemu/virtiofsd; do
+    if [ -x "$place" ]; then return; fi
+  done
+  as_root apt-get -qq update || true
+  if apt-cache show virtiofsd >/dev/null 2>&1; then
+    need_packages /usr/libexec/virtiofsd=virtiofsd
+  else
+    need_packages /usr/lib/qemu/virtiofsd=qemu-system-common
+  fi
+}
+
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
+  need_virtiofsd
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
 }
 

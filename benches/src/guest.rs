@@ -40,10 +40,16 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
         floor.push(by_hand(&floor_argv));
         ours.push(bench.through_driver(u128::from(round)).await);
     }
-    let (ours, floor) = (ours.median(), floor.median());
-    let ratio = ours.as_secs_f64() / floor.as_secs_f64();
-    let theirs = format!("QEMU by hand {}", millis(floor));
-    table.ratio("guest, cold, to its first line", millis(ours), theirs, ratio, Some(RATIO_MAX));
+    // What else a host does only makes a boot slower, by more than the promise has room for where it is busy: the quickest
+    // boots are compared, and the medians shown.
+    for (what, percent, most) in [
+        ("guest, cold, to its first line, quickest", 0, Some(RATIO_MAX)),
+        ("guest, cold, to its first line, median", 50, None),
+    ] {
+        let (ours, floor) = (ours.quantile(percent), floor.quantile(percent));
+        let ratio = ours.as_secs_f64() / floor.as_secs_f64();
+        table.ratio(what, millis(ours), format!("QEMU by hand {}", millis(floor)), ratio, most);
+    }
     Ok(())
 }
 
@@ -104,6 +110,7 @@ impl Bench {
                 health: None,
                 limits: Limits::default(),
                 network: Network::None,
+                store: None,
                 ports: vec![],
                 source: Source::default(),
             },

@@ -30,7 +30,7 @@ pub struct Effort {
 }
 
 const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000 };
-const QUICK: Effort = Effort { starts: 15, boots: 3, reads: 50, machines: 100 };
+const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100 };
 
 const PARTS: [&str; 5] = ["start", "guest", "reads", "hold", "size"];
 

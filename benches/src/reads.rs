@@ -152,6 +152,7 @@ fn record(n: u128, lives: bool, now: Timestamp) -> anyhow::Result<MachineRecord>
         health: None,
         limits: Limits::default(),
         network: Network::None,
+        store: None,
         ports: vec![],
         source,
     };

@@ -3,36 +3,44 @@
 //! *Invariant*: one thread, blocking, no runtime. QEMU's parent-death signal is bound to the thread that forked it, and
 //! this one thread lives exactly as long as the guard.
 
+mod child;
 mod console;
 mod end;
 mod lease;
+mod live_store;
+mod monitor;
 mod qemu;
-mod ready;
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use calve_wire::guard::{GO_BYTE, READY_LINE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use child::Child;
 use console::{Console, Tail};
-use end::End;
+use end::{End, Ended};
 use lease::LeaseFile;
-use qemu::Qemu;
-use ready::Readiness;
+use monitor::Monitor;
+use qemu::Quota;
 
 /// QEMU opens its sockets within 0.1 s; a host that takes this long is not going to run the guest.
 const START_MAX: Duration = Duration::from_secs(20);
 /// How often QEMU's sockets are tried until they are there.
 const START_INTERVAL: Duration = Duration::from_millis(5);
+/// Time that QEMU may take to be gone after its live store is: it ends the daemon's connection before it has ended itself.
+const QEMU_FOLLOWS_MAX_MS: i64 = 2000;
 /// A descriptor that poll(2) passes over.
 const ABSENT: i32 = -1;
 
-/// Runs `guard --run-dir DIR -- PROGRAM ARGUMENT…`; returns when QEMU has ended.
+/// Runs `guard --run-dir DIR [--cpus-milli N] -- PROGRAM ARGUMENT…`; returns when QEMU has ended.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let mut said = false;
     let result = guard(arguments, &mut said);
@@ -44,43 +52,69 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> 
 }
 
 fn guard(arguments: impl IntoIterator<Item = OsString>, said: &mut bool) -> anyhow::Result<()> {
-    let Order { run_dir, argv } = Order::parse(arguments)?;
+    let Order { run_dir, cpus_milli, mut argv } = Order::parse(arguments)?;
     std::env::set_current_dir(&run_dir)
         .with_context(|| format!("{} cannot be entered", run_dir.display()))?;
     // A leader of a process group cannot make a session; then it has its own group already.
     let _ = rustix::process::setsid();
     let mut lease = LeaseFile::open().context("the lease cannot be read")?;
-    let qemu = Qemu::start(&argv)?;
-    Watch { qemu, lease: &mut lease, console: Console::create()?, errors: Tail::default() }.run(said)
+    let quota = cpus_milli.map(|cpus| Quota::make(&run_dir, cpus)).transpose()?.flatten();
+    if cpus_milli.is_some() && quota.is_none() {
+        qemu::tell_unlimited(&mut argv);
+    }
+    let store = live_store::start()?;
+    let qemu = qemu::start(&argv, quota.as_ref())?;
+    qemu::write_processes(&qemu, store.as_ref())?;
+    let (console, errors, store_errors) = (Console::create()?, Tail::default(), Tail::default());
+    let monitor = Monitor::default();
+    Watch { qemu, store, monitor, lease: &mut lease, console, errors, store_errors }.run(said)
+}
+
+/// Runs `live-store`: becomes the daemon that serves a closure to a guest.
+pub fn serve_live_store() -> anyhow::Result<()> {
+    live_store::run().map(|never| match never {})
 }
 
 struct Order {
     run_dir: PathBuf,
+    cpus_milli: Option<u32>,
     argv: Vec<OsString>,
 }
 
 impl Order {
     fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
+        const USAGE: &str = "usage: calve-agent guard --run-dir DIR [--cpus-milli N] -- PROGRAM [ARGUMENT]…";
         let mut arguments = arguments.into_iter();
-        match (arguments.next(), arguments.next(), arguments.next()) {
-            (Some(option), Some(run_dir), Some(end)) if option == "--run-dir" && end == "--" => {
-                let argv: Vec<_> = arguments.collect();
-                if argv.is_empty() {
-                    bail!("no program is given");
+        let (mut run_dir, mut cpus_milli) = (None, None);
+        loop {
+            match (arguments.next().as_ref().and_then(|word| word.to_str()), &run_dir) {
+                (Some("--run-dir"), None) => run_dir = Some(PathBuf::from(arguments.next().context(USAGE)?)),
+                (Some("--cpus-milli"), _) => {
+                    let number = arguments.next().and_then(|word| word.to_str()?.parse().ok());
+                    cpus_milli = Some(number.context(USAGE)?);
                 }
-                Ok(Self { run_dir: run_dir.into(), argv })
+                (Some("--"), Some(_)) => break,
+                _ => bail!(USAGE),
             }
-            _ => bail!("usage: calve-agent guard --run-dir DIR -- PROGRAM [ARGUMENT]…"),
         }
+        let argv: Vec<_> = arguments.collect();
+        if argv.is_empty() {
+            bail!("no program is given");
+        }
+        Ok(Self { run_dir: run_dir.context(USAGE)?, cpus_milli, argv })
     }
 }
 
 /// Everything that the guard looks after.
 struct Watch<'a> {
-    qemu: Qemu,
+    qemu: Child,
+    /// Serves its live store, where it has one.
+    store: Option<Child>,
+    monitor: Monitor,
     lease: &'a mut LeaseFile,
     console: Console,
     errors: Tail,
+    store_errors: Tail,
 }
 
 /// What woke the guard.
@@ -89,6 +123,8 @@ struct Woken {
     errors: bool,
     ended: bool,
     driver: bool,
+    store_ended: bool,
+    store_errors: bool,
 }
 
 impl Watch<'_> {
@@ -99,27 +135,45 @@ impl Watch<'_> {
         };
         self.qemu.kill();
         let status = self.qemu.wait()?;
+        let store = self.end_store()?;
         self.read_the_rest();
-        end::write(&end, status, &self.console, &self.errors)?;
+        let ended = Ended {
+            end,
+            status,
+            shutdown: self.monitor.shutdown(),
+            store,
+            console: self.console.tail().lines(),
+            errors: self.errors.lines(),
+            store_errors: self.store_errors.lines(),
+        };
+        ended.write()?;
         if !*said {
             *said = true;
-            writeln!(io::stdout(), "{}", end::sentence(&end, status, &self.console, &self.errors))?;
+            writeln!(io::stdout(), "{}", ended.sentence())?;
         }
         Ok(())
+    }
+
+    /// Ends the live store's daemon: how it ended, where it had done so by itself.
+    fn end_store(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(store) = &mut self.store else { return Ok(None) };
+        store.kill();
+        let status = store.wait()?;
+        // A daemon whose guest hung up ends well; one that was killed just now did not end by itself.
+        Ok((!status.success() && status.signal() != Some(libc::SIGKILL)).then_some(status))
     }
 
     /// Until the driver has said that the machine is written down; an end where it comes before.
     fn start(&mut self, said: &mut bool) -> anyhow::Result<Option<End>> {
         let give_up = Instant::now() + START_MAX;
-        let mut readiness = Readiness::default();
         loop {
             let interval = if *said { None } else { Some(START_INTERVAL) };
             let woken = self.wait(interval, true)?;
             self.read(&woken);
-            if woken.ended {
-                return Ok(Some(End::ByItself));
+            if let Some(end) = self.ended(&woken)? {
+                return Ok(Some(end));
             }
-            if !*said && readiness.is_ready() {
+            if !*said && self.monitor.is_ready() {
                 *said = true;
                 // Where the driver has gone meanwhile, its end of the other pipe tells.
                 let _ = writeln!(io::stdout(), "{READY_LINE}");
@@ -147,13 +201,29 @@ impl Watch<'_> {
         loop {
             let woken = self.wait(self.lease.interval(), false)?;
             self.read(&woken);
-            if woken.ended {
-                return Ok(End::ByItself);
+            if let Some(end) = self.ended(&woken)? {
+                return Ok(end);
             }
             if let Some(end) = self.must_end()? {
                 return Ok(end);
             }
         }
+    }
+
+    /// Whether QEMU has ended, or its live store without it.
+    fn ended(&self, woken: &Woken) -> anyhow::Result<Option<End>> {
+        if woken.store_ended && !woken.ended {
+            let soon = Timespec {
+                tv_sec: QEMU_FOLLOWS_MAX_MS / 1000,
+                tv_nsec: QEMU_FOLLOWS_MAX_MS % 1000 * 1_000_000,
+            };
+            let mut follows = [PollFd::from_borrowed_fd(self.qemu.pidfd.as_fd(), PollFlags::IN)];
+            if rustix::io::retry_on_intr(|| poll(&mut follows, Some(&soon)))? == 0 {
+                return Ok(Some(End::StoreGone));
+            }
+            return Ok(Some(End::ByItself));
+        }
+        Ok(woken.ended.then_some(End::ByItself))
     }
 
     fn must_end(&mut self) -> anyhow::Result<Option<End>> {
@@ -165,11 +235,15 @@ impl Watch<'_> {
 
     fn wait(&self, interval: Option<Duration>, with_driver: bool) -> io::Result<Woken> {
         let raw = |pipe: &Option<File>| pipe.as_ref().map_or(ABSENT, File::as_raw_fd);
-        let (console, errors) = (raw(&self.qemu.console), raw(&self.qemu.errors));
+        let (console, errors) = (raw(&self.qemu.output), raw(&self.qemu.errors));
+        let store = self.store.as_ref();
+        let store_pidfd = store.map_or(ABSENT, |store| store.pidfd.as_raw_fd());
+        let store_errors = store.map_or(ABSENT, |store| raw(&store.errors));
+        let monitor = self.monitor.descriptor().unwrap_or(ABSENT);
         let driver = if with_driver { libc::STDIN_FILENO } else { ABSENT };
         let changes = self.lease.changes().map_or(ABSENT, |fd| fd.as_raw_fd());
-        let all =
-            [self.qemu.pidfd.as_raw_fd(), console, errors, driver, self.lease.timer().as_raw_fd(), changes];
+        let (qemu, timer) = (self.qemu.pidfd.as_raw_fd(), self.lease.timer().as_raw_fd());
+        let all = [qemu, console, errors, driver, store_pidfd, store_errors, monitor, timer, changes];
         let mut polled = all.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
         let timeout_ms = interval.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(i32::MAX));
         // SAFETY: the array is valid for its length, and every descriptor in it is open or negative (ignored).
@@ -180,23 +254,34 @@ impl Watch<'_> {
                 return Err(error);
             }
         }
-        let [ended, console, errors, driver, ..] = polled.map(|fd| fd.revents != 0);
-        Ok(Woken { console, errors, ended, driver })
+        let [ended, console, errors, driver, store_ended, store_errors, ..] =
+            polled.map(|fd| fd.revents != 0);
+        Ok(Woken { console, errors, ended, driver, store_ended, store_errors })
     }
 
     fn read(&mut self, woken: &Woken) {
         if woken.console {
-            pump(&mut self.qemu.console, |bytes| self.console.write(bytes));
+            pump(&mut self.qemu.output, |bytes| self.console.write(bytes));
         }
         if woken.errors {
             pump(&mut self.qemu.errors, |bytes| self.errors.push(bytes));
         }
+        if let Some(store) = self.store.as_mut().filter(|_| woken.store_errors) {
+            pump(&mut store.errors, |bytes| self.store_errors.push(bytes));
+        }
+        self.monitor.read();
     }
 
     /// QEMU is gone: what it wrote last is still in the pipes.
     fn read_the_rest(&mut self) {
-        while self.qemu.console.is_some() {
-            pump(&mut self.qemu.console, |bytes| self.console.write(bytes));
+        self.monitor.read();
+        if let Some(store) = &mut self.store {
+            while store.errors.is_some() {
+                pump(&mut store.errors, |bytes| self.store_errors.push(bytes));
+            }
+        }
+        while self.qemu.output.is_some() {
+            pump(&mut self.qemu.output, |bytes| self.console.write(bytes));
         }
         while self.qemu.errors.is_some() {
             pump(&mut self.qemu.errors, |bytes| self.errors.push(bytes));
@@ -232,7 +317,12 @@ mod tests {
         let parse = |words: &[&str]| Order::parse(words.iter().map(OsString::from));
         let order = parse(&["--run-dir", "/r", "--", "qemu", "-x"]).unwrap();
         assert_eq!((order.run_dir, order.argv.len()), (PathBuf::from("/r"), 2));
-        for bad in [&[][..], &["--run-dir", "/r"], &["--run-dir", "/r", "--"], &["-x", "/r", "--", "q"]] {
+        let order = parse(&["--run-dir", "/r", "--cpus-milli", "250", "--", "qemu"]).unwrap();
+        assert_eq!(order.cpus_milli, Some(250));
+        let half = ["--run-dir", "/r", "--cpus-milli", "half", "--", "q"];
+        for bad in
+            [&[][..], &["--run-dir", "/r"], &["--run-dir", "/r", "--"], &["-x", "/r", "--", "q"], &half[..]]
+        {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -39,7 +39,11 @@ pub fn run() -> anyhow::Result<()> {
 fn boot() -> anyhow::Result<()> {
     mounts::base()?;
     let parameters = Parameters::read()?;
-    let notes = modules::load_all();
+    let mut notes = modules::load_all();
+    if parameters.cpus_unlimited {
+        notes
+            .push("the cpu limit is not enforced: `calve doctor` says what this host lacks (cgroups)".into());
+    }
     if let Some(unix_ms) = parameters.unix_ms {
         clock::set_if_behind(unix_ms);
     }

@@ -44,6 +44,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
             Ok(())
         }
         Mode::Guard { arguments } => guard::run(arguments),
+        Mode::LiveStore => guard::serve_live_store(),
         Mode::BesideSystem => guest::run_beside_system(),
     }
 }

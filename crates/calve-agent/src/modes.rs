@@ -41,11 +41,13 @@ pub enum Mode {
         /// Holds the machine's token.
         token_file: PathBuf,
     },
-    /// `guard --run-dir DIR -- PROGRAM [ARGUMENT]…`
+    /// `guard --run-dir DIR [--cpus-milli N] -- PROGRAM [ARGUMENT]…`
     Guard {
         /// Everything behind the mode's name.
         arguments: Vec<OsString>,
     },
+    /// `live-store`: the guard's child that becomes the daemon of a live store, in the run directory
+    LiveStore,
     /// `beside-system`: in a guest, beside the system's own init.
     BesideSystem,
     /// `--version`
@@ -85,6 +87,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             },
             token_file: options.need("--token-file")?.into(),
         },
+        "live-store" => Mode::LiveStore,
         "beside-system" => Mode::BesideSystem,
         "--version" => Mode::Version,
         other => {

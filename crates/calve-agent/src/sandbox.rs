@@ -15,7 +15,7 @@ mod clone;
 mod etc;
 mod ids;
 mod init;
-mod mounts;
+pub mod mounts;
 mod net;
 pub mod probe;
 pub mod ready;

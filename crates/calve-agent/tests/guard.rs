@@ -81,7 +81,7 @@ const QEMU: [&str; 7] = [
     "-nodefaults",
     "-nographic",
     "-qmp",
-    "unix:qmp.sock,server=on,wait=off",
+    "unix:guard.sock,server=on,wait=off",
 ];
 const ENDLESS: GuardLease = GuardLease { deadline_boottime_ms: None, grace_ms: 0 };
 /// So long ago that the slack is over as well.

@@ -9,6 +9,7 @@ pub use open::{Host, open};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId, MachineName};
 use calve_store::Closure;
 use calve_wire::agent::Remaining;
@@ -81,6 +82,12 @@ pub trait Driver: Send + Sync {
 
     /// The console output of the machine (kernel and boot messages), where it has one.
     fn console_log(&self, id: MachineId) -> Option<PathBuf>;
+
+    /// How a machine that is listed but not alive ended; none where the driver does not know.
+    fn ended(&self, id: MachineId) -> Option<Ended> {
+        let _ = id;
+        None
+    }
 
     /// Why the machine ended by itself, for people: a sentence, then what its console said last. None where it has not,
     /// or where the driver's machines leave no word.

@@ -98,7 +98,7 @@ fn probe_plan(options: &QemuOptions, emulator: &Emulator) -> Result<GuestPlan, D
         hostname: "probe".into(),
         remaining: OVER,
         network: false,
-        store: false,
+        store: None,
         pids: None,
         unix_ms: 0,
         emulated_tsc_khz: None,
@@ -113,7 +113,8 @@ fn probe_plan(options: &QemuOptions, emulator: &Emulator) -> Result<GuestPlan, D
         kernel: kernel.boot,
         initrd,
         kernel_parameters: parameters.line().map_err(probe::unusable)?,
-        store_image: None,
+        store: None,
+        cpus_milli: None,
         network: false,
         random_device: false,
     })
@@ -138,7 +139,7 @@ async fn boots(options: &QemuOptions, plan: &GuestPlan) -> Result<bool, DriverEr
 async fn booted_in(options: &QemuOptions, plan: &GuestPlan, dir: &Path) -> Result<bool, DriverError> {
     probe::write_lease(dir, OVER).map_err(probe::unwritable)?;
     // A QEMU that does not even start with KVM is an answer, not an error.
-    let Ok(guard) = Guard::start(&options.agent_binary, dir, &plan.argv()).await else { return Ok(false) };
+    let Ok(guard) = Guard::start(&options.agent_binary, dir, plan).await else { return Ok(false) };
     let process = guard.process();
     guard.release().await.map_err(probe::unwritable)?;
     if let Some(process) = process {

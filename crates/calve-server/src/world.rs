@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_nix::StorePath;
 use calve_node::run_dir::RunDirs;
@@ -270,6 +271,10 @@ impl Effects for World {
     fn is_alive(&self, driver: DriverName, found: Found) -> bool {
         let meta = RunDirs::new(&self.run_dir, driver).meta(found.id);
         meta.is_none_or(|meta| meta.attempt == found.attempt && meta.process.is_alive())
+    }
+
+    fn ended(&self, driver: DriverName, found: Found) -> Option<Ended> {
+        self.drivers.get(&driver)?.ended(found.id)
     }
 
     fn agents(&self) -> BTreeMap<MachineId, AgentReport> {

@@ -6,8 +6,11 @@
 //!     ├── GO_BYTE: it is written down ──▶  (standard input; its end in place of the byte: undo everything)
 //!     └── lease.json, replaced at each change ──▶ read again by the guard
 //! ```
+//! With a live store the guard has a second child, the daemon that serves it: neither outlives the guard.
 
 use serde::{Deserialize, Serialize};
+
+use crate::agent::StoreMount;
 
 /// The lease, written by the driver before the start and at each change. When it is gone, the guard ends QEMU.
 pub const LEASE_FILE: &str = "lease.json";
@@ -21,6 +24,18 @@ pub const END_FILE: &str = "ended.txt";
 pub const CONSOLE_MAX_BYTES: u64 = 1024 * 1024;
 /// What is left of a console that has grown beyond the most: its last bytes, in a new file.
 pub const CONSOLE_KEPT_BYTES: u64 = CONSOLE_MAX_BYTES / 2;
+/// [`EndCause`], the same for programs; written before the guard ends, which is before the machine counts as dead.
+pub const END_CAUSE_FILE: &str = "ended.json";
+/// [`LiveStore`], written by the driver before the start; absent where the guest has its closure as an image, or none.
+pub const LIVE_STORE_FILE: &str = "store.json";
+/// Where QEMU reaches the daemon that serves the live store.
+pub const LIVE_STORE_SOCKET: &str = "store.sock";
+/// Directory on which that daemon sees the closure and nothing else; for everybody else it is empty.
+pub const LIVE_STORE_DIR: &str = "store";
+/// A second control socket of QEMU, for the guard alone: one that serves the driver cannot be listened to meanwhile.
+pub const GUARD_SOCKET: &str = "guard.sock";
+/// Word on the kernel's command line, added by the guard, that the limit of the processors could not be set.
+pub const CPUS_UNLIMITED: &str = "calve.cpus=unlimited";
 /// What a guest prints on its console when it was started only to see whether guests boot.
 pub const PROBE_MARKER: &str = "calve-guest-has-booted";
 /// The guard's first line when QEMU runs and its sockets accept connections.
@@ -58,6 +73,40 @@ pub struct GuardProcesses {
     pub qemu_pid: i32,
     /// Its start time, likewise.
     pub qemu_start_ticks: u64,
+    /// The daemon of the live store and its start time, where there is one.
+    #[serde(default)]
+    pub store: Option<(i32, u64)>,
+}
+
+/// A closure that a guest gets live out of the host's store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveStore {
+    /// The daemon and its arguments. It is started in the run directory; its standard input is the listening socket.
+    pub argv: Vec<String>,
+    /// The closure: where each store path lies on the host.
+    pub paths: Vec<StoreMount>,
+}
+
+/// Why QEMU ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cause", rename_all = "kebab-case")]
+pub enum EndCause {
+    /// The guest powered its machine off, or restarted it.
+    PoweredOff,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// Somebody on the host killed QEMU or asked it to quit.
+    Killed {
+        /// The signal, where it died of one.
+        signal: Option<i32>,
+    },
+    /// QEMU failed by itself, with this exit code.
+    Failed {
+        /// Its exit code.
+        code: i32,
+    },
+    /// The guard ended it: the lease was over, or what the machine needs was gone.
+    Guard,
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ pub struct HealthCheck {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Thousandths of a CPU: 1500 is one and a half; a guest gets that many CPUs, rounded up.
+    /// Thousandths of a CPU: 1500 is one and a half; a guest has that many CPUs, rounded up, and together this time of the host.
     #[serde(default)]
     pub cpus_milli: Option<u32>,
     /// Memory in bytes.
@@ -145,6 +145,17 @@ pub enum Network {
     None,
     /// The host's: a sandbox shares it, a guest reaches out through it.
     Host,
+}
+
+/// How a guest gets the store paths of its closure. A sandbox always has the host's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreDelivery {
+    /// As one image, made once for each closure and kept.
+    Image,
+    /// Live out of the host's store (virtiofs), read-only and nothing beside the closure; nothing is made.
+    Live,
 }
 
 /// A port of the machine published on the node.
@@ -198,6 +209,9 @@ pub struct MachineSpec {
     pub limits: Limits,
     /// How it sees the network.
     pub network: Network,
+    /// How it gets its store paths, where the user chose; only with the driver `qemu`, which takes an image otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreDelivery>,
     /// Its published ports.
     #[serde(default)]
     pub ports: Vec<PortMapping>,

@@ -103,6 +103,7 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
             health: None,
             limits: Limits::default(),
             network: Network::None,
+            store: None,
             ports: Vec::new(),
             source: Source::default(),
         },

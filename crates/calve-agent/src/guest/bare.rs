@@ -18,8 +18,8 @@ use crate::init::{self, packet};
 /// Makes the place, and is its init until the agent has ended.
 pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Result<()> {
     mounts::for_programs()?;
-    if let Some(device) = &parameters.store {
-        mounts::store(device, "/nix/store")?;
+    if let Some(store) = &parameters.store {
+        mounts::store(store, "/nix/store")?;
     }
     network::name_host(&parameters.hostname)?;
     network::loopback().context("the loopback cannot be brought up")?;

@@ -8,6 +8,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use rustix::mount::{MountFlags, mount};
 
+use super::parameters::Store;
+
 /// What every guest has before anything else can be done.
 pub(super) fn base() -> anyhow::Result<()> {
     let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -33,9 +35,13 @@ pub(super) fn for_programs() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The closure's image, read-only, at `target`.
-pub(super) fn store(device: &str, target: &str) -> anyhow::Result<()> {
-    attach(device, target, "erofs", MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")
+/// The closure, read-only, at `target`.
+pub(super) fn store(store: &Store, target: &str) -> anyhow::Result<()> {
+    let (source, kind) = match store {
+        Store::Image(device) => (device, "erofs"),
+        Store::Live(tag) => (tag, "virtiofs"),
+    };
+    attach(source, target, kind, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, "")
 }
 
 /// Mounts, with the directory made where it is missing.

@@ -17,6 +17,15 @@ pub enum Mode {
     Probe,
 }
 
+/// Where the closure is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Store {
+    /// In an image on this block device.
+    Image(String),
+    /// In the host's store, shared under this tag.
+    Live(String),
+}
+
 /// The host's parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
@@ -30,10 +39,12 @@ pub struct Parameters {
     pub remaining: Remaining,
     /// Whether there is a network card behind which QEMU answers.
     pub network: bool,
-    /// The block device with the closure's image.
-    pub store: Option<String>,
+    /// Where the closure is.
+    pub store: Option<Store>,
     /// Most processes of the program.
     pub pids: Option<u32>,
+    /// Whether the host could not limit the processors, though it should.
+    pub cpus_unlimited: bool,
     /// The host's clock when the machine was made, in milliseconds since the epoch.
     pub unix_ms: Option<u64>,
 }
@@ -82,7 +93,11 @@ impl Parameters {
                 grace_ms: number("grace_ms")?.unwrap_or(0),
             },
             network: text("net").is_some_and(|net| net == "slirp"),
-            store: text("store"),
+            store: text("store").map(|store| match store.strip_prefix("virtiofs:") {
+                Some(tag) => Store::Live(tag.to_owned()),
+                None => Store::Image(store),
+            }),
+            cpus_unlimited: text("cpus").is_some_and(|cpus| cpus == "unlimited"),
             pids: number("pids")?.map(|pids| u32::try_from(pids).unwrap_or(u32::MAX)),
             unix_ms: number("unix_ms")?,
         })
@@ -107,7 +122,11 @@ mod tests {
                    calve.store=/dev/vda calve.pids=9 calve.unix_ms=3";
         let all = parse(all).unwrap();
         assert_eq!(all.mode, Mode::System { toplevel: "/nix/store/x".into() });
-        assert!(all.network);
+        assert!(all.network && !all.cpus_unlimited);
+        assert_eq!(all.store, Some(Store::Image("/dev/vda".into())));
+        let live = "calve.mode=bare calve.token=t calve.name=n calve.store=virtiofs:x calve.cpus=unlimited";
+        let live = parse(live).unwrap();
+        assert_eq!((live.store, live.cpus_unlimited), (Some(Store::Live("x".into())), true));
         assert_eq!((all.remaining.until_deadline_ms, all.pids, all.unix_ms), (Some(7), Some(9), Some(3)));
         for bad in [
             "",

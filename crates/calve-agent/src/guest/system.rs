@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  /sysroot           tmpfs: the root of the system
-//!  /sysroot/nix/store overlay: what the system writes (tmpfs) over the closure's image (EROFS, read-only)
+//!  /sysroot/nix/store overlay: what the system writes (tmpfs) over the closure (an EROFS image or virtiofs, read-only)
 //!  /sysroot/{proc,sys,dev,run}
 //! ```
 //! A NixOS with a systemd initrd leaves part of its work to `prepare-root`, run in the new root before its init starts.
@@ -20,8 +20,8 @@ use anyhow::{Context as _, bail};
 use calve_wire::machine::ExitCause;
 use rustix::mount::{MountFlags, mount_move};
 
-use super::mounts::{attach, directory, store};
-use super::parameters::Parameters;
+use super::mounts::{self, attach, directory};
+use super::parameters::{Parameters, Store};
 use super::{network, port, power};
 use crate::agent::transport::Transport;
 use crate::agent::{self, Config};
@@ -38,14 +38,14 @@ const UPPER: &str = "/calve/upper";
 /// What moves along; all of it is mounted already.
 const MOVED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Makes the system's root from the image, leaves init and agent beside, and becomes the system's init.
+/// Makes the system's root over its closure, leaves init and agent beside, and becomes the system's init.
 pub(super) fn hand_over(
     parameters: &Parameters,
     toplevel: &str,
     mut notes: Vec<String>,
 ) -> anyhow::Result<Infallible> {
-    let device = parameters.store.as_ref().context("calve.store= is missing: a system needs its closure")?;
-    notes.extend(enter_root(device)?);
+    let store = parameters.store.as_ref().context("calve.store= is missing: a system needs its closure")?;
+    notes.extend(enter_root(store)?);
     network::name_host(&parameters.hostname)?;
     prepare(toplevel)?;
     start_beside(&notes)?;
@@ -115,8 +115,8 @@ impl Enclosure for SystemGuest {
     fn on_interrupt(&self) {}
 }
 
-/// Makes the system's root from the image on `device`, and enters it. Answers with what is less than it should be.
-fn enter_root(device: &str) -> anyhow::Result<Vec<String>> {
+/// Makes the system's root over the closure, and enters it. Answers with what is less than it should be.
+fn enter_root(store: &Store) -> anyhow::Result<Vec<String>> {
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     attach("tmpfs", NEW_ROOT, "tmpfs", MountFlags::empty(), "mode=0755")?;
     for dir in ["etc", "root", "var", "tmp", "bin", "usr", "home", "mnt"] {
@@ -124,7 +124,7 @@ fn enter_root(device: &str) -> anyhow::Result<Vec<String>> {
     }
     rustix::fs::chmod(format!("{NEW_ROOT}/tmp"), rustix::fs::Mode::from_raw_mode(0o1777))?;
     attach("tmpfs", &format!("{NEW_ROOT}/run"), "tmpfs", safe, "mode=0755")?;
-    let notes = writable_store(device)?;
+    let notes = writable_store(store)?;
     for mounted in MOVED {
         let target = format!("{NEW_ROOT}{mounted}");
         directory(&target)?;
@@ -158,9 +158,9 @@ fn become_init(toplevel: &str) -> io::Result<Infallible> {
     Err(Command::new(format!("{toplevel}/init")).args(arguments).exec())
 }
 
-fn writable_store(device: &str) -> anyhow::Result<Vec<String>> {
+fn writable_store(store: &Store) -> anyhow::Result<Vec<String>> {
     let target = format!("{NEW_ROOT}/nix/store");
-    store(device, LOWER)?;
+    mounts::store(store, LOWER)?;
     attach("tmpfs", UPPER, "tmpfs", MountFlags::empty(), "mode=0755")?;
     for dir in ["upper", "work"] {
         directory(Path::new(UPPER).join(dir))?;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use super::{Action, Change, On, Plan, Seen, Sight, Wait, World};
+use super::{Action, Change, Ended, On, Plan, Seen, Sight, Wait, World};
 use crate::plan::Phase;
 use crate::{DriverName, Goal, Machine, MachineId, State, StopReason, Timestamp};
 
@@ -91,6 +91,14 @@ impl<'a> Draft<'a> {
             Seen::Unknown => false,
             Seen::Absent => true,
             Seen::Listed(listed) => !listed.alive || listed.attempt != self.machine.attempt,
+        }
+    }
+
+    /// How it ended by itself, where its driver has it and knows.
+    pub fn ended(&self) -> Option<Ended> {
+        match self.seen {
+            Seen::Listed(listed) if listed.attempt == self.machine.attempt => listed.ended,
+            Seen::Listed(_) | Seen::Unknown | Seen::Absent => None,
         }
     }
 

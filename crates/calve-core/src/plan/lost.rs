@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Change;
 use super::draft::Draft;
+use super::{Change, Ended};
 use crate::limits::LEASE_SKEW;
 use crate::{Exit, ExitCause, Kind, LeaseStage, State, StopReason};
 
@@ -16,15 +16,19 @@ pub(super) fn end(draft: &mut Draft<'_>) {
         draft.end(draft.now, Duration::ZERO, StopReason::Expired);
         return;
     }
-    match draft.machine.kind {
-        // A system that was up ends with its own machine: by its own hand, as a rule.
-        Kind::System if draft.machine.state == State::Running => {
+    let up = draft.machine.kind == Kind::System && draft.machine.state == State::Running;
+    let powered_off = match draft.ended() {
+        Some(Ended::ByItself) => Some("the system powered itself off"),
+        // Whoever removed its traces did so on purpose.
+        None => Some("the system is no longer up: it was powered off, or its machine was killed"),
+        Some(Ended::Killed) => None,
+    };
+    match powered_off {
+        Some(sentence) if up => {
             draft.end(draft.now, Duration::ZERO, StopReason::Exited);
-            draft.change(Change::Message(
-                "the system is no longer up: it was powered off, or its machine was killed".to_owned(),
-            ));
+            draft.change(Change::Message(sentence.to_owned()));
         }
-        Kind::System | Kind::Service | Kind::Job => {
+        Some(_) | None => {
             let cause = ExitCause::MachineLost;
             draft.change(Change::Exit(Exit { code: None, signal: None, cause }));
             draft.fail("the machine went away under its program: its processes were killed or its host was restarted".to_owned());

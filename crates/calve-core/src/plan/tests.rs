@@ -68,7 +68,7 @@ impl Case {
 
     fn with(machine: Machine) -> Self {
         let usable = DriverName::ALL.map(|driver| (driver, Ok(())));
-        let listed = Listed { attempt: machine.attempt, alive: true };
+        let listed = Listed { attempt: machine.attempt, alive: true, ended: None };
         let made = (machine.attempt > 0 && !machine.state.is_terminal()).then_some((machine.id, listed));
         Self {
             node: "local".parse().unwrap(),
@@ -391,16 +391,25 @@ fn a_machine_that_is_gone_is_lost_but_only_by_a_list() {
                 program: its processes were killed or its host was restarted\", draining\ndestroy in sandbox";
     let running = || Case::heard(State::Running, Phase::Running);
     check(running().absent(), lost);
-    let dead = Listed { attempt: 1, alive: false };
-    let dies = |case: &mut Case| {
-        case.lists.get_mut(&DriverName::Sandbox).unwrap().1.insert(id(1), dead);
+    let dies = |ended| {
+        let dead = Listed { attempt: 1, alive: false, ended };
+        move |case: &mut Case| {
+            case.lists.get_mut(&DriverName::Sandbox).unwrap().1.insert(id(1), dead);
+        }
     };
-    check(running().but(dies), lost);
+    for ended in [None, Some(Ended::ByItself), Some(Ended::Killed)] {
+        check(running().but(dies(ended)), lost);
+    }
     check(running().absent().but(|case| case.lists.clear()), "");
     check(running().absent().but(|case| case.sight().settled = Tick(5)), "");
-    let system = running().absent().but(|case| case.machine().kind = Kind::System);
+    let system = || running().but(|case| case.machine().kind = Kind::System);
+    check(system().but(dies(Some(Ended::Killed))), lost);
     check(
-        system,
+        system().but(dies(Some(Ended::ByItself))),
+        "write end exited since 1000000 with 0 ms, \"the system powered itself off\", draining\ndestroy in sandbox",
+    );
+    check(
+        system().absent(),
         "write end exited since 1000000 with 0 ms, \"the system is no longer up: it was powered off, or its machine was killed\", draining\ndestroy in sandbox",
     );
 }
@@ -426,7 +435,7 @@ fn a_record_is_closed_only_by_a_list_taken_after_the_destruction() {
 fn strays_are_destroyed_where_every_record_was_read() {
     let stray = |state| {
         Case::new(state).but(|case| {
-            let listed = Listed { attempt: 1, alive: true };
+            let listed = Listed { attempt: 1, alive: true, ended: None };
             case.lists.get_mut(&DriverName::Qemu).unwrap().1.insert(id(1), listed);
         })
     };

@@ -44,6 +44,17 @@ pub struct Listed {
     pub attempt: u32,
     /// Whether it lives; otherwise only something to clean up is left.
     pub alive: bool,
+    /// How it ended, where it does not live and its driver knows.
+    pub ended: Option<Ended>,
+}
+
+/// How a machine ended that nobody ordered to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// By its own hand: what runs in it powered it off.
+    ByItself,
+    /// Under what runs in it: it was killed from outside, or broke.
+    Killed,
 }
 
 /// What a machine's driver says of it.

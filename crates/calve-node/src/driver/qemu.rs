@@ -15,6 +15,7 @@ mod preflight;
 pub(crate) mod probe;
 mod qmp;
 mod tsc;
+mod virtiofsd;
 
 use std::fs::File;
 use std::io;
@@ -24,11 +25,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId};
 use calve_store::Closure;
 use calve_wire::agent::Remaining;
 use calve_wire::doctor::Check;
-use calve_wire::guard::{CONSOLE_FILE, END_FILE};
+use calve_wire::guard::{CONSOLE_FILE, END_CAUSE_FILE, END_FILE, EndCause, LIVE_STORE_FILE};
 use tokio::sync::OnceCell;
 
 use crate::driver::{Driver, DriverError, DriverErrorKind, Found, Order};
@@ -146,6 +148,19 @@ impl Driver for QemuDriver {
         Some(self.dirs.path(id).join(CONSOLE_FILE))
     }
 
+    fn ended(&self, id: MachineId) -> Option<Ended> {
+        let dir = self.dirs.path(id);
+        let cause = std::fs::read(dir.join(END_CAUSE_FILE)).ok();
+        match cause.and_then(|json| serde_json::from_slice(&json).ok()) {
+            Some(EndCause::PoweredOff) => Some(Ended::ByItself),
+            Some(
+                EndCause::Panicked | EndCause::Killed { .. } | EndCause::Failed { .. } | EndCause::Guard,
+            ) => Some(Ended::Killed),
+            // The guard writes it down before it ends: it was killed, and QEMU with it.
+            None => dir.exists().then_some(Ended::Killed),
+        }
+    }
+
     fn end_note(&self, id: MachineId) -> Option<String> {
         std::fs::read_to_string(self.dirs.path(id).join(END_FILE)).ok()
     }
@@ -158,7 +173,11 @@ impl QemuDriver {
         };
         let dir = self.dirs.create(order.id).map_err(failed)?;
         guard::write_lease(&dir, order.remaining).map_err(failed)?;
-        let guard = guard::Guard::start(&self.options.agent_binary, &dir, &plan.argv()).await?;
+        if let Some(store) = plan.live_store() {
+            std::fs::write(dir.join(LIVE_STORE_FILE), serde_json::to_vec(store).expect("plain data"))
+                .map_err(failed)?;
+        }
+        let guard = guard::Guard::start(&self.options.agent_binary, &dir, plan).await?;
         let process = guard.process().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         self.dirs.write_meta(order.id, Meta { attempt: order.attempt, process }).map_err(failed)?;
         guard.release().await.map_err(failed)

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use calve_core::{DriverName, Kind, MachineId, Timestamp};
 use calve_nix::StorePath;
-use calve_node::driver::qemu::{QemuDriver, QemuOptions};
+use calve_node::driver::qemu::{ImageMaker, QemuDriver, QemuOptions};
 use calve_node::run_dir::{Process, RunDirs};
 use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_store::{Closure, ClosurePath};
-use calve_wire::agent::Remaining;
+use calve_wire::agent::{Remaining, SandboxCgroups};
 use calve_wire::guard::GuardProcesses;
 use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
 
@@ -37,15 +37,22 @@ impl Host {
     }
 
     pub fn driver(&self) -> QemuDriver {
+        let dir = self.dir.path().to_owned();
+        self.driver_with(Arc::new(move |closure, _| store_image(closure, &dir)))
+    }
+
+    /// A driver that cannot make an image.
+    pub fn driver_without_images(&self) -> QemuDriver {
+        self.driver_with(Arc::new(|_, _| panic!("an image is made")))
+    }
+
+    fn driver_with(&self, store_image: ImageMaker) -> QemuDriver {
         QemuDriver::new(QemuOptions {
             runtime_dir: self.dir.path().join("run"),
             images_dir: images_dir(),
             agent_binary: agent_binary(),
             kernel: None,
-            store_image: {
-                let dir = self.dir.path().to_owned();
-                Arc::new(move |closure, _| store_image(closure, &dir))
-            },
+            store_image,
         })
     }
 
@@ -64,6 +71,7 @@ impl Host {
                 health: None,
                 limits: Limits::default(),
                 network: Network::None,
+                store: None,
                 ports: vec![],
                 source: Source::default(),
             },
@@ -80,13 +88,31 @@ impl Host {
 
     /// The processes of a machine: guard, QEMU.
     pub fn processes(&self, id: MachineId) -> [Process; 2] {
-        let dir = RunDirs::new(&self.dir.path().join("run"), DriverName::Qemu).path(id);
-        let json = std::fs::read(dir.join("guard.json")).expect("the guard wrote it");
-        let of: GuardProcesses = serde_json::from_slice(&json).expect("it parses");
+        let of: GuardProcesses = self.said(id, "guard.json");
         [
             Process { pid: of.guard_pid, start_ticks: of.guard_start_ticks },
             Process { pid: of.qemu_pid, start_ticks: of.qemu_start_ticks },
         ]
+    }
+
+    /// The daemon of a machine's live store.
+    pub fn live_store(&self, id: MachineId) -> Process {
+        let of: GuardProcesses = self.said(id, "guard.json");
+        let (pid, start_ticks) = of.store.expect("there is one");
+        Process { pid, start_ticks }
+    }
+
+    /// The cgroups of a machine's QEMU.
+    pub fn cgroups(&self, id: MachineId) -> Vec<PathBuf> {
+        let cgroups: SandboxCgroups = self.said(id, "cgroups.json");
+        cgroups.dirs.into_iter().map(PathBuf::from).collect()
+    }
+
+    /// What the guard wrote to the run directory.
+    fn said<T: serde::de::DeserializeOwned>(&self, id: MachineId, file: &str) -> T {
+        let dir = RunDirs::new(&self.dir.path().join("run"), DriverName::Qemu).path(id);
+        let json = std::fs::read(dir.join(file)).expect("the guard wrote it");
+        serde_json::from_slice(&json).expect("it parses")
     }
 }
 

@@ -7,13 +7,15 @@ mod system;
 
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use calve_core::plan::Ended;
 use calve_node::Driver as _;
 use calve_node::run_dir::Process;
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::CheckStatus;
-use calve_wire::machine::{ExitCause, Limits, Network, Restart};
+use calve_wire::machine::{ExitCause, Limits, Network, Restart, StoreDelivery};
 
 use client::Client;
 use host::{BUSYBOX, HOUR, Host, busybox, eventually};
@@ -105,6 +107,7 @@ async fn a_guest_ends_with_its_lease_though_nobody_is_connected() {
 #[tokio::test]
 async fn a_system_boots_from_its_own_kernel_and_its_init_takes_over() {
     let host = Host::new();
+    // Its kernel finds devices on a PCI bus only.
     let order = system::order(&host, 4);
     let driver = host.driver();
     driver.create(&order).await.unwrap();
@@ -115,31 +118,89 @@ async fn a_system_boots_from_its_own_kernel_and_its_init_takes_over() {
     let said =
         |line: &str| std::fs::read_to_string(&console).unwrap().lines().any(|said| said.trim_end() == line);
     eventually("the agent beside the system", || said("agent: @calve-agent beside-system"));
-    for line in
-        ["prepared: true", "parameter: yes", "store: written", "root: empty", "init is process 1 of guest-1"]
-    {
+    for line in [
+        "bus: pci",
+        "prepared: true",
+        "parameter: yes",
+        "store: written",
+        "root: empty",
+        "init is process 1 of guest-1",
+    ] {
         assert!(said(line), "{line} in {}", std::fs::read_to_string(&console).unwrap());
     }
     client.send(&ToAgent::PowerOff);
     let [guard, qemu] = host.processes(order.id);
     eventually("the end of QEMU", || !qemu.is_alive() && !guard.is_alive());
     assert!(driver.end_note(order.id).unwrap().starts_with("the guest powered off"));
+    assert_eq!(driver.ended(order.id), Some(Ended::ByItself));
     driver.destroy(order.id).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_guest_cannot_outlive_its_guard() {
     let host = Host::new();
-    let order = host.order(3, HOUR);
+    let mut order = host.order(3, HOUR);
+    order.spec.limits.cpus_milli = Some(300);
     let driver = host.driver();
     driver.create(&order).await.unwrap();
     let [guard, qemu] = host.processes(order.id);
+    // It boots as fast as it may, which would take all of a processor.
+    let cgroups = host.cgroups(order.id);
+    let quota = |dir: &PathBuf| std::fs::read_to_string(dir.join("cpu.cfs_quota_us"));
+    let quota = cgroups
+        .iter()
+        .find_map(|dir| quota(dir).or_else(|_| std::fs::read_to_string(dir.join("cpu.max"))).ok());
+    if let Some(quota) = quota {
+        assert_eq!(quota.split_ascii_whitespace().next(), Some("30000"), "of 100000");
+        assert!(busy_share(qemu) < 0.5, "a guest with 0.3 of a processor uses more");
+    }
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(guard.pid).unwrap(),
         rustix::process::Signal::KILL,
     )
     .unwrap();
     eventually("the end of QEMU", || !qemu.is_alive());
+    assert_eq!(driver.ended(order.id), Some(Ended::Killed));
     driver.destroy(order.id).await.unwrap();
     assert_eq!(driver.list().await.unwrap(), []);
+    assert!(cgroups.iter().all(|dir| !dir.exists()), "{cgroups:?}");
+}
+
+#[tokio::test]
+async fn a_guest_sees_its_closure_live_and_nothing_else_of_the_host() {
+    let host = Host::new();
+    let mut order = host.order(5, HOUR);
+    order.spec.store = Some(StoreDelivery::Live);
+    let (link, file) = ("3c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-link", "4c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-file");
+    std::os::unix::fs::symlink(format!("/nix/store/{file}"), host.dir.path().join(link)).unwrap();
+    std::fs::write(host.dir.path().join(file), "of the host\n").unwrap();
+    std::fs::write(host.dir.path().join("5c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-secret"), "").unwrap();
+    order.closure.paths.extend([link, file].map(|base| host.path(base)));
+    let driver = host.driver_without_images();
+    driver.create(&order).await.unwrap();
+    let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
+    let script = format!(
+        "b=/nix/store/{BUSYBOX}/bin/busybox; $b ls /nix/store; $b cat /nix/store/{link}; \
+         $b mount -o remount,rw /nix/store; $b touch /nix/store/{BUSYBOX}/new 2>/dev/null || echo read-only"
+    );
+    let program = Some(busybox(&["sh", "-c", &script]));
+    client.send(&ToAgent::Start { program, restart: Restart::Never, health: None });
+    let status = client.until_ended();
+    client.until_log(status.log_seq);
+    assert_eq!(client.stdout(), format!("{BUSYBOX}\n{link}\n{file}\nof the host\nread-only\n"));
+    assert_eq!(status.notes, Vec::<String>::new());
+
+    // Asked from outside to end, QEMU takes its leave as it does from a guest that powers off.
+    let [guard, qemu] = host.processes(order.id);
+    let store = host.live_store(order.id);
+    assert!(store.is_alive());
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(qemu.pid).unwrap(),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    eventually("the end of the guard", || !guard.is_alive());
+    assert!(!qemu.is_alive() && !store.is_alive());
+    assert_eq!(driver.ended(order.id), Some(Ended::Killed));
+    driver.destroy(order.id).await.unwrap();
 }

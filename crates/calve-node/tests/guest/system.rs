@@ -20,6 +20,7 @@ const PREPARE_ROOT: &str = r#"
 "#;
 const INIT: &str = r#"
 echo "init is process $$ of $($b hostname)"
+echo "bus: $([ -e /sys/bus/pci/drivers/virtio-pci ] && echo pci)"
 echo "prepared: $([ -e /run/prepared ] && echo true)"
 echo "parameter: $($b grep -q ' stand-in=yes ' /proc/cmdline && echo yes)"
 echo "store: $($b touch /nix/store/new && echo written)"
@@ -58,14 +59,16 @@ fn toplevel(dir: &Path) {
     }
 }
 
-/// The host's kernel with the modules that guests need, and an initrd of its own that is as real as compressed ones are.
+/// The host's kernel with the modules that guests need but for virtio-mmio, which takes a q35 machine in place of a microVM, and an initrd of its own that is as real as compressed ones are.
 fn linux(dir: &Path, version: &str) {
     let modules = dir.join("lib/modules").join(version);
     fs::create_dir_all(&modules).expect("made");
     fs::copy(format!("/boot/vmlinuz-{version}"), dir.join("bzImage")).expect("copied");
     let from = Path::new("/lib/modules").join(version);
     for index in ["modules.dep", "modules.builtin", "modules.softdep", "modules.alias"] {
-        fs::copy(from.join(index), modules.join(index)).expect("copied");
+        let text = fs::read_to_string(from.join(index)).expect("there");
+        let lines = text.lines().filter(|line| !line.contains("virtio_mmio")).map(|line| format!("{line}\n"));
+        fs::write(modules.join(index), lines.collect::<String>()).expect("written");
     }
     for tree in ["drivers/virtio", "drivers/block", "drivers/char", "fs/erofs", "fs/overlayfs", "lib"] {
         let to = modules.join("kernel").join(tree);

@@ -34,6 +34,7 @@ pub fn order(id: MachineId, attempt: u32) -> Order {
             driver: None,
             limits: Limits::default(),
             network: Network::None,
+            store: None,
             ports: vec![],
             health: None,
             restart: Restart::Never,

@@ -39,6 +39,10 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
     workload(spec)?;
     limits(&spec.limits)?;
     ports(&spec.ports)?;
+    if spec.store.is_some() && spec.driver != Some(DriverName::Qemu) {
+        return Err(ApiError::bad_request("how the store is delivered can be chosen for guests only")
+            .hint("ask for the driver qemu; a sandbox always has the host's own store paths"));
+    }
     if let Some(check) = &spec.health {
         health(check)?;
     }
@@ -312,7 +316,7 @@ mod tests {
 
     #[test]
     fn each_limit_has_its_sentence() {
-        let cases: [(&str, Value, &str); 14] = [
+        let cases: [(&str, Value, &str); 15] = [
             ("/ttl_ms", json!(999), "a lease of 999 ms is not between 1 s and 366 days"),
             ("/ttl_ms", json!(u64::MAX), "is not between"),
             ("/grace_ms", json!(3_600_001), "over the longest, 3600 s"),
@@ -329,6 +333,7 @@ mod tests {
                 "the environment variable A has 200000 bytes",
             ),
             ("/spec/workload/env", json!({"A=B": ""}), "cannot be the name"),
+            ("/spec/store", json!("live"), "for guests only"),
             ("/spec/limits", json!({"pids": 0}), "without processes"),
             ("/spec/limits", json!({"memory_bytes": 1}), "1 bytes of memory"),
         ];

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_node::Found;
 use calve_wire::agent::Status;
@@ -66,6 +67,12 @@ pub trait Effects: Send + Sync {
     fn is_alive(&self, driver: DriverName, found: Found) -> bool {
         let _ = (driver, found);
         true
+    }
+
+    /// How a listed machine that is not alive ended, where its driver knows.
+    fn ended(&self, driver: DriverName, found: Found) -> Option<Ended> {
+        let _ = (driver, found);
+        None
     }
 
     /// What is known of the agents of linked machines.

@@ -383,7 +383,8 @@ fn goal_after(step: &Step) -> Goal {
 async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
     let listed = |driver, found: calve_node::Found| {
         let alive = heard.contains(&found.id) || effects.is_alive(driver, found);
-        (found.id, Listed { attempt: found.attempt, alive })
+        let ended = if alive { None } else { effects.ended(driver, found) };
+        (found.id, Listed { attempt: found.attempt, alive, ended })
     };
     let lists = effects.list().await.into_iter();
     lists

@@ -3,8 +3,15 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use calve_wire::guard::{GUARD_SOCKET, LIVE_STORE_SOCKET, LiveStore};
+
 use crate::kernel::Transport;
 
+/// Ports of the virtio-serial device: the agent's, and the first one, which QEMU keeps for a console. The guest sets up
+/// two queues for each that could be, and QEMU's default is 31.
+const SERIAL_PORTS: u32 = 2;
+/// What the guest mounts a live store by.
+pub(crate) const STORE_TAG: &str = "store";
 /// Name of the virtio-serial port between server and agent.
 pub(crate) const AGENT_PORT: &str = "calve.agent";
 /// Sockets and files in the run directory, which is QEMU's working directory: paths stay short.
@@ -17,6 +24,15 @@ pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 const EMULATED_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm,+rdrand";
 /// Needed for virtio-mmio: without it QEMU offers the legacy layout, which vhost-user devices refuse.
 const MODERN_MMIO: &str = "virtio-mmio.force-legacy=false";
+
+/// How a closure gets into a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum StoreSource {
+    /// As this image, seen as `/dev/vda`.
+    Image(PathBuf),
+    /// Live, from a daemon that the guard starts so.
+    Live(LiveStore),
+}
 
 /// Everything that QEMU's command line depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +55,10 @@ pub(crate) struct GuestPlan {
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub kernel_parameters: String,
-    /// The closure's image, seen as `/dev/vda`.
-    pub store_image: Option<PathBuf>,
+    /// How the closure gets in.
+    pub store: Option<StoreSource>,
+    /// Time of the host's processors that QEMU may use, in thousandths of one.
+    pub cpus_milli: Option<u32>,
     /// Whether the guest reaches out through the host.
     pub network: bool,
     /// Whether the processor that the guest sees has no random generator.
@@ -62,6 +80,13 @@ impl GuestPlan {
         argv.pair("-cpu", if self.kvm { "host" } else { EMULATED_CPU });
         argv.pair("-smp", self.cpus.to_string());
         argv.pair("-m", format!("{}M", self.memory_mib));
+        if self.live_store().is_some() {
+            // The daemon reads and writes the guest's memory itself.
+            argv.pair(
+                "-object",
+                format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib),
+            );
+        }
         argv.pair("-kernel", &self.kernel);
         argv.pair("-initrd", &self.initrd);
         argv.pair("-append", &self.kernel_parameters);
@@ -72,10 +97,19 @@ impl GuestPlan {
 
     fn machine(&self) -> String {
         let accelerator = if self.kvm { "kvm" } else { "tcg" };
+        let memory = if self.live_store().is_some() { ",memory-backend=memory" } else { "" };
         match self.transport {
-            Transport::MmioAcpi => format!("microvm,acpi=on,pcie=off,usb=off,accel={accelerator}"),
-            Transport::MmioCommandLine => format!("microvm,acpi=off,accel={accelerator}"),
-            Transport::Pci => format!("q35,usb=off,smbus=off,sata=off,accel={accelerator}"),
+            Transport::MmioAcpi => format!("microvm,acpi=on,pcie=off,usb=off,accel={accelerator}{memory}"),
+            Transport::MmioCommandLine => format!("microvm,acpi=off,accel={accelerator}{memory}"),
+            Transport::Pci => format!("q35,usb=off,smbus=off,sata=off,accel={accelerator}{memory}"),
+        }
+    }
+
+    /// What the guard's daemon serves.
+    pub(crate) fn live_store(&self) -> Option<&LiveStore> {
+        match &self.store {
+            Some(StoreSource::Live(live)) => Some(live),
+            Some(StoreSource::Image(_)) | None => None,
         }
     }
 
@@ -85,7 +119,9 @@ impl GuestPlan {
         argv.pair("-serial", "chardev:console");
         argv.pair("-chardev", format!("socket,id=qmp,path={QMP_SOCKET},server=on,wait=off"));
         argv.pair("-mon", "chardev=qmp,mode=control");
-        argv.device(self.virtio("serial", ",id=ports"));
+        argv.pair("-chardev", format!("socket,id=guard,path={GUARD_SOCKET},server=on,wait=off"));
+        argv.pair("-mon", "chardev=guard,mode=control");
+        argv.device(self.virtio("serial", &format!(",id=ports,max_ports={SERIAL_PORTS}")));
         argv.pair("-chardev", format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"));
         argv.device(format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT}"));
     }
@@ -94,11 +130,20 @@ impl GuestPlan {
         if self.transport != Transport::Pci {
             argv.pair("-global", MODERN_MMIO);
         }
-        if let Some(image) = &self.store_image {
-            let mut drive = OsString::from("if=none,id=store,format=raw,readonly=on,file.locking=off,file=");
-            drive.push(escaped(image));
-            argv.pair("-drive", drive);
-            argv.device(self.virtio("blk", ",drive=store"));
+        match &self.store {
+            Some(StoreSource::Image(image)) => {
+                let mut drive =
+                    OsString::from("if=none,id=store,format=raw,readonly=on,file.locking=off,file=");
+                drive.push(escaped(image));
+                argv.pair("-drive", drive);
+                argv.device(self.virtio("blk", ",drive=store"));
+            }
+            Some(StoreSource::Live(_)) => {
+                argv.pair("-chardev", format!("socket,id=store,path={LIVE_STORE_SOCKET}"));
+                let bus = if self.transport == Transport::Pci { "pci" } else { "device" };
+                argv.device(format!("vhost-user-fs-{bus},chardev=store,tag={STORE_TAG}"));
+            }
+            None => {}
         }
         if self.network {
             argv.pair("-netdev", "user,id=net");
@@ -154,7 +199,8 @@ mod tests {
             kernel: "/k".into(),
             initrd: "/i".into(),
             kernel_parameters: "quiet a,b".into(),
-            store_image: None,
+            store: None,
+            cpus_milli: None,
             network: false,
             random_device: false,
         }
@@ -170,6 +216,7 @@ mod tests {
         for part in [
             "-machine microvm,acpi=on,pcie=off,usb=off,accel=tcg -bios qboot.rom",
             "-smp 1 -m 256M -kernel /k -initrd /i -append quiet a,b",
+            "id=ports,max_ports=2 ",
             "-device virtserialport,bus=ports.0,chardev=agent,name=calve.agent",
             "-global virtio-mmio.force-legacy=false",
         ] {
@@ -181,11 +228,33 @@ mod tests {
     }
 
     #[test]
+    fn a_live_store_shares_the_memory_with_its_daemon() {
+        let live = LiveStore { argv: vec![], paths: vec![] };
+        let mmio = GuestPlan { store: Some(StoreSource::Live(live)), ..plan() };
+        for (plan, device) in [
+            (mmio.clone(), "-device vhost-user-fs-device,chardev=store,tag=store"),
+            (
+                GuestPlan { transport: Transport::Pci, ..mmio },
+                "-device vhost-user-fs-pci,chardev=store,tag=store",
+            ),
+        ] {
+            let line = line(&plan);
+            for part in [
+                ",memory-backend=memory ",
+                "-object memory-backend-memfd,id=memory,size=256M,share=on",
+                device,
+            ] {
+                assert!(line.contains(part), "{part} in {line}");
+            }
+        }
+    }
+
+    #[test]
     fn each_need_adds_its_device_on_the_bus_of_the_machine() {
         let plan = GuestPlan {
             transport: Transport::Pci,
             kvm: true,
-            store_image: Some("/a,b".into()),
+            store: Some(StoreSource::Image("/a,b".into())),
             network: true,
             random_device: true,
             ..plan()

@@ -1,15 +1,14 @@
 //! The driver's side of the guard: starts it, tells it the lease, and ends it with everything that it looks after.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use calve_core::MachineId;
-use calve_wire::agent::Remaining;
+use calve_wire::agent::{Remaining, SandboxCgroups};
 use calve_wire::guard::{GO_BYTE, GuardLease, GuardProcesses, LEASE_FILE, PROCESSES_FILE, READY_LINE};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, clock_gettime};
@@ -17,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{ChildStdin, Command};
 
-use super::command::QMP_SOCKET;
+use super::command::{GuestPlan, QMP_SOCKET};
 use super::qmp::Qmp;
 use crate::driver::{DriverError, DriverErrorKind};
 use crate::run_dir::{Process, RunDirs};
@@ -28,6 +27,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const LINE_MAX_BYTES: u64 = 16 * 1024;
 /// Time that a process has to be gone after SIGKILL: a guest's memory is given back meanwhile.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a cgroup is tried whose last process has only just ended: the kernel gives nothing to wait on.
+const CGROUP_INTERVAL: Duration = Duration::from_millis(1);
 /// A guard may write its last words while its directory is removed.
 const REMOVALS_MAX: u32 = 5;
 
@@ -39,14 +40,16 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Starts a guard with QEMU and waits until that accepts connections.
-    pub(crate) async fn start(agent: &Path, dir: &Path, argv: &[OsString]) -> Result<Self, DriverError> {
+    pub(crate) async fn start(agent: &Path, dir: &Path, plan: &GuestPlan) -> Result<Self, DriverError> {
         let failed = |what: &str| DriverError::new(DriverErrorKind::Failed, what);
+        let cpus = plan.cpus_milli.map(|cpus| ["--cpus-milli".to_owned(), cpus.to_string()]);
         let mut child = Command::new(agent)
             .arg("guard")
             .arg("--run-dir")
             .arg(dir)
+            .args(cpus.into_iter().flatten())
             .arg("--")
-            .args(argv)
+            .args(plan.argv())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -117,7 +120,30 @@ pub(crate) async fn end(dirs: &RunDirs, id: MachineId) -> io::Result<()> {
             }
         }
     }
+    remove_cgroups(&dir, id).await?;
     remove(dirs, id)
+}
+
+/// What is left of the cgroups where the guard did not remove them itself: it was killed.
+async fn remove_cgroups(dir: &Path, id: MachineId) -> io::Result<()> {
+    let read = || serde_json::from_slice(&fs::read(dir.join("cgroups.json")).ok()?).ok();
+    let cgroups: SandboxCgroups = read().unwrap_or_default();
+    let ours = |dir: &PathBuf| dir.ends_with(id.to_string());
+    for cgroup in cgroups.dirs.into_iter().map(PathBuf::from).filter(ours) {
+        let give_up = Instant::now() + GONE_TIMEOUT;
+        loop {
+            match fs::remove_dir(&cgroup) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < give_up => {
+                    tokio::time::sleep(CGROUP_INTERVAL).await;
+                }
+                removed => break removed?,
+            }
+        }
+        // The directory that all machines share goes with the last; until then it is not empty, which is as well.
+        let _ = cgroup.parent().map(fs::remove_dir);
+    }
+    Ok(())
 }
 
 /// QEMU first: the guard ends after it.
@@ -125,11 +151,13 @@ fn processes(dir: &Path) -> Vec<Process> {
     let read = || -> Option<GuardProcesses> {
         serde_json::from_slice(&fs::read(dir.join(PROCESSES_FILE)).ok()?).ok()
     };
-    let pair = |processes: GuardProcesses| {
+    let all = |processes: GuardProcesses| {
         let qemu = Process { pid: processes.qemu_pid, start_ticks: processes.qemu_start_ticks };
-        [qemu, Process { pid: processes.guard_pid, start_ticks: processes.guard_start_ticks }]
+        let store = processes.store.map(|(pid, start_ticks)| Process { pid, start_ticks });
+        let guard = Process { pid: processes.guard_pid, start_ticks: processes.guard_start_ticks };
+        [Some(qemu), store, Some(guard)]
     };
-    read().map(pair).into_iter().flatten().collect()
+    read().map(all).into_iter().flatten().flatten().collect()
 }
 
 fn remove(dirs: &RunDirs, id: MachineId) -> io::Result<()> {

@@ -3,13 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use calve_wire::machine::{Limits, Network, Workload};
+use calve_core::DriverName;
+use calve_wire::machine::{Limits, Network, StoreDelivery, Workload};
 
+use super::command::StoreSource;
 use super::emulator::Emulator;
+use super::parameters::StorePlace;
+use super::virtiofsd::live_store;
 use super::{GuestPlan, Mode, Parameters, QemuOptions, tsc};
 use crate::driver::{DriverError, DriverErrorKind, Order};
 use crate::initrd::{Contents, InitrdError, initrd, static_busybox};
 use crate::kernel::{ClosureView, KERNEL_VARIABLE, Kernel, KernelError, Transport, host_kernel, system};
+use crate::run_dir::RunDirs;
 
 /// Memory of a guest for which none was said: a distribution's kernel takes 80 MiB of it.
 const MEMORY_DEFAULT_MIB: u64 = 256;
@@ -56,15 +61,11 @@ fn gather_blocking(
         }
         Workload::Program(_) | Workload::Base => (kernel_for_guests(options)?, None, Mode::Bare),
     };
-    let store_image = match order.closure.paths.is_empty() {
-        true => None,
-        false => Some((options.store_image)(&order.closure, images_dir)?),
-    };
+    let (store, place) = store(options, order)?.unzip();
     let network = order.spec.network == Network::Host;
     let random_device = kvm && !host_has_random_instruction();
     let busybox = if order.spec.workload == Workload::Base { static_busybox() } else { None };
-    let devices =
-        Devices { store: store_image.is_some(), overlay: system_initrd.is_some(), network, random_device };
+    let devices = Devices { store: place, overlay: system_initrd.is_some(), network, random_device };
     let initrd = initrd_for(options, &kernel, &devices, busybox.as_deref(), system_initrd.as_deref())?;
     let parameters = Parameters {
         mode,
@@ -72,7 +73,7 @@ fn gather_blocking(
         hostname: order.name.to_string(),
         remaining: order.remaining,
         network,
-        store: store_image.is_some(),
+        store: place,
         pids: order.spec.limits.pids,
         unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64),
         emulated_tsc_khz: (!kvm).then(|| tsc::host_khz(images_dir)),
@@ -89,10 +90,29 @@ fn gather_blocking(
         kernel: kernel.boot,
         initrd,
         kernel_parameters,
-        store_image,
+        store,
+        cpus_milli: order.spec.limits.cpus_milli,
         network,
         random_device,
     })
+}
+
+/// How the order's closure gets into the guest; none where it is empty.
+fn store(options: &QemuOptions, order: &Order) -> Result<Option<(StoreSource, StorePlace)>, DriverError> {
+    if order.closure.paths.is_empty() {
+        return Ok(None);
+    }
+    match order.spec.store.unwrap_or(StoreDelivery::Image) {
+        StoreDelivery::Image => {
+            let image = (options.store_image)(&order.closure, &options.images_dir)?;
+            Ok(Some((StoreSource::Image(image), StorePlace::Image)))
+        }
+        StoreDelivery::Live => {
+            let dirs = RunDirs::new(&options.runtime_dir, DriverName::Qemu);
+            let live = live_store(&order.closure, &dirs.path(order.id))?;
+            Ok(Some((StoreSource::Live(live), StorePlace::Live)))
+        }
+    }
 }
 
 /// The kernel for guests whose closure brings none.
@@ -103,8 +123,8 @@ pub(crate) fn kernel_for_guests(options: &QemuOptions) -> Result<Kernel, DriverE
 /// What the guest has to drive.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Devices {
-    /// An image with a file system.
-    pub store: bool,
+    /// The closure.
+    pub store: Option<StorePlace>,
     /// A file system over the image that can be written.
     pub overlay: bool,
     /// A network card.
@@ -119,7 +139,8 @@ impl Devices {
         let bus = if transport == Transport::Pci { "virtio_pci" } else { "virtio_mmio" };
         let mut modules = vec![bus, "virtio_console"];
         let optional = [
-            (self.store, &["virtio_blk", "erofs"][..]),
+            (self.store == Some(StorePlace::Image), &["virtio_blk", "erofs"][..]),
+            (self.store == Some(StorePlace::Live), &["virtiofs"]),
             (self.overlay, &["overlay"]),
             (self.network, &["virtio_net"]),
             (self.random_device, &["virtio_rng"]),
@@ -237,7 +258,8 @@ mod tests {
     #[test]
     fn a_guest_loads_what_it_drives_and_no_more() {
         assert_eq!(Devices::default().modules(Transport::MmioAcpi), ["virtio_mmio", "virtio_console"]);
-        let all = Devices { store: true, overlay: true, network: true, random_device: true };
+        let all =
+            Devices { store: Some(StorePlace::Image), overlay: true, network: true, random_device: true };
         assert_eq!(all.modules(Transport::Pci).len(), 7);
     }
 

@@ -4,6 +4,9 @@
 //! the server only that it speaks to this very machine, and gives no rights elsewhere.
 
 use calve_wire::agent::Remaining;
+use calve_wire::guard::CPUS_UNLIMITED;
+
+use super::command::STORE_TAG;
 
 /// Longest command line that a kernel takes (`COMMAND_LINE_SIZE` on x86).
 const LINE_MAX_BYTES: usize = 2048 - 1;
@@ -32,6 +35,15 @@ pub(crate) enum Mode {
     Probe,
 }
 
+/// Where a guest finds its closure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StorePlace {
+    /// In an image.
+    Image,
+    /// In the host's store.
+    Live,
+}
+
 /// Everything that the kernel's command line depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Parameters {
@@ -45,8 +57,8 @@ pub(crate) struct Parameters {
     pub remaining: Remaining,
     /// Whether it has a network card.
     pub network: bool,
-    /// Whether it has a store image.
-    pub store: bool,
+    /// Where it finds its closure.
+    pub store: Option<StorePlace>,
     /// Most processes of its program.
     pub pids: Option<u32>,
     /// The host's clock, in milliseconds since the epoch.
@@ -71,15 +83,18 @@ impl Parameters {
         if self.network {
             words.push("calve.net=slirp".into());
         }
-        if self.store {
-            words.push("calve.store=/dev/vda".into());
+        match self.store {
+            Some(StorePlace::Image) => words.push("calve.store=/dev/vda".into()),
+            Some(StorePlace::Live) => words.push(format!("calve.store=virtiofs:{STORE_TAG}")),
+            None => {}
         }
         if let Some(pids) = self.pids {
             words.push(format!("calve.pids={pids}"));
         }
         let line = words.join(" ");
-        if line.len() > LINE_MAX_BYTES {
-            let length = line.len();
+        // The guard may add a word.
+        let length = line.len() + 1 + CPUS_UNLIMITED.len();
+        if length > LINE_MAX_BYTES {
             return Err(format!("the kernel parameters have {length} bytes; kernels take {LINE_MAX_BYTES}"));
         }
         Ok(line)
@@ -112,7 +127,7 @@ mod tests {
             hostname: "h".into(),
             remaining: Remaining { until_deadline_ms: None, grace_ms: 5 },
             network: false,
-            store: false,
+            store: None,
             pids: None,
             unix_ms: 1,
             emulated_tsc_khz: None,
@@ -130,10 +145,12 @@ mod tests {
 
     #[test]
     fn each_fact_adds_its_parameter() {
+        let live = Parameters { store: Some(StorePlace::Live), ..parameters(Mode::Bare) };
+        assert!(live.line().unwrap().contains("calve.store=virtiofs:store"));
         let line = Parameters {
             remaining: Remaining { until_deadline_ms: Some(9), grace_ms: 0 },
             network: true,
-            store: true,
+            store: Some(StorePlace::Image),
             pids: Some(7),
             emulated_tsc_khz: Some(2_400_000),
             ..parameters(Mode::Probe)

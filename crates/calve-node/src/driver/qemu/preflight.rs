@@ -3,6 +3,7 @@
 use calve_wire::doctor::{Check, CheckStatus};
 
 use super::emulator::INSTALL_HINT;
+use super::virtiofsd::Virtiofsd;
 use super::{QemuDriver, needs};
 use crate::driver::DriverError;
 use crate::initrd::static_busybox;
@@ -31,6 +32,8 @@ pub(super) async fn preflight(driver: &QemuDriver) -> Vec<Check> {
         checks.push(kvm_check(driver.kvm(emulator).await));
     }
     checks.push(busybox_check());
+    let virtiofsd = tokio::task::spawn_blocking(Virtiofsd::find).await;
+    checks.push(virtiofsd_check(virtiofsd.map_err(super::probe::broke_off).flatten()));
     checks
 }
 
@@ -55,6 +58,17 @@ fn kvm_check(state: &KvmState) -> Check {
             cost: "guests run in emulation: about ten times slower".into(),
             mend: mend.clone(),
             ..degraded("KVM", why.clone())
+        },
+    }
+}
+
+fn virtiofsd_check(found: Result<Virtiofsd, DriverError>) -> Check {
+    match found {
+        Ok(found) => ok("virtiofsd", format!("{} ({})", found.version, found.path.display())),
+        Err(_) => Check {
+            cost: "`calve run --store live` cannot be used: guests get their closure as an image".into(),
+            mend: Some(super::virtiofsd::INSTALL_HINT.into()),
+            ..degraded("virtiofsd", "not installed".into())
         },
     }
 }

@@ -28,6 +28,7 @@ fn new(n: u128, name: Option<&str>) -> NewMachine {
             health: None,
             limits: Limits::default(),
             network: Network::None,
+            store: None,
             ports: Vec::new(),
             source: Source::default(),
         },

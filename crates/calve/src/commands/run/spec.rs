@@ -7,7 +7,7 @@ use std::time::Duration;
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
 use calve_core::{DriverName, Kind, MachineName};
 use calve_wire::api::CreateMachine;
-use calve_wire::machine::{Limits, MachineSpec, Network, PortMapping, Restart, Workload};
+use calve_wire::machine::{Limits, MachineSpec, Network, PortMapping, Restart, StoreDelivery, Workload};
 use clap::ValueEnum;
 
 use super::health::HealthArgs;
@@ -88,6 +88,9 @@ pub struct Args {
     /// How the machine is made: sandbox or qemu; the first that can do it where none is given.
     #[arg(long)]
     driver: Option<DriverName>,
+    /// How a guest gets its store paths; asks for the driver qemu. [default: image]
+    #[arg(long, value_name = "HOW")]
+    store: Option<StoreWord>,
 
     #[command(flatten)]
     health: HealthArgs,
@@ -98,6 +101,14 @@ enum RestartWord {
     Never,
     OnFailure,
     Always,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StoreWord {
+    /// One image of the closure, made once and kept: reads are quickest.
+    Image,
+    /// The host's own store paths (virtiofs), read-only: nothing is made, however large the closure.
+    Live,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -119,6 +130,7 @@ impl Args {
         // What can be wrong is found before anything is built.
         let env = gather_environment(&self.env_file, &self.env, |name| std::env::var(name).ok())?;
         let health = self.health.to_check()?;
+        let driver = self.driver()?;
         let wish = Wish {
             what: self.what.clone(),
             attr: self.attr.clone(),
@@ -130,7 +142,7 @@ impl Args {
         let spec = MachineSpec {
             kind,
             workload,
-            driver: self.driver,
+            driver,
             restart: self.restart(kind),
             health,
             limits: Limits { cpus_milli: self.cpus, memory_bytes: self.memory, pids: self.pids },
@@ -138,6 +150,10 @@ impl Args {
                 NetworkWord::None => Network::None,
                 NetworkWord::Host => Network::Host,
             },
+            store: self.store.map(|word| match word {
+                StoreWord::Image => StoreDelivery::Image,
+                StoreWord::Live => StoreDelivery::Live,
+            }),
             ports: self.publish.clone(),
             source: resolved.source,
         };
@@ -153,6 +169,18 @@ impl Args {
             grace_ms: self.grace.map(ms),
             hold: !self.detach,
         })
+    }
+
+    /// The driver that was asked for, or that goes without saying.
+    fn driver(&self) -> Outcome<Option<DriverName>> {
+        match (self.driver, self.store) {
+            (Some(DriverName::Sandbox), Some(_)) => {
+                Err(Failure::usage("a sandbox always has the host's own store paths: --store is for guests")
+                    .hint("leave --store out, or say --driver qemu"))
+            }
+            (None | Some(DriverName::Qemu), Some(_)) => Ok(Some(DriverName::Qemu)),
+            (driver, None) => Ok(driver),
+        }
     }
 
     /// The kind that was asked for or that goes without saying, and the workload with its environment.
@@ -257,6 +285,16 @@ mod tests {
             let error = parse(line).map(drop).unwrap_err();
             assert!(error.contains(sentence), "{line:?}: {error}");
         }
+    }
+
+    #[test]
+    fn choosing_how_the_store_comes_is_choosing_a_guest() {
+        let driver = |line: &[&str]| parse(line).unwrap().driver();
+        assert_eq!(driver(&["--store", "live", "X"]).unwrap(), Some(DriverName::Qemu));
+        assert_eq!(driver(&["--driver", "sandbox", "X"]).unwrap(), Some(DriverName::Sandbox));
+        let refused = driver(&["--store", "image", "--driver", "sandbox", "X"]).unwrap_err();
+        assert!(refused.sentence.contains("--store is for guests"), "{}", refused.sentence);
+        assert!(parse(&["--store", "tape", "X"]).is_err());
     }
 
     #[test]
