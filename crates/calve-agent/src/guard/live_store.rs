@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use calve_agent::sandbox::mounts::{attach, new, restrict, restrict_by_path, view_of};
+use calve_agent::sandbox::mounts::{attach, new, restrict_by_path, restrict_private, view_of};
 use calve_wire::agent::StoreMount;
 use calve_wire::guard::{LIVE_STORE_DIR, LIVE_STORE_FILE, LIVE_STORE_SOCKET, LiveStore};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -94,7 +94,7 @@ fn show(paths: &[StoreMount]) -> anyhow::Result<()> {
     for path in paths {
         show_one(path).with_context(|| format!("{} cannot be shown to the guest", path.source))?;
     }
-    match restrict(store.as_fd(), true, HARMLESS) {
+    match restrict_private(store.as_fd(), HARMLESS) {
         // Before Linux 5.12 each mount by itself.
         Err(Errno::NOSYS) => {
             for path in paths.iter().filter(|path| !Path::new(&path.source).is_symlink()) {
