@@ -23,6 +23,7 @@ mod resolve;
 mod scratch;
 pub mod store;
 mod tree;
+pub mod unpack;
 
 pub use closure::{Closure, ClosurePath};
 pub use error::StoreError;
