@@ -150,9 +150,11 @@ impl LocalIndex {
                 Some(n) => n,
                 None => add_recipe(&transaction, id, recipe)?,
             };
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO holder VALUES (?, ?, ?)")?
-                .execute((path.base_name(), nar_hash.as_bytes(), n))?;
+            transaction.prepare_cached("INSERT OR REPLACE INTO holder VALUES (?, ?, ?)")?.execute((
+                path.base_name(),
+                nar_hash.as_bytes(),
+                n,
+            ))?;
         }
         transaction.commit()
     }
@@ -167,7 +169,8 @@ impl LocalIndex {
             let mut gone = Vec::new();
             while let Some(row) = rows.next()? {
                 let name: String = row.get(0)?;
-                let here = StorePath::from_base_name(&name).is_ok_and(|path| store.host_path_of(&path).is_some());
+                let here =
+                    StorePath::from_base_name(&name).is_ok_and(|path| store.host_path_of(&path).is_some());
                 if !here {
                     gone.push(name);
                 }

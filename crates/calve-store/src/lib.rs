@@ -32,6 +32,7 @@ mod register;
 pub mod remote;
 mod requisites;
 mod resolve;
+mod retry;
 mod scratch;
 pub mod store;
 pub mod transfer;

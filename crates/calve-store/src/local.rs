@@ -37,9 +37,8 @@ impl Store {
 
     /// Which of `paths` are valid in Nix, with their files.
     pub(crate) fn present_in_nix(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, StoreError> {
-        let on_disk = |path: &&StorePath| {
-            fs::symlink_metadata(self.nix_store_dir.join(path.base_name())).is_ok()
-        };
+        let on_disk =
+            |path: &&StorePath| fs::symlink_metadata(self.nix_store_dir.join(path.base_name())).is_ok();
         let candidates: Vec<_> = paths.iter().filter(on_disk).cloned().collect();
         if candidates.is_empty() || !self.nix.exists() {
             return Ok(BTreeSet::new());

@@ -160,6 +160,11 @@ impl ChunkView {
         Ok(Some(Self { nar, places: places(&recipe.positions) }))
     }
 
+    /// What to say where a chunk that must be there is not.
+    pub(crate) fn changed(&self) -> StoreError {
+        StoreError::Changed { path: self.nar.root.clone() }
+    }
+
     /// The plain bytes of a chunk that begins at byte `at` of the archive; none where they are no longer there.
     pub fn chunk(&self, piece: Piece, at: u64) -> Option<Vec<u8>> {
         let mut bytes = vec![0; piece.len as usize];

@@ -92,7 +92,8 @@ impl NixPlace {
     /// Holds off Nix's garbage collector, or waits for one that runs.
     fn keep_collector_away(&self) -> Result<File, StoreError> {
         let path = self.state.join("gc.lock");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let locked = file.and_then(|file| file.lock_shared().map(|()| file));
         locked.map_err(StoreError::io("lock", &path))
     }
@@ -110,7 +111,8 @@ impl NixPlace {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
             let mut connection = Connection::open_with_flags(store.nix.path(), flags)?;
             connection.busy_timeout(crate::nix_db::BUSY_TIMEOUT)?;
-            let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             for info in signed {
                 let sql = "UPDATE ValidPaths SET sigs = ?, ca = ? WHERE path = ?";
                 let signatures = info.signatures.join(" ");
@@ -122,11 +124,7 @@ impl NixPlace {
     }
 }
 
-fn move_in(
-    store: &Store,
-    trees: &[&(&PathInfo, PathBuf)],
-    scratch: &Scratch,
-) -> Result<(), TransferError> {
+fn move_in(store: &Store, trees: &[&(&PathInfo, PathBuf)], scratch: &Scratch) -> Result<(), TransferError> {
     for (info, tree) in trees {
         let place = store.nix_store_dir.join(info.path.base_name());
         store.move_away(&place, scratch)?;
@@ -180,8 +178,13 @@ impl PathLock {
         name.push(".lock");
         let path = PathBuf::from(name);
         loop {
-            let open =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let open = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path);
             let locked = open.and_then(|file| {
                 file.lock()?;
                 Ok((file.metadata()?.len(), file))

@@ -67,12 +67,7 @@ pub struct PullOptions {
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self {
-            trusted: TrustedKeys::default(),
-            index: None,
-            destination: None,
-            stall_timeout: STALL_TIMEOUT,
-        }
+        Self { trusted: TrustedKeys::default(), index: None, destination: None, stall_timeout: STALL_TIMEOUT }
     }
 }
 

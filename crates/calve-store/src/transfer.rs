@@ -82,6 +82,14 @@ pub enum TransferError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Chunks could not be compressed.
+    #[error("cannot compress at level {level}")]
+    Compress {
+        /// The level of zstd.
+        level: i32,
+        /// What zstd said.
+        source: io::Error,
+    },
     /// The Nix store refused to take paths.
     #[error("Nix did not register {paths} paths: {message}")]
     NixRegistration {
@@ -101,13 +109,16 @@ impl TransferError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Untrusted { reason, .. } => Some(match reason {
-                VerifyError::Unsigned => "sign it when it is pushed, or pull it from a cache that signs".to_owned(),
+                VerifyError::Unsigned => {
+                    "sign it when it is pushed, or pull it from a cache that signs".to_owned()
+                }
                 _ => "if you trust that key, add it to the trusted public keys".to_owned(),
             }),
             Self::NoCache { .. } => Some("name a cache to pull from".to_owned()),
-            Self::Remote(RemoteError::Unreachable { .. }) => {
-                Some("check the cache's address and the network, then try again: what came already stays".to_owned())
-            }
+            Self::Remote(RemoteError::Unreachable { .. }) => Some(
+                "check the cache's address and the network, then try again: what came already stays"
+                    .to_owned(),
+            ),
             Self::Remote(RemoteError::Denied { .. }) => {
                 Some("check the token that is used for this cache".to_owned())
             }
@@ -115,8 +126,14 @@ impl TransferError {
                 Some("let the cache verify and repair itself, or pull from another cache".to_owned())
             }
             Self::Incomplete { .. } => Some("push the whole closure to the cache again".to_owned()),
-            Self::NixRegistration { .. } => Some("check the Nix store, for example with: nix-store --verify".to_owned()),
-            Self::Remote(_) | Self::Index(_) | Self::Read { .. } | Self::Cancelled => None,
+            Self::NixRegistration { .. } => {
+                Some("check the Nix store, for example with: nix-store --verify".to_owned())
+            }
+            Self::Remote(_)
+            | Self::Index(_)
+            | Self::Read { .. }
+            | Self::Compress { .. }
+            | Self::Cancelled => None,
         }
     }
 }

@@ -46,7 +46,11 @@ impl NixDb {
         }
     }
 
-    fn from_rows(&self, rows: Vec<Row>, references: Vec<(String, String)>) -> Result<Vec<PathInfo>, StoreError> {
+    fn from_rows(
+        &self,
+        rows: Vec<Row>,
+        references: Vec<(String, String)>,
+    ) -> Result<Vec<PathInfo>, StoreError> {
         let mut by_referrer: BTreeMap<String, BTreeSet<StorePath>> = BTreeMap::new();
         for (referrer, reference) in references {
             by_referrer.entry(referrer).or_default().insert(self.parse(&reference)?);
@@ -75,11 +79,13 @@ impl NixDb {
         let mut lines = lines.into_iter();
         let mut infos = Vec::new();
         while let Some(path) = lines.next() {
-            let mut field = || lines.next().ok_or_else(|| self.damaged("nix-store --dump-db ends early".to_owned()));
+            let mut field =
+                || lines.next().ok_or_else(|| self.damaged("nix-store --dump-db ends early".to_owned()));
             let (hash, size, deriver, count) = (field()?, field()?, field()?, field()?);
             let odd = |text: &str| self.damaged(format!("nix-store --dump-db says {text:?} of {path}"));
-            let references: Result<BTreeSet<_>, _> =
-                (0..count.parse::<usize>().map_err(|_| odd(&count))?).map(|_| self.parse(&field()?)).collect();
+            let references: Result<BTreeSet<_>, _> = (0..count.parse::<usize>().map_err(|_| odd(&count))?)
+                .map(|_| self.parse(&field()?))
+                .collect();
             infos.push(PathInfo {
                 path: self.parse(&path)?,
                 nar_hash: format!("sha256:{hash}").parse().map_err(|_| odd(&hash))?,

@@ -14,11 +14,11 @@ use tokio::task::{JoinError, JoinSet};
 use super::plan::{Wanted, stalled, timely};
 use super::slots::{IN_FLIGHT_KIB, Slots, room_of};
 use super::{Source, blocking};
+use crate::TransferError;
 use crate::chunk::{CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use crate::decode;
 use crate::progress::Progress;
 use crate::remote::RemoteError;
-use crate::TransferError;
 
 /// Requests for chunks at once: with [`BATCH_KIB`] each as much as is in flight.
 const REQUESTS_MAX: usize = 16;
@@ -62,7 +62,13 @@ impl Fetcher {
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let decoders = Arc::new(Semaphore::new(cores));
-        Arc::new(Self { caches: sources.iter().map(cache).collect(), slots, stall_timeout, progress, decoders })
+        Arc::new(Self {
+            caches: sources.iter().map(cache).collect(),
+            slots,
+            stall_timeout,
+            progress,
+            decoders,
+        })
     }
 
     /// Fetches what is wanted in order, and what is demanded at once; ends when nobody can demand any more.

@@ -84,7 +84,11 @@ impl Landings {
     }
 
     /// Lands those of `unpacked` that refer to nothing that is still to come.
-    async fn land(&self, unpacked: &mut BTreeSet<usize>, landed: &mut Vec<usize>) -> Result<(), TransferError> {
+    async fn land(
+        &self,
+        unpacked: &mut BTreeSet<usize>,
+        landed: &mut Vec<usize>,
+    ) -> Result<(), TransferError> {
         let ready = ready(&self.plan.paths, unpacked, landed);
         if ready.is_empty() {
             return Ok(());
@@ -93,13 +97,17 @@ impl Landings {
         let now = ready.clone();
         blocking(move || {
             let paths: Vec<_> = now.iter().map(|n| &plan.paths[*n]).collect();
-            let trees: Vec<_> = paths.iter().zip(&now).map(|(path, n)| (&path.info, landing.tree(*n))).collect();
+            let trees: Vec<_> =
+                paths.iter().zip(&now).map(|(path, n)| (&path.info, landing.tree(*n))).collect();
             landing.land(&trees)?;
             if let Some(index) = index {
                 let entry = |path: &&'_ PlannedPath| (path.info.path.clone(), path.info.nar_hash);
                 let entries: Vec<_> = paths.iter().map(entry).collect();
                 let with_recipes = entries.iter().zip(&paths);
-                index.record(with_recipes.map(|((path, hash), planned)| (path, hash, planned.recipe_id, &*planned.recipe)))?;
+                index.record(
+                    with_recipes
+                        .map(|((path, hash), planned)| (path, hash, planned.recipe_id, &*planned.recipe)),
+                )?;
             }
             Ok(())
         })
@@ -118,7 +126,8 @@ fn ready(paths: &[PlannedPath], unpacked: &BTreeSet<usize>, landed: &[usize]) ->
     // References stand first, so that one pass in order finds them all.
     for &n in unpacked {
         let info = &paths[n].info;
-        let is_there = |path: &StorePath| *path == info.path || !planned.contains(path) || valid.contains(path);
+        let is_there =
+            |path: &StorePath| *path == info.path || !planned.contains(path) || valid.contains(path);
         if info.references.iter().all(is_there) {
             valid.insert(&info.path);
             ready.push(n);

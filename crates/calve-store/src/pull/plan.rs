@@ -31,8 +31,6 @@ pub(super) struct PlannedPath {
     pub recipe: Arc<Recipe>,
     /// For each piece of the recipe.
     pub origins: Vec<Origin>,
-    /// Which cache told of it.
-    pub cache: String,
 }
 
 /// Where a piece comes from.
@@ -116,7 +114,8 @@ async fn manifests(
             Ok(manifests) => return Ok((source.name.clone(), manifests)),
             // That a cache has not all is the least that can be said.
             Err(error) => match worst {
-                Some(ref before) if !matches!(before, TransferError::Remote(RemoteError::Missing { .. })) => {}
+                Some(ref before) if !matches!(before, TransferError::Remote(RemoteError::Missing { .. })) => {
+                }
                 _ => worst = Some(error),
             },
         }
@@ -138,7 +137,9 @@ fn check(
         return Err(RemoteError::Missing { cache, what }.into());
     }
     let mut seen = HashSet::new();
-    let new = |manifest: &Manifest| lacking.contains(&manifest.info.path) && seen.insert(manifest.info.path.clone());
+    let new = |manifest: &Manifest| {
+        lacking.contains(&manifest.info.path) && seen.insert(manifest.info.path.clone())
+    };
     let manifests: Vec<_> = manifests.into_iter().filter(new).collect();
     for Manifest { info, .. } in &manifests {
         verify(info, trusted).map_err(|reason| TransferError::Untrusted {
@@ -253,11 +254,12 @@ fn with_recipes(
             let sizes = (recipe.nar_size(), info.nar_size);
             return Err(damaged(format!("it gives {} bytes, but {} were signed", sizes.0, sizes.1)));
         }
-        Restorer::new(&recipe.positions, &info.counted_references()).map_err(|error| damaged(error.to_string()))?;
+        Restorer::new(&recipe.positions, &info.counted_references())
+            .map_err(|error| damaged(error.to_string()))?;
         progress.archive_bytes.add(info.nar_size);
         progress.chunks.add(recipe.pieces.len() as u64);
         let (recipe_id, origins) = (id, Vec::new());
-        paths.push(PlannedPath { info, recipe_id, recipe, origins, cache: cache.to_owned() });
+        paths.push(PlannedPath { info, recipe_id, recipe, origins });
     }
     let pieces = || paths.iter().flat_map(|path| &path.recipe.pieces);
     let local = match index {

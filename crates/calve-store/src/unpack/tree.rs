@@ -89,9 +89,8 @@ impl TreeWriter {
     pub fn symlink(&mut self, name: &[u8], target: &[u8]) -> Result<(), StoreError> {
         let root = self.root_name.clone();
         let name = if self.open.is_empty() { &root } else { name };
-        let made = rustix::fs::symlinkat(target, self.dir(), name).and_then(|()| {
-            rustix::fs::utimensat(self.dir(), name, &times(), AtFlags::SYMLINK_NOFOLLOW)
-        });
+        let made = rustix::fs::symlinkat(target, self.dir(), name)
+            .and_then(|()| rustix::fs::utimensat(self.dir(), name, &times(), AtFlags::SYMLINK_NOFOLLOW));
         made.map_err(|error| self.error(name, error.into()))
     }
 
