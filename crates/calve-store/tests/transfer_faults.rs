@@ -45,7 +45,10 @@ fn one_flipped_bit_in_a_chunk_is_named() {
     let error = faulty(Faults { wrong_lengths: true, ..Faults::default() });
     assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
     let error = faulty(Faults { truncate: true, ..Faults::default() });
-    assert!(matches!(&error, TransferError::Damaged { message, .. } if message.contains("did not come")), "{error}");
+    assert!(
+        matches!(&error, TransferError::Damaged { message, .. } if message.contains("did not come")),
+        "{error}"
+    );
     let error = faulty(Faults { no_chunks: true, ..Faults::default() });
     assert!(error.to_string().contains("has no"), "{error}");
 }
@@ -195,9 +198,8 @@ fn child_that_pulls_and_hangs() {
     let (_from, chain, cache) = pushed();
     cache.faults.lock().unwrap().hang_at = own_chunks(&cache, &chain.program);
     let mut to = Host::new();
-    to.store = Arc::new(
-        calve_store::Store::open_with(place.as_ref(), support::options(to.dir.path())).unwrap(),
-    );
+    to.store =
+        Arc::new(calve_store::Store::open_with(place.as_ref(), support::options(to.dir.path())).unwrap());
     let _ = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache]));
     panic!("the cache did not hang");
 }
@@ -215,7 +217,8 @@ fn what_a_killed_pull_has_landed_stays() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let valid = |path: &StorePath| to.path("store/.valid").join(format!("{}.json", path.base_name())).exists();
+    let valid =
+        |path: &StorePath| to.path("store/.valid").join(format!("{}.json", path.base_name())).exists();
     let began = Instant::now();
     while !valid(&chain.middle) {
         assert!(began.elapsed() < DEADLINE, "nothing landed");

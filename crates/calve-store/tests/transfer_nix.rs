@@ -53,7 +53,10 @@ fn nix_agrees_with_what_was_pulled_into_its_store() {
         nix(&to, &["--verify-path", path]);
     }
     nix(&to, &["--verify", "--check-contents"]);
-    assert_eq!(nix(&to, &["--query", "--references", &paths[1]]), format!("{}\n{}", paths[0], paths[1]).lines().collect::<Vec<_>>().join("\n"));
+    assert_eq!(
+        nix(&to, &["--query", "--references", &paths[1]]),
+        format!("{}\n{}", paths[0], paths[1]).lines().collect::<Vec<_>>().join("\n")
+    );
     assert_eq!(nix(&to, &["--query", "--deriver", &paths[2]]), format!("{}.drv", paths[2]));
     let leftovers = fs::read_dir(to.path("root/nix/var/nix/calve/tmp")).unwrap().count();
     let locks = fs::read_dir(to.path("root/nix/store")).unwrap().flatten();

@@ -76,4 +76,3 @@ pub fn assert_equal(from: &Host, to: &Host, chain: &Chain) {
     }
     assert!(names(&to.path("store/.tmp")).is_empty());
 }
-
