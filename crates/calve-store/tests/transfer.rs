@@ -6,12 +6,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use calve_nix::sign::TrustedKeys;
+use calve_store::Destination;
+use calve_store::cache::{Cache, CacheOptions};
 use calve_store::index::LocalIndex;
-use calve_store::pull::PullOptions;
-use calve_store::push::PushOptions;
+use calve_store::progress::Progress;
+use calve_store::pull::{PullOptions, Source, pull};
+use calve_store::push::{PushOptions, push};
+use calve_store::remote::Remote;
 use support::Host;
 use support::closures::Chain;
-use support::transfers::{assert_equal, pull_from, push_to, pushed, trusting};
+use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
 
 #[test]
 fn a_closure_arrives_and_each_chunk_travels_once() {
@@ -66,4 +71,33 @@ fn a_rebuild_moves_next_to_nothing_either_way() {
     let (pulled, progress) = pull_from(&to, &[&cache], &rebuilt.program, options);
     assert_eq!(pulled.unwrap().len(), 2);
     assert!(progress.bytes_moved.get() > 0);
+}
+
+#[test]
+fn the_real_cache_takes_and_gives_a_closure() {
+    let (from, to) = (Host::new(), Host::new());
+    let chain = Chain::new(&from, 1);
+    runtime().block_on(async {
+        let cache = Cache::open(CacheOptions::local(&from.path("cache"))).await.unwrap();
+        let trusted: TrustedKeys = cache.public_keys().join(" ").parse().unwrap();
+        let remote: Arc<dyn Remote> = Arc::new(cache);
+        let roots = std::slice::from_ref(&chain.program);
+        let pushed =
+            push(Arc::clone(&from.store), roots, Arc::clone(&remote), PushOptions::default(), Arc::default());
+        assert_eq!(pushed.await.unwrap().len(), 3);
+        let options =
+            PullOptions { destination: Some(Destination::Private), trusted, ..PullOptions::default() };
+        let sources = [Source { name: "cache".to_owned(), remote: Arc::clone(&remote) }];
+        let pulled = pull(Arc::clone(&to.store), &sources, roots, options, Arc::default());
+        assert_eq!(pulled.await.unwrap().len(), 3);
+        // A rebuild: its chunks are all there.
+        let rebuilt = Chain::new(&from, 2);
+        let progress = Arc::new(Progress::default());
+        let roots = std::slice::from_ref(&rebuilt.program);
+        let pushed =
+            push(Arc::clone(&from.store), roots, remote, PushOptions::default(), Arc::clone(&progress));
+        assert_eq!(pushed.await.unwrap().len(), 3);
+        assert_eq!(progress.bytes_moved.get(), 0);
+    });
+    assert_equal(&from, &to, &chain);
 }
