@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use calve_nix::sign::TrustedKeys;
+use calve_nix::sign::{SecretKey, TrustedKeys};
 use calve_store::Destination;
 use calve_store::cache::{Cache, CacheOptions};
 use calve_store::index::LocalIndex;
@@ -14,9 +14,10 @@ use calve_store::progress::Progress;
 use calve_store::pull::{PullOptions, Source, pull};
 use calve_store::push::{PushOptions, push};
 use calve_store::remote::Remote;
-use support::Host;
-use support::closures::Chain;
+use support::closures::{Chain, path, text};
+use support::memory::Memory;
 use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
+use support::{Host, file, listing};
 
 #[test]
 fn a_closure_arrives_and_each_chunk_travels_once() {
@@ -100,4 +101,54 @@ fn the_real_cache_takes_and_gives_a_closure() {
         assert_eq!(progress.bytes_moved.get(), 0);
     });
     assert_equal(&from, &to, &chain);
+}
+
+#[test]
+fn a_change_in_one_file_moves_that_file() {
+    let (from, to) = (Host::new(), Host::new());
+    let cache = Arc::new(Memory::new("cache"));
+    let app = |generation: u64, notes: &[u8]| {
+        let app = path(generation, "app-1.0");
+        from.package(&app, &[&app], |root| {
+            file(&root.join("lib/large.so"), &text(5, 4_000_000, &[&app]), 0o444);
+            file(&root.join("share/notes"), notes, 0o444);
+        });
+        app
+    };
+    let (before, after) = (app(1, b"a few words"), app(2, &text(6, 5000, &[])));
+    let index = Arc::new(LocalIndex::open(&to.path("chunks.sqlite")).unwrap());
+    let options = PullOptions { index: Some(index), ..trusting(&[&cache]) };
+    let first = push_to(&from, &cache, &before, PushOptions::default());
+    pull_from(&to, &[&cache], &before, options.clone()).0.unwrap();
+    let second = push_to(&from, &cache, &after, PushOptions::default());
+    let (pulled, progress) = pull_from(&to, &[&cache], &after, options);
+    assert_eq!(pulled.unwrap(), std::slice::from_ref(&after));
+    assert_eq!(
+        listing(&from.path("nix/store").join(after.base_name())),
+        listing(&to.path("store").join(after.base_name()))
+    );
+    // The chunk around the change, which is at most 256 KiB, and the recipe.
+    for moved in [second.bytes_moved.get(), progress.bytes_moved.get()] {
+        assert!(moved > 0 && moved < first.bytes_moved.get() / 8, "{moved} of {}", first.bytes_moved.get());
+    }
+}
+
+#[test]
+fn whoever_pushes_may_sign() {
+    let from = Host::new();
+    let chain = Chain::new(&from, 1);
+    let cache = Arc::new(Memory::new("cache"));
+    let key = Arc::new(SecretKey::from_seed("mine", [9; 32]).unwrap());
+    let index = Arc::new(LocalIndex::open(&from.path("chunks.sqlite")).unwrap());
+    let options = PushOptions { key: Some(Arc::clone(&key)), index: Some(index), ..PushOptions::default() };
+    push_to(&from, &cache, &chain.program, options.clone());
+    let to = Host::new();
+    let trusted = std::iter::once(key.public()).collect();
+    pull_from(&to, &[&cache], &chain.program, PullOptions { trusted, ..trusting(&[]) }).0.unwrap();
+    // To another cache nothing is cut again; the chunks are read where they lie.
+    let other = Arc::new(Memory::new("other"));
+    push_to(&from, &other, &chain.program, options);
+    let again = Host::new();
+    pull_from(&again, &[&other], &chain.program, trusting(&[&other])).0.unwrap();
+    assert_eq!(other.stored_bytes(), cache.stored_bytes());
 }

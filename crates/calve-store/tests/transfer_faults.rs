@@ -44,6 +44,8 @@ fn one_flipped_bit_in_a_chunk_is_named() {
     assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
     let error = faulty(Faults { wrong_lengths: true, ..Faults::default() });
     assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
+    let error = faulty(Faults { bombs: true, ..Faults::default() });
+    assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
     let error = faulty(Faults { truncate: true, ..Faults::default() });
     assert!(
         matches!(&error, TransferError::Damaged { message, .. } if message.contains("did not come")),

@@ -18,6 +18,8 @@ use futures_util::stream::{self, BoxStream};
 pub struct Faults {
     /// Flips a bit of every stored chunk.
     pub flip_chunks: bool,
+    /// Sends chunks that unpack to far more than they say.
+    pub bombs: bool,
     /// Gives chunks other lengths than they have.
     pub wrong_lengths: bool,
     /// Breaks streams of chunks off after this many in all, once each.
@@ -102,6 +104,10 @@ impl Memory {
             let at = zstd.len() / 2;
             zstd[at] ^= 1;
             chunk.zstd = zstd.into();
+        }
+        if faults.bombs {
+            let bomb = vec![0; 64 << 20];
+            chunk.zstd = StoredChunk::compress(chunk.id, &bomb, 1).unwrap().zstd;
         }
         if faults.wrong_lengths {
             chunk.len += 1;
