@@ -6,28 +6,48 @@
 
 mod add;
 pub mod archive;
+#[cfg(feature = "cache")]
+pub mod cache;
 pub mod chunk;
 pub mod closure;
+pub mod cut;
+mod decode;
+pub mod diff;
 pub mod erofs;
 pub mod error;
 pub mod image;
+pub mod index;
+mod local;
 mod locate;
+pub mod nar_view;
 mod nix_db;
+mod nix_place;
+pub mod normal;
+mod order;
 mod path_info;
+mod place;
 pub mod program;
+pub mod progress;
+pub mod pull;
+pub mod push;
 pub mod recipe;
 mod register;
 pub mod remote;
 mod requisites;
 mod resolve;
+mod retry;
 mod scratch;
 pub mod store;
+pub mod transfer;
 mod tree;
+pub mod unpack;
 
 pub use closure::{Closure, ClosurePath};
 pub use error::StoreError;
 pub use image::prune_images;
 pub use locate::{InStore, Located};
 pub use path_info::PathInfo;
+pub use place::Destination;
 pub use program::{ProgramError, check_program};
 pub use store::{Store, StoreOptions};
+pub use transfer::TransferError;
