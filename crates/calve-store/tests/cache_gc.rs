@@ -91,15 +91,17 @@ async fn what_is_within_the_grace_stays() {
     let ids: Vec<_> = stored.iter().map(|chunk| chunk.id).collect();
     cache.put_chunks(stored).await.unwrap();
     push(&cache, &paths).await.unwrap();
-    let abandoned = std::fs::File::create(dir.path().join("objects/packs/abandoned")).unwrap();
-    abandoned.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    for name in ["abandoned", "half#1"] {
+        let file = std::fs::File::create(dir.path().join("objects/packs").join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    }
     let done = cache.collect(&nothing_stays()).await.unwrap();
     assert_eq!((done.paths_removed, done.chunks_removed, done.abandoned_removed), (0, 0, 0));
     assert_eq!(cache.missing_chunks(&ids).await.unwrap(), []);
     a_moment().await;
     let policy = GcPolicy { grace: Some(Duration::ZERO), ..GcPolicy::default() };
     let done = cache.collect(&policy).await.unwrap();
-    assert_eq!((done.paths_removed, done.abandoned_removed), (0, 1));
+    assert_eq!((done.paths_removed, done.abandoned_removed), (0, 2));
     assert_eq!(cache.missing_chunks(&ids).await.unwrap(), ids);
     assert_intact(&cache, &paths).await;
 }

@@ -1,7 +1,7 @@
 //! Removing what was not marked.
 
 use std::collections::VecDeque;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::TryStreamExt;
 
@@ -143,6 +143,8 @@ impl Cache {
                 done.abandoned_removed += 1;
             }
         }
+        let (objects, before) = (self.0.objects.clone(), time(before_ms));
+        done.abandoned_removed += crate::cache::blocking(move || objects.remove_halves(before)).await?;
         Ok(())
     }
 
@@ -157,7 +159,7 @@ impl Cache {
         let dir = self.0.dir.join("uploads");
         crate::cache::blocking(move || {
             let Ok(files) = std::fs::read_dir(&dir) else { return Ok(()) };
-            let spared = UNIX_EPOCH + Duration::from_millis(abandoned_ms(times).max(0) as u64);
+            let spared = time(abandoned_ms(times));
             for file in files.flatten() {
                 let old =
                     file.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|time| time < spared);
@@ -174,4 +176,8 @@ impl Cache {
 
 fn abandoned_ms(times: Times) -> i64 {
     times.spared_ms.min(times.now_ms - ABANDONED_AGE.as_millis() as i64)
+}
+
+fn time(ms: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64)
 }
