@@ -10,6 +10,7 @@ pub mod chunk;
 pub mod closure;
 pub mod erofs;
 pub mod error;
+pub mod http;
 pub mod image;
 mod locate;
 mod nix_db;
@@ -26,6 +27,7 @@ mod tree;
 
 pub use closure::{Closure, ClosurePath};
 pub use error::StoreError;
+pub use http::{Address, HttpRemote};
 pub use image::prune_images;
 pub use locate::{InStore, Located};
 pub use path_info::PathInfo;
