@@ -27,7 +27,9 @@ pub(crate) enum At {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// It has another form.
-    #[error("{0:?} is no address of a cache, which looks like https://cache.example.org or unix:/run/cache.sock")]
+    #[error(
+        "{0:?} is no address of a cache, which looks like https://cache.example.org or unix:/run/cache.sock"
+    )]
     Form(String),
     /// It holds a password, which would end up in logs.
     #[error("the address of a cache holds no user and no password; give the token beside it")]
@@ -79,8 +81,8 @@ impl FromStr for Address {
             return Err(AddressError::Secret);
         }
         let parsed: Authority = authority.parse().map_err(|_| wrong())?;
-        let port = match parsed.port() {
-            Some(port) => port.as_str().parse().map_err(|_| wrong())?,
+        let port = match authority[parsed.host().len()..].strip_prefix(':') {
+            Some(port) => port.parse().map_err(|_| wrong())?,
             None => default_port(tls),
         };
         let printable = |c: u8| c.is_ascii_graphic() && c != b'?' && c != b'#';

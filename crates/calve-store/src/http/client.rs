@@ -268,15 +268,12 @@ impl AnswerBody {
     }
 
     /// The whole of it; an error where it has more than `max` bytes.
-    pub async fn collect(self, max: usize) -> Result<Bytes, RemoteError> {
-        let (cache, client) = (self.client.inner.shown.clone(), self.client.clone());
-        drop(client);
-        let mut body = self;
+    pub async fn collect(mut self, max: usize) -> Result<Bytes, RemoteError> {
         let mut whole = BytesMut::new();
-        while let Some(bytes) = body.next().await? {
+        while let Some(bytes) = self.next().await? {
             if whole.len() + bytes.len() > max {
                 let message = format!("its answer has more than {max} bytes");
-                return Err(RemoteError::Failed { cache, message });
+                return Err(RemoteError::Failed { cache: self.client.inner.shown.clone(), message });
             }
             whole.extend_from_slice(&bytes);
         }
@@ -315,7 +312,10 @@ impl Body for Sent {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let Some(part) = self.parts.pop_front() else { return Poll::Ready(None) };
         self.left -= part.len() as u64;
         self.taken.fetch_add(part.len() as u64, Ordering::Relaxed);

@@ -28,10 +28,7 @@ const READ_BUFFER_BYTES: usize = 512 * 1024;
 pub(super) type Sender = http1::SendRequest<Sent>;
 
 /// Connects; the error is a sentence.
-pub(super) async fn connect(
-    address: &Address,
-    tls: &OnceLock<Arc<ClientConfig>>,
-) -> Result<Sender, String> {
+pub(super) async fn connect(address: &Address, tls: &OnceLock<Arc<ClientConfig>>) -> Result<Sender, String> {
     let connecting = async {
         match &address.at {
             At::Unix(path) => {

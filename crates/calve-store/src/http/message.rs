@@ -152,7 +152,10 @@ pub fn decompress(bytes: &[u8], max: usize) -> Result<Vec<u8>, MessageError> {
 
 fn limited<T>(items: Vec<T>) -> Result<Vec<T>, MessageError> {
     if items.len() > ITEMS_MAX {
-        return Err(MessageError(format!("it names {} things, and at most {ITEMS_MAX} are taken", items.len())));
+        return Err(MessageError(format!(
+            "it names {} things, and at most {ITEMS_MAX} are taken",
+            items.len()
+        )));
     }
     Ok(items)
 }
@@ -240,7 +243,11 @@ impl Reader<'_> {
             references: entry.references.into_iter().map(path).collect::<Result<_, _>>()?,
             deriver: entry.deriver.map(path).transpose()?,
             ca: entry.ca,
-            signatures: entry.signatures.into_iter().map(|it| self.signature(it)).collect::<Result<_, _>>()?,
+            signatures: entry
+                .signatures
+                .into_iter()
+                .map(|it| self.signature(it))
+                .collect::<Result<_, _>>()?,
         };
         if !info.references.is_sorted_by(|a, b| a < b) {
             return Err(MessageError(format!("the references of {} are not in order", info.path)));

@@ -43,10 +43,12 @@ impl HttpRemote {
         let answered = self.client.send(Method::POST, &format!("{PREFIX}{what}"), &[media_type], body).await;
         match answered {
             // The path of the protocol itself: no calve answers there.
-            Err(RemoteError::Missing { cache, what }) if what.starts_with(PREFIX) => Err(RemoteError::Failed {
-                cache,
-                message: "it does not speak calve's protocol (Nix may still copy from it)".to_owned(),
-            }),
+            Err(RemoteError::Missing { cache, what }) if what.starts_with(PREFIX) => {
+                Err(RemoteError::Failed {
+                    cache,
+                    message: "it does not speak calve's protocol (Nix may still copy from it)".to_owned(),
+                })
+            }
             answered => answered,
         }
     }
@@ -202,7 +204,8 @@ impl HttpRemote {
 /// A recipe as it travels.
 pub fn pack_recipe(recipe: &Recipe) -> StoredChunk {
     let plain = recipe.encode();
-    let zstd = zstd::bulk::compress(&plain, RECIPE_ZSTD_LEVEL).expect("compressing into memory does not fail");
+    let zstd =
+        zstd::bulk::compress(&plain, RECIPE_ZSTD_LEVEL).expect("compressing into memory does not fail");
     let len = u32::try_from(plain.len()).expect("a recipe has at most RECIPE_BYTES_MAX");
     StoredChunk { id: ChunkId::of(&plain), len, zstd: zstd.into() }
 }

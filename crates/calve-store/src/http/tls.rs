@@ -19,7 +19,8 @@ const BUNDLES: [&str; 4] = [
 
 /// What a connection needs to know; the error is a sentence.
 pub(super) fn config() -> Result<Arc<ClientConfig>, String> {
-    let named = VARIABLES.iter().filter_map(std::env::var_os).find(|value| !value.is_empty()).map(PathBuf::from);
+    let named =
+        VARIABLES.iter().filter_map(std::env::var_os).find(|value| !value.is_empty()).map(PathBuf::from);
     let bundle = named.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.exists()));
     let bundle = bundle.ok_or_else(|| {
         format!("this system has no file of certificate authorities; set {} to one", VARIABLES[1])
