@@ -1,4 +1,7 @@
-//! SHA-256 as Nix writes it: `sha256:` and 64 hexadecimal digits (its database) or 52 characters of base32 (narinfo).
+//! Hashes as Nix writes them: `sha256:` and hexadecimal digits (its database) or base32 (narinfo), or SRI
+//! (`sha256-` and base64); `src/libutil/hash.cc` of Nix.
+
+mod any;
 
 use std::fmt;
 use std::io;
@@ -8,14 +11,11 @@ use sha2::{Digest, Sha256};
 
 use crate::base32;
 
+pub use any::{AnyHash, HashAlgorithm, HashError};
+
 /// A SHA-256 digest, such as that of a NAR or a file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256Hash([u8; 32]);
-
-/// A text that is no SHA-256 digest.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no sha256: followed by 64 hexadecimal digits or 52 characters of Nix base32")]
-pub struct HashError(String);
 
 impl Sha256Hash {
     /// The digest of `bytes`.
@@ -36,6 +36,11 @@ impl Sha256Hash {
     /// 52 characters of Nix base32.
     pub fn to_base32(&self) -> String {
         base32::encode(&self.0)
+    }
+
+    /// `sha256:` and base32, as in a narinfo and in what is signed.
+    pub fn to_nix(&self) -> String {
+        format!("sha256:{}", self.to_base32())
     }
 
     /// The digest folded to 20 bytes by XOR, as in the hash part of a store path (`compressHash` of Nix).
@@ -63,25 +68,18 @@ impl fmt::Debug for Sha256Hash {
 impl FromStr for Sha256Hash {
     type Err = HashError;
 
+    /// Every spelling that Nix reads: `sha256:` and hexadecimal, base32 or base64, or `sha256-` and base64.
     fn from_str(text: &str) -> Result<Self, HashError> {
-        let digits = text.strip_prefix("sha256:");
-        let bytes = digits.and_then(|digits| match digits.len() {
-            64 => decode_hex(digits),
-            52 => base32::decode(digits).ok(),
-            _ => None,
-        });
-        let digest = bytes.and_then(|bytes| bytes.try_into().ok());
-        digest.map(Self).ok_or_else(|| HashError(text.to_owned()))
+        let hash: AnyHash = text.parse()?;
+        let digest = hash.digest().try_into().ok().filter(|_| hash.algorithm() == HashAlgorithm::Sha256);
+        digest.map(Self).ok_or_else(|| HashError::not_sha256(text))
     }
 }
 
-fn decode_hex(digits: &str) -> Option<Vec<u8>> {
-    let value = |digit: u8| char::from(digit).to_digit(16);
-    digits
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| Some((value(pair[0])? << 4 | value(*pair.get(1)?)?) as u8))
-        .collect()
+impl From<[u8; 32]> for Sha256Hash {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
 }
 
 /// Hashes and counts what is written into it.
@@ -119,11 +117,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_spellings_of_nix_are_read() {
+    fn every_spelling_of_nix_is_read() {
         let hash = Sha256Hash::of(b"");
         assert_eq!(hash.to_hex(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(hash.to_string().parse(), Ok(hash));
-        assert_eq!(format!("sha256:{}", hash.to_base32()).parse(), Ok(hash));
+        assert_eq!(hash.to_nix().parse(), Ok(hash));
+        // `nix hash to-sri --type sha256 e3b0…`
+        assert_eq!("sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".parse(), Ok(hash));
+        assert_eq!("sha256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".parse(), Ok(hash));
         for bad in ["", "sha256:", &hash.to_hex(), "sha1:00", &format!("sha256:{}é", "0".repeat(62))] {
             assert!(bad.parse::<Sha256Hash>().is_err(), "{bad:?}");
         }

@@ -1,12 +1,20 @@
-//! Nix formats, pure: base32, hashes, store paths, NAR.
+//! Nix formats, pure: base32, hashes, store paths, archives, narinfo and what else lies in a binary cache, signatures.
 //!
 //! *Invariant*: no I/O beyond `Read` and `Write` handed in, no async, no clock; the same bytes give the same result.
 
 pub mod base32;
+pub mod compression;
+pub mod content_address;
 pub mod hash;
 pub mod nar;
+pub mod narinfo;
+pub mod sign;
 pub mod store_path;
 
-pub use hash::{HashError, HashWriter, Sha256Hash};
-pub use nar::{NarError, NarWriter};
+pub use compression::Compression;
+pub use content_address::ContentAddress;
+pub use hash::{AnyHash, HashAlgorithm, HashError, HashWriter, Sha256Hash};
+pub use nar::{NarError, NarEvent, NarReadError, NarReader, NarWriter};
+pub use narinfo::{NarInfo, NarInfoError};
+pub use sign::{PublicKey, SecretKey, Signature, TrustedKeys};
 pub use store_path::{StorePath, StorePathError};

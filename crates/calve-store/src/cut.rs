@@ -1,0 +1,235 @@
+//! Cutting archives into chunks.
+//!
+//! ```text
+//! archive ─▶ Normaliser ─▶ FastCDC ─▶ chunks ─▶ hash, compress, …     on the threads of the caller of `cut`
+//! └──────────── one thread ──────────┘
+//! ```
+//! Equal archives give equal chunks whatever the sizes of the writes; every calve must cut alike, or nothing is found again.
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use bytes::Bytes;
+use calve_nix::StorePath;
+use fastcdc::v2020::{self, Normalization};
+
+use crate::chunk::{CHUNK_AVERAGE, CHUNK_MAX, CHUNK_MIN, ChunkId, StoredChunk};
+use crate::normal::Normaliser;
+use crate::recipe::{Piece, Position, Recipe};
+
+/// Bytes of an archive that a [`Cutter`] holds: many chunks, so that moving the rest to the front costs little.
+const BUFFER_BYTES: usize = 8 * CHUNK_MAX as usize;
+/// Chunks that wait between the thread that cuts and those that take them: at most 8 MiB, usually 2.
+pub const CUT_AHEAD_CHUNKS: usize = 32;
+/// Compression level of zstd for chunks: two thirds of the bytes of level 1 would take twice its time.
+pub const CHUNK_LEVEL: i32 = 3;
+
+/// Cuts the archive that is written to it, and hands each chunk's plain normalised bytes to a function.
+pub struct Cutter<F> {
+    normaliser: Normaliser,
+    /// Bytes not handed over yet, behind `begin`.
+    buffer: Vec<u8>,
+    begin: usize,
+    /// End of the bytes in `buffer` that are normalised for good.
+    normal: usize,
+    masks: (u64, u64),
+    chunk: F,
+}
+
+impl<F: FnMut(&[u8]) -> io::Result<()>> Cutter<F> {
+    /// For the archive of a path with these references, in the order of
+    /// [`PathInfo::counted_references`](crate::PathInfo::counted_references). An error of `chunk` ends the writing.
+    pub fn new(references: &[&StorePath], chunk: F) -> Self {
+        Self {
+            normaliser: Normaliser::new(references),
+            buffer: Vec::new(),
+            begin: 0,
+            normal: 0,
+            masks: v2020::select_masks(CHUNK_AVERAGE as usize, Normalization::Level1),
+            chunk,
+        }
+    }
+
+    /// Hands over the last chunks and gives the positions, once the whole archive was written.
+    pub fn finish(mut self) -> io::Result<Vec<Position>> {
+        self.normalise(true);
+        while self.begin < self.buffer.len() {
+            self.cut()?;
+        }
+        Ok(self.normaliser.finish())
+    }
+
+    fn normalise(&mut self, last: bool) {
+        self.normal += self.normaliser.normalise(&mut self.buffer[self.normal..], last);
+    }
+
+    /// Cuts off one chunk; at least [`CHUNK_MAX`] bytes are normalised, or all to the archive's end.
+    fn cut(&mut self) -> io::Result<()> {
+        let (strict, loose) = self.masks;
+        let (_, len) = v2020::cut(
+            &self.buffer[self.begin..self.normal],
+            CHUNK_MIN as usize,
+            CHUNK_AVERAGE as usize,
+            CHUNK_MAX as usize,
+            strict,
+            loose,
+            strict << 1,
+            loose << 1,
+        );
+        let begin = self.begin;
+        self.begin += len;
+        (self.chunk)(&self.buffer[begin..begin + len])
+    }
+
+    fn make_room(&mut self) {
+        self.buffer.drain(..self.begin);
+        self.normal -= self.begin;
+        self.begin = 0;
+    }
+}
+
+impl<F: FnMut(&[u8]) -> io::Result<()>> Write for Cutter<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() == BUFFER_BYTES {
+            self.normalise(false);
+            while self.normal - self.begin >= CHUNK_MAX as usize {
+                self.cut()?;
+            }
+            self.make_room();
+        }
+        let taken = bytes.len().min(BUFFER_BYTES - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Cuts one archive and gives its recipe. `write` writes the archive; `each` gets the chunks with their plain bytes, may
+/// compress and send them, and may wait to slow the cutting down. Without `threads` `each` is called on this thread, in
+/// order; with them on as many threads, in any order, with at most [`CUT_AHEAD_CHUNKS`] chunks waiting.
+pub fn cut<W, E>(
+    references: &[&StorePath],
+    threads: Option<NonZeroUsize>,
+    write: W,
+    each: E,
+) -> io::Result<Recipe>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+    E: Fn(ChunkId, Bytes) -> io::Result<()> + Sync,
+{
+    match threads {
+        None => {
+            let mut pieces = Vec::new();
+            let mut cutter = Cutter::new(references, |bytes| {
+                let (id, len) = (ChunkId::of(bytes), bytes.len() as u32);
+                pieces.push(Piece { id, len });
+                each(id, Bytes::copy_from_slice(bytes))
+            });
+            write(&mut cutter)?;
+            let positions = cutter.finish()?;
+            Ok(Recipe { pieces, positions })
+        }
+        Some(threads) => thread::scope(|scope| {
+            let (give, take) = sync_channel(CUT_AHEAD_CHUNKS);
+            let take = Mutex::new(take);
+            let (take, each) = (&take, &each);
+            let workers: Vec<_> =
+                (0..threads.get()).map(|_| scope.spawn(move || take_chunks(take, each))).collect();
+            let written = give_chunks(references, &give, write);
+            drop(give);
+            let mut pieces = Vec::new();
+            let mut failed = None;
+            for worker in workers {
+                match worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                    Ok(taken) => pieces.extend(taken),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            // A worker's failure is the reason why nothing could be handed to it.
+            let positions = failed.map_or(written, Err)?;
+            pieces.sort_unstable_by_key(|(count, _)| *count);
+            Ok(Recipe { pieces: pieces.into_iter().map(|(_, piece)| piece).collect(), positions })
+        }),
+    }
+}
+
+type Counted = (usize, Bytes);
+
+fn give_chunks<W>(
+    references: &[&StorePath],
+    give: &SyncSender<Counted>,
+    write: W,
+) -> io::Result<Vec<Position>>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+{
+    let mut count = 0;
+    let mut cutter = Cutter::new(references, |bytes| {
+        count += 1;
+        give.send((count, Bytes::copy_from_slice(bytes)))
+            .map_err(|_| io::Error::other("nobody takes chunks any more"))
+    });
+    write(&mut cutter)?;
+    cutter.finish()
+}
+
+fn take_chunks<E>(take: &Mutex<Receiver<Counted>>, each: &E) -> io::Result<Vec<(usize, Piece)>>
+where
+    E: Fn(ChunkId, Bytes) -> io::Result<()>,
+{
+    let mut taken = Vec::new();
+    let mut result = Ok(());
+    loop {
+        let next = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((count, bytes)) = next else { return result.map(|()| taken) };
+        if result.is_err() {
+            // Taken and dropped, so that whoever cuts is not stuck; the failure is told at the end.
+            continue;
+        }
+        let piece = Piece { id: ChunkId::of(&bytes), len: bytes.len() as u32 };
+        taken.push((count, piece));
+        result = each(piece.id, bytes);
+    }
+}
+
+impl StoredChunk {
+    /// Compresses the plain bytes of a chunk (or recipe) with this id, at [`CHUNK_LEVEL`] or another level of zstd.
+    pub fn compress(id: ChunkId, plain: &[u8], level: i32) -> io::Result<Self> {
+        let zstd = zstd::bulk::compress(plain, level)?;
+        Ok(Self { id, len: plain.len() as u32, zstd: zstd.into() })
+    }
+
+    /// The chunk's plain bytes, checked against its length and id.
+    pub fn plain(&self) -> Result<Vec<u8>, ChunkError> {
+        let damaged = |message: String| ChunkError { id: self.id, message };
+        let plain =
+            zstd::bulk::decompress(&self.zstd, self.len as usize).map_err(|e| damaged(e.to_string()))?;
+        if plain.len() != self.len as usize {
+            return Err(damaged(format!("it has {} bytes instead of {}", plain.len(), self.len)));
+        }
+        let found = ChunkId::of(&plain);
+        if found != self.id {
+            return Err(damaged(format!("its bytes have the id {found}")));
+        }
+        Ok(plain)
+    }
+}
+
+/// A chunk whose bytes are not those that it should have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("chunk {id} is damaged: {message}")]
+pub struct ChunkError {
+    /// The chunk.
+    pub id: ChunkId,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests;
