@@ -11,6 +11,7 @@ pub mod closure;
 pub mod cut;
 pub mod erofs;
 pub mod error;
+#[cfg(feature = "http")]
 pub mod http;
 pub mod image;
 mod locate;
@@ -29,6 +30,7 @@ mod tree;
 
 pub use closure::{Closure, ClosurePath};
 pub use error::StoreError;
+#[cfg(feature = "http")]
 pub use http::{Address, HttpRemote};
 pub use image::prune_images;
 pub use locate::{InStore, Located};
