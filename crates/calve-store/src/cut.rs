@@ -135,28 +135,41 @@ where
             let positions = cutter.finish()?;
             Ok(Recipe { pieces, positions })
         }
-        Some(threads) => thread::scope(|scope| {
-            let (give, take) = sync_channel(CUT_AHEAD_CHUNKS);
-            let take = Mutex::new(take);
-            let (take, each) = (&take, &each);
-            let workers: Vec<_> =
-                (0..threads.get()).map(|_| scope.spawn(move || take_chunks(take, each))).collect();
-            let written = give_chunks(references, &give, write);
-            drop(give);
-            let mut pieces = Vec::new();
-            let mut failed = None;
-            for worker in workers {
-                match worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
-                    Ok(taken) => pieces.extend(taken),
-                    Err(error) => failed = Some(error),
-                }
-            }
-            // A worker's failure is the reason why nothing could be handed to it.
-            let positions = failed.map_or(written, Err)?;
-            pieces.sort_unstable_by_key(|(count, _)| *count);
-            Ok(Recipe { pieces: pieces.into_iter().map(|(_, piece)| piece).collect(), positions })
-        }),
+        Some(threads) => cut_threaded(references, threads, write, &each),
     }
+}
+
+fn cut_threaded<W, E>(
+    references: &[&StorePath],
+    threads: NonZeroUsize,
+    write: W,
+    each: &E,
+) -> io::Result<Recipe>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+    E: Fn(ChunkId, Bytes) -> io::Result<()> + Sync,
+{
+    let (give, take) = sync_channel(CUT_AHEAD_CHUNKS);
+    let take = Mutex::new(take);
+    thread::scope(|scope| {
+        let take = &take;
+        let workers: Vec<_> =
+            (0..threads.get()).map(|_| scope.spawn(move || take_chunks(take, each))).collect();
+        let written = give_chunks(references, &give, write);
+        drop(give);
+        let mut pieces = Vec::new();
+        let mut failed = None;
+        for worker in workers {
+            match worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                Ok(taken) => pieces.extend(taken),
+                Err(error) => failed = Some(error),
+            }
+        }
+        // A worker's failure is the reason why nothing could be handed to it.
+        let positions = failed.map_or(written, Err)?;
+        pieces.sort_unstable_by_key(|(count, _)| *count);
+        Ok(Recipe { pieces: pieces.into_iter().map(|(_, piece)| piece).collect(), positions })
+    })
 }
 
 type Counted = (usize, Bytes);

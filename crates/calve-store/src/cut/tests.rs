@@ -108,7 +108,7 @@ fn stored_chunks_are_checked() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
     fn an_edit_moves_few_cuts(at in 0_usize..3_000_000, removed in 0_usize..3000, added in 0_usize..3000) {
