@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs)] // Every test binary uses its own part.
 
 pub mod info;
+pub mod nix;
 pub mod tree;
 
 use proptest::test_runner::Config;

@@ -1,7 +1,12 @@
 //! Trees made at random, with the names that break archives: not UTF-8, long, deep, differing in case.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use calve_nix::{NarEvent, NarReadError, NarReader, NarWriter};
 use proptest::prelude::*;
@@ -88,4 +93,19 @@ pub fn unpack(archive: impl Read) -> Result<Tree, NarReadError> {
     }
     nar.finish()?;
     Ok(root.unwrap())
+}
+
+/// Makes the tree on the disk.
+pub fn make(tree: &Tree, at: &Path) {
+    match tree {
+        Tree::File { executable, contents } => {
+            fs::write(at, contents).unwrap();
+            fs::set_permissions(at, Permissions::from_mode(if *executable { 0o755 } else { 0o644 })).unwrap();
+        }
+        Tree::Symlink(target) => symlink(OsStr::from_bytes(target), at).unwrap(),
+        Tree::Directory(entries) => {
+            fs::create_dir(at).unwrap();
+            entries.iter().for_each(|(name, tree)| make(tree, &at.join(OsStr::from_bytes(name))));
+        }
+    }
 }
