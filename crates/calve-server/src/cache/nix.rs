@@ -11,6 +11,7 @@ mod archive;
 mod listing;
 mod small;
 mod upload;
+mod xz;
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::get;
-use calve_nix::store_path::{BASE32_ALPHABET, HASH_CHARS, STORE_DIR};
+use calve_nix::cache_info::{CACHE_INFO_MAX_BYTES, CacheInfo};
+use calve_nix::store_path::{BASE32_ALPHABET, HASH_CHARS};
 use calve_nix::{Compression, NarInfo};
 use calve_store::http::ProblemKind;
 use calve_store::remote::{Manifest, Remote};
@@ -29,10 +31,10 @@ use super::Context;
 use super::answer::{Answered, Refusal};
 use super::body::Incoming;
 
-/// Most bytes of a `nix-cache-info`: three lines.
-const CACHE_INFO_MAX_BYTES: u64 = 4096;
 /// Most bytes of a listing that is sent to us; it is not kept, as the archive says the same.
 const LISTING_MAX_BYTES: u64 = 1 << 30;
+
+pub use upload::path_info;
 
 /// The routes that Nix uses.
 pub fn routes() -> Router<Arc<Context>> {
@@ -71,22 +73,17 @@ fn is_hash_part(text: &str) -> bool {
 
 async fn cache_info(State(context): State<Arc<Context>>, headers: HeaderMap) -> Answered {
     context.gate.pull(&headers, &context.cache).await?;
-    let priority = context.cache.info().await?.priority;
-    let text = format!("StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {priority}\n");
-    Ok(answer("text/x-nix-cache-info", Body::from(text)))
+    let info = CacheInfo { want_mass_query: true, priority: context.cache.info().await?.priority };
+    Ok(answer("text/x-nix-cache-info", Body::from(info.to_string())))
 }
 
 /// Some clients write it before anything else. Ours stands; one for another store directory is refused.
 async fn put_cache_info(State(context): State<Arc<Context>>, headers: HeaderMap, body: Body) -> Answered {
     context.gate.push(&headers)?;
-    let text = Incoming::new(&headers, body, CACHE_INFO_MAX_BYTES)?.collect().await?;
-    let text = String::from_utf8_lossy(&text);
-    match text.lines().find_map(|line| line.strip_prefix("StoreDir:")) {
-        Some(dir) if dir.trim() != STORE_DIR => {
-            let message = format!("it is for {}, and this cache for {STORE_DIR}", dir.trim());
-            Err(Refusal::damaged("nix-cache-info", message))
-        }
-        _ => Ok(Response::new(Body::empty())),
+    let text = Incoming::new(&headers, body, CACHE_INFO_MAX_BYTES as u64)?.collect().await?;
+    match String::from_utf8_lossy(&text).parse::<CacheInfo>() {
+        Ok(_) => Ok(Response::new(Body::empty())),
+        Err(error) => Err(Refusal::damaged("nix-cache-info", error.to_string())),
     }
 }
 

@@ -20,7 +20,7 @@ use calve_store::http::{
     Problem, RECIPE_FRAME_MAX_BYTES, pack_recipe, unpack_recipe,
 };
 use calve_store::recipe::Recipe;
-use calve_store::remote::{ITEMS_MAX, Manifest, RemoteError, UPLOAD_BYTES_MAX};
+use calve_store::remote::{ITEMS_MAX, Manifest, Remote, RemoteError, UPLOAD_BYTES_MAX};
 use futures_util::{Stream, StreamExt, stream};
 
 use super::Context;
@@ -52,15 +52,15 @@ pub fn routes() -> Router<Arc<Context>> {
 type Asked = (State<Arc<Context>>, HeaderMap, Body);
 
 async fn info((State(context), headers, _): Asked) -> Answered {
-    context.gate.pull(&headers, &*context.remote).await?;
-    Ok(message(&context.remote.info().await?))
+    context.gate.pull(&headers, &context.cache).await?;
+    Ok(message(&context.cache.info().await?))
 }
 
 async fn missing_paths((State(context), headers, body): Asked) -> Answered {
-    let sight = context.gate.pull(&headers, &*context.remote).await?;
+    let sight = context.gate.pull(&headers, &context.cache).await?;
     let asked: Vec<StorePath> = read(&context, &headers, body).await?;
     let seen: Vec<StorePath> = asked.iter().filter(|path| sight.has_path(path)).cloned().collect();
-    let mut missing = context.remote.missing_paths(&seen).await?;
+    let mut missing = context.cache.missing_paths(&seen).await?;
     if !sight.is_all() {
         let lacking: std::collections::HashSet<_> = missing.into_iter().collect();
         missing = asked.into_iter().filter(|path| !sight.has_path(path) || lacking.contains(path)).collect();
@@ -69,10 +69,10 @@ async fn missing_paths((State(context), headers, body): Asked) -> Answered {
 }
 
 async fn missing_chunks((State(context), headers, body): Asked) -> Answered {
-    let sight = context.gate.pull(&headers, &*context.remote).await?;
+    let sight = context.gate.pull(&headers, &context.cache).await?;
     let asked: Vec<ChunkId> = read(&context, &headers, body).await?;
     let seen: Vec<ChunkId> = asked.iter().filter(|id| sight.has_chunk(id)).copied().collect();
-    let mut missing = context.remote.missing_chunks(&seen).await?;
+    let mut missing = context.cache.missing_chunks(&seen).await?;
     if !sight.is_all() {
         let lacking: std::collections::HashSet<_> = missing.into_iter().collect();
         missing = asked.into_iter().filter(|id| !sight.has_chunk(id) || lacking.contains(id)).collect();
@@ -81,38 +81,34 @@ async fn missing_chunks((State(context), headers, body): Asked) -> Answered {
 }
 
 async fn closure((State(context), headers, body): Asked) -> Answered {
-    let sight = context.gate.pull(&headers, &*context.remote).await?;
+    let sight = context.gate.pull(&headers, &context.cache).await?;
     let roots: Vec<StorePath> = read(&context, &headers, body).await?;
     if let Some(hidden) = roots.iter().find(|root| !sight.has_path(root)) {
         return Err(Refusal::missing(hidden.to_string()));
     }
-    let manifests = match context.remote.closure(&roots).await {
-        Err(RemoteError::Missing { .. }) if context.has_upstreams() => {
-            context.fetch_closure(&roots).await?;
-            context.remote.closure(&roots).await?
-        }
-        manifests => manifests?,
-    };
-    Ok(message(&manifests))
+    for root in &roots {
+        context.obtain(root.hash_part()).await?;
+    }
+    Ok(message(&context.cache.closure(&roots).await?))
 }
 
 async fn chunks((State(context), headers, body): Asked) -> Answered {
-    let sight = context.gate.pull(&headers, &*context.remote).await?;
+    let sight = context.gate.pull(&headers, &context.cache).await?;
     let ids: Vec<ChunkId> = read(&context, &headers, body).await?;
     if let Some(hidden) = ids.iter().find(|id| !sight.has_chunk(id)) {
         return Err(Refusal::missing(format!("chunk {hidden}")));
     }
-    Ok(frames(context.remote.chunks(ids).await?))
+    Ok(frames(context.cache.chunks(ids).await?))
 }
 
 async fn recipes((State(context), headers, body): Asked) -> Answered {
-    let sight = context.gate.pull(&headers, &*context.remote).await?;
+    let sight = context.gate.pull(&headers, &context.cache).await?;
     let ids: Vec<ChunkId> = read(&context, &headers, body).await?;
     if let Some(hidden) = ids.iter().find(|id| !sight.has_chunk(id)) {
         return Err(Refusal::missing(format!("recipe {hidden}")));
     }
     let parts: Vec<Vec<ChunkId>> = ids.chunks(RECIPES_AT_ONCE).map(<[_]>::to_vec).collect();
-    let remote = context.remote.clone();
+    let remote = context.cache.clone();
     let packed = stream::iter(parts).then(move |part| {
         let remote = remote.clone();
         async move {
@@ -139,7 +135,7 @@ async fn upload((State(context), headers, body): Asked) -> Answered {
         }
     }
     decoder.finish().map_err(damaged)?;
-    context.remote.put_chunks(chunks).await?;
+    context.cache.put_chunks(chunks).await?;
     Ok(Response::new(Body::empty()))
 }
 
@@ -148,7 +144,7 @@ async fn commit((State(context), headers, body): Asked) -> Answered {
     let body = Incoming::new(&headers, body, COMMIT_MAX_BYTES as u64)?;
     let room = context.room(body.bound()).await;
     let (manifests, recipes) = parse_commit(body.collect().await?)?;
-    let remote = context.remote.clone();
+    let remote = context.cache.clone();
     // A task of its own: what was begun ends, also where nobody waits for it any more.
     let working = tokio::spawn(async move {
         let _room = room;

@@ -8,12 +8,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use calve_nix::store_path::HASH_CHARS;
-use calve_nix::{Sha256Hash, StorePath};
+use calve_nix::{Compression, Sha256Hash, StorePath};
 use calve_store::cache::{CacheError, NarEncoding};
 use calve_store::remote::Manifest;
 use futures_util::stream::{BoxStream, StreamExt};
 
-use super::{Asked, is_hash_part};
+use super::{Asked, is_hash_part, xz};
 use crate::cache::Context;
 use crate::cache::answer::{Answered, Refusal};
 
@@ -62,6 +62,26 @@ pub async fn get((State(context), Path(file), headers, _): Asked<String>) -> Ans
         return Err(missing());
     }
     send(&context, &manifest, wanted.encoding, &headers).await
+}
+
+/// An archive under the name of an upload, compressed as it was then.
+pub async fn send_as(
+    context: &Context,
+    manifest: &Manifest,
+    compression: Compression,
+    headers: &HeaderMap,
+) -> Answered {
+    match compression {
+        Compression::None => send(context, manifest, NarEncoding::Plain, headers).await,
+        Compression::Zstd => send(context, manifest, NarEncoding::Zstd, headers).await,
+        Compression::Xz => {
+            let archive = open(context, manifest, NarEncoding::Plain).await?;
+            let mut response = body(xz::compress(archive));
+            set(&mut response, header::CONTENT_TYPE, MEDIA_TYPE);
+            Ok(response)
+        }
+        Compression::Bzip2 | Compression::Br => Err(Refusal::missing(manifest.info.path.to_string())),
+    }
 }
 
 async fn send(

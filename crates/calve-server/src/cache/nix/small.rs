@@ -47,7 +47,7 @@ async fn get(
         return Err(Refusal::missing(name));
     }
     let (kept, asked) = (context.kept.clone(), name.clone());
-    let bytes = super::super::blocking(move || kept.get(kind, &asked)).await;
+    let bytes = crate::cache::blocking(move || kept.get(kind, &asked)).await;
     let bytes = bytes.map_err(|error| Refusal::failed("a file cannot be read", &error))?;
     bytes.map(|bytes| answer(content_type, Body::from(bytes))).ok_or_else(|| Refusal::missing(name))
 }
@@ -65,7 +65,7 @@ async fn put(context: Arc<Context>, kind: Kind, name: String, headers: HeaderMap
     let _room = context.room(body.bound()).await;
     let bytes = body.collect().await?;
     let kept = context.kept.clone();
-    let done = super::super::blocking(move || kept.put(kind, &name, &bytes)).await;
+    let done = crate::cache::blocking(move || kept.put(kind, &name, &bytes)).await;
     done.map_err(|error| Refusal::failed("a file cannot be kept", &error))?;
     Ok(Response::new(Body::empty()))
 }
