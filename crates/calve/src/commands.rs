@@ -1,5 +1,6 @@
 //! The commands: one file each; this is their table of contents.
 
+mod cache;
 mod completions;
 mod cp;
 mod doctor;
@@ -54,6 +55,7 @@ enum Command {
     Events(events::Args),
     Doctor(doctor::Args),
     Server(server::Args),
+    Cache(cache::Args),
     Completions(completions::Args),
     Version(version::Args),
 }
@@ -82,6 +84,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Events(args) => events::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Server(args) => server::run(args).await,
+            Command::Cache(args) => cache::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,
         }
