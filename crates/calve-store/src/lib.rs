@@ -6,6 +6,8 @@
 
 mod add;
 pub mod archive;
+#[cfg(feature = "cache")]
+pub mod cache;
 pub mod chunk;
 pub mod closure;
 pub mod cut;

@@ -1,0 +1,166 @@
+//! The engine behind a cache server: chunks in packs in an object storage, an index beside it.
+//!
+//! ```text
+//! DIR/index.sqlite   where chunks lie, which paths there are, last use, pins     built anew from the packs if lost
+//! DIR/key            the secret key that signs what is committed
+//! DIR/uploads/       archives as `nix copy` sent them, until their narinfo comes
+//! DIR/objects/, S3   packs/ab/…: chunks, recipes and manifests, each its own zstd frame
+//! ```
+//! An object is written whole before a row names it; rows change in transactions. So a crash leaves at most packs that
+//! nothing names, and [`Cache::collect`] removes those after the grace.
+
+mod answer;
+mod commit;
+mod error;
+mod gc;
+mod index;
+mod keys;
+mod manifest;
+mod nar;
+mod objects;
+mod pack;
+mod read;
+mod rebuild;
+mod rewrite;
+mod upload;
+mod verify;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use calve_nix::SecretKey;
+use tokio::sync::Semaphore;
+
+use index::Index;
+use objects::Objects;
+
+pub use error::CacheError;
+pub use gc::{Collected, GcPolicy};
+pub use nar::NarEncoding;
+pub use objects::Storage;
+pub use pack::PACK_BYTES;
+pub use rebuild::Rebuilt;
+pub use verify::{Damage, Verified};
+
+/// How long a chunk stays without being used by a path, and a path without being used, whatever the policy: an upload of
+/// a large closure over a slow line ends within it.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// Rank among caches where nothing else is said; `cache.nixos.org` has 40.
+pub const PRIORITY: u32 = 30;
+/// The part of the grace after which a use is noted again: writing at each would be a write for every read.
+const TOUCH_PART: u32 = 8;
+
+/// How a cache is opened.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Where its objects lie.
+    pub storage: Storage,
+    /// Name of the key that is made when there is none; also the cache's name in messages.
+    pub name: String,
+    /// Rank among caches; lower is asked first.
+    pub priority: u32,
+    /// How long uploads in flight are spared.
+    pub grace: Duration,
+}
+
+impl CacheOptions {
+    /// A cache with all its objects in one local directory.
+    pub fn local(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            storage: Storage::Local,
+            name: "calve".to_owned(),
+            priority: PRIORITY,
+            grace: GRACE,
+        }
+    }
+}
+
+/// A cache; clones share it.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    dir: PathBuf,
+    priority: u32,
+    grace: Duration,
+    key: SecretKey,
+    index: Index,
+    objects: Objects,
+    /// Work for processors: archives that are checked or cut at once.
+    cpus: Semaphore,
+}
+
+impl Cache {
+    /// Opens a cache, or makes one. Takes the same time whatever it holds, unless its index was lost: then that is built
+    /// anew from the packs.
+    pub async fn open(options: CacheOptions) -> Result<Self, CacheError> {
+        let CacheOptions { dir, storage, name, priority, grace } = options;
+        let opened = blocking(move || {
+            std::fs::create_dir_all(&dir).map_err(CacheError::io("create", &dir))?;
+            let key = keys::open(&dir, &name)?;
+            let (index, made) = Index::open(&dir.join("index.sqlite"))?;
+            let objects = Objects::open(&storage, &dir)?;
+            let cpus = Semaphore::new(cpus());
+            let name = dir.display().to_string();
+            Ok((Inner { name, dir, priority, grace, key, index, objects, cpus }, made))
+        });
+        let (inner, made) = opened.await?;
+        let cache = Self(Arc::new(inner));
+        cache.check_owner(made).await?;
+        Ok(cache)
+    }
+
+    /// The same cache with another grace: tests collect without waiting.
+    #[doc(hidden)]
+    pub fn grace(&self) -> Duration {
+        self.0.grace
+    }
+
+    /// The directory of the index.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Where the objects lie.
+    pub fn storage(&self) -> &str {
+        self.0.objects.shown()
+    }
+
+    /// Public keys, `<name>:<base64>`; what is committed is signed with the first.
+    pub fn public_keys(&self) -> Vec<String> {
+        vec![self.0.key.public().to_string()]
+    }
+
+    /// Uses are noted again if they were last noted before this.
+    fn touch_since_ms(&self) -> i64 {
+        now_ms() - (self.0.grace / TOUCH_PART).as_millis() as i64
+    }
+}
+
+/// Milliseconds since 1970.
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs blocking work; a panic in it is passed on.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only where the runtime shuts down, which drops this future too.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,171 @@
+//! Packs: objects that hold many chunks.
+//!
+//! ```text
+//! MAGIC │ zstd frame │ zstd frame │ … │ contents (postcard) │ length of contents, u32 LE │ BLAKE3 of contents │ MAGIC
+//! ```
+//! The contents list every frame in order, so that the index can be built anew from the packs alone; they also hold the
+//! hash of all frames, so that no byte can change unseen.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use super::CacheError;
+use crate::chunk::{ChunkId, StoredChunk};
+
+/// Bytes of frames at which a pack is full: large enough that S3 answers at its full rate, small enough to be held in
+/// memory by several writers at once.
+pub const PACK_BYTES: usize = 8 << 20;
+/// Most bytes of contents that anybody reads: those of a pack of the smallest frames, with room to spare.
+const CONTENTS_BYTES_MAX: usize = 64 << 20;
+
+const MAGIC: &[u8; 12] = b"calve-pack-1";
+/// Bytes behind the contents.
+pub(super) const FOOTER_BYTES: usize = 4 + 32 + MAGIC.len();
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Kind {
+    /// A chunk of archives.
+    Chunk,
+    /// An encoded recipe.
+    Recipe,
+    /// An encoded manifest.
+    Manifest,
+}
+
+/// A frame in a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub kind: Kind,
+    /// BLAKE3 of its plain bytes.
+    pub id: ChunkId,
+    pub stored: u32,
+    pub plain: u32,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Contents {
+    entries: Vec<Entry>,
+    frames: [u8; 32],
+}
+
+/// A pack that is being filled.
+#[derive(Debug)]
+pub(super) struct PackWriter {
+    bytes: BytesMut,
+    entries: Vec<Entry>,
+}
+
+impl PackWriter {
+    pub fn new() -> Self {
+        Self { bytes: BytesMut::from(&MAGIC[..]), entries: Vec::new() }
+    }
+
+    /// Adds a frame.
+    pub fn push(&mut self, kind: Kind, chunk: &StoredChunk) {
+        self.bytes.put_slice(&chunk.zstd);
+        let stored = chunk.zstd.len() as u32;
+        self.entries.push(Entry { kind, id: chunk.id, stored, plain: chunk.len });
+    }
+
+    /// Whether it is time to write it.
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() >= PACK_BYTES
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The object's bytes, and where each frame begins in it.
+    pub fn finish(mut self) -> (Bytes, Vec<(u64, Entry)>) {
+        let frames = blake3::hash(&self.bytes[MAGIC.len()..]).into();
+        let contents = Contents { entries: self.entries, frames };
+        let encoded = postcard::to_allocvec(&contents).expect("contents are plain data");
+        self.bytes.put_slice(&encoded);
+        self.bytes.put_u32_le(encoded.len() as u32);
+        self.bytes.put_slice(blake3::hash(&encoded).as_bytes());
+        self.bytes.put_slice(MAGIC);
+        (self.bytes.freeze(), placed(contents.entries))
+    }
+}
+
+fn placed(entries: Vec<Entry>) -> Vec<(u64, Entry)> {
+    let mut at = MAGIC.len() as u64;
+    let place = |entry: Entry| {
+        let begin = at;
+        at += u64::from(entry.stored);
+        (begin, entry)
+    };
+    entries.into_iter().map(place).collect()
+}
+
+/// How many bytes before the object's end its contents begin, from its last [`FOOTER_BYTES`].
+pub(super) fn contents_len(footer: &[u8], name: &str) -> Result<usize, CacheError> {
+    let damaged = |message: &str| CacheError::damaged(format!("pack {name}"), message);
+    let len = footer.first_chunk().map(|len| u32::from_le_bytes(*len) as usize);
+    match len {
+        Some(len) if len <= CONTENTS_BYTES_MAX && footer.ends_with(MAGIC) => Ok(len + FOOTER_BYTES),
+        _ => Err(damaged("it does not end as a pack does")),
+    }
+}
+
+/// What a pack of this size holds, from its end: at least what [`contents_len`] says.
+pub(super) fn read_contents(
+    end: &[u8],
+    object_bytes: u64,
+    name: &str,
+) -> Result<(Vec<(u64, Entry)>, [u8; 32]), CacheError> {
+    let damaged = |message: String| CacheError::damaged(format!("pack {name}"), message);
+    let short = || damaged("it is too short".to_owned());
+    let footer = end.len().checked_sub(FOOTER_BYTES).ok_or_else(short)?;
+    let len = contents_len(&end[footer..], name)?;
+    let encoded = &end[end.len().checked_sub(len).ok_or_else(short)?..footer];
+    if blake3::hash(encoded).as_bytes()[..] != end[footer + 4..footer + 36] {
+        return Err(damaged("its list of contents is not what was written".to_owned()));
+    }
+    let contents: Contents =
+        postcard::from_bytes(encoded).map_err(|error| damaged(format!("its list of contents: {error}")))?;
+    let frames: u64 = contents.entries.iter().map(|entry| u64::from(entry.stored)).sum();
+    if frames + (MAGIC.len() + len) as u64 != object_bytes {
+        return Err(damaged(format!("it has {object_bytes} bytes")));
+    }
+    Ok((placed(contents.entries), contents.frames))
+}
+
+/// Whether the whole object holds the frames that were written.
+pub(super) fn frames_intact(object: &[u8], frames: [u8; 32]) -> bool {
+    let Some(footer) = object.len().checked_sub(FOOTER_BYTES) else { return false };
+    let end = contents_len(&object[footer..], "").ok().and_then(|len| object.len().checked_sub(len));
+    let body = end.and_then(|end| object.get(MAGIC.len()..end));
+    object.starts_with(MAGIC) && body.is_some_and(|body| *blake3::hash(body).as_bytes() == frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_are_read_back_and_no_byte_can_change() {
+        let mut pack = PackWriter::new();
+        for text in ["one", "two two", "three three three"] {
+            let plain = text.repeat(50);
+            let chunk = StoredChunk::compress(ChunkId::of(plain.as_bytes()), plain.as_bytes(), 1).unwrap();
+            pack.push(Kind::Chunk, &chunk);
+        }
+        let (object, entries) = pack.finish();
+        let (read, frames) = read_contents(&object, object.len() as u64, "p").unwrap();
+        assert_eq!(read, entries);
+        assert!(frames_intact(&object, frames));
+        for at in 0..object.len() {
+            let mut bad = object.to_vec();
+            bad[at] ^= 1;
+            let intact =
+                read_contents(&bad, bad.len() as u64, "p").is_ok_and(|(_, f)| frames_intact(&bad, f));
+            assert!(!intact, "byte {at}");
+        }
+        for len in 0..object.len() {
+            assert!(read_contents(&object[..len], len as u64, "p").is_err());
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Reading chunks: neighbours in a pack with one request, several requests at once.
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+
+use super::index::chunks::{self, Location};
+use super::{Cache, CacheError};
+use crate::chunk::{ChunkId, StoredChunk};
+use crate::recipe::{RECIPE_BYTES_MAX, Recipe, RecipeId};
+
+/// Chunks that are looked up at once.
+const LOOKUP_CHUNKS: usize = 512;
+/// Most plain bytes of one request's chunks; a larger chunk (a recipe) is read alone.
+const RUN_PLAIN_BYTES: u64 = 2 << 20;
+/// Bytes between two chunks that are read and thrown away rather than asked for apart.
+const RUN_GAP_BYTES: u64 = 32 << 10;
+/// Requests in flight for one stream, and answers that wait: with [`RUN_PLAIN_BYTES`] at most 8 MiB.
+const RUNS_AHEAD: usize = 4;
+/// How often a chunk is looked up again when its pack is gone: a collection moves it once.
+const MOVES_MAX: usize = 4;
+
+/// Chunks that one request reads.
+type Run = Vec<Location>;
+
+impl Cache {
+    /// Chunks (and recipes) in this order, in groups.
+    pub(super) fn read_chunks(
+        &self,
+        ids: Vec<ChunkId>,
+    ) -> BoxStream<'static, Result<Vec<StoredChunk>, CacheError>> {
+        let (this, again) = (self.clone(), self.clone());
+        let windows: Vec<Vec<ChunkId>> = ids.chunks(LOOKUP_CHUNKS).map(<[_]>::to_vec).collect();
+        stream::iter(windows)
+            .then(move |window| {
+                let this = this.clone();
+                async move {
+                    let runs = runs(this.locate(window).await?);
+                    Ok::<_, CacheError>(stream::iter(runs.into_iter().map(Ok)))
+                }
+            })
+            .try_flatten()
+            .map_ok(move |run| {
+                let this = again.clone();
+                async move { this.read_run(run).await }
+            })
+            .try_buffered(RUNS_AHEAD)
+            .boxed()
+    }
+
+    async fn locate(&self, ids: Vec<ChunkId>) -> Result<Vec<Location>, CacheError> {
+        let asked = ids.clone();
+        let found = self.0.index.read(move |index| chunks::locate(index, &asked)).await?;
+        let found = found.into_iter().zip(ids);
+        found.map(|(found, id)| found.ok_or_else(|| CacheError::Missing(format!("chunk {id}")))).collect()
+    }
+
+    async fn read_run(&self, run: Run) -> Result<Vec<StoredChunk>, CacheError> {
+        match self.read_located(&run).await {
+            Err(error) if error.is_gone() => {
+                let mut chunks = Vec::new();
+                for location in run {
+                    chunks.push(self.read_moved(location.id).await?);
+                }
+                Ok(chunks)
+            }
+            result => result,
+        }
+    }
+
+    /// Reads one chunk whose pack was rewritten between looking it up and reading it.
+    async fn read_moved(&self, id: ChunkId) -> Result<StoredChunk, CacheError> {
+        let mut tries = 0;
+        loop {
+            let location = self.locate(vec![id]).await?;
+            match self.read_located(&location).await {
+                Err(error) if error.is_gone() && tries < MOVES_MAX => tries += 1,
+                Err(error) => return Err(error),
+                Ok(mut chunks) => return Ok(chunks.remove(0)),
+            }
+        }
+    }
+
+    async fn read_located(&self, run: &[Location]) -> Result<Vec<StoredChunk>, CacheError> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Vec::new()) };
+        let end = last.offset + u64::from(last.stored);
+        let bytes = self.0.objects.range(&first.object, first.offset, end - first.offset).await?;
+        Ok(run.iter().map(|location| stored(location, &bytes, first.offset)).collect())
+    }
+
+    /// Recipes in this order.
+    pub(super) async fn read_recipes(&self, ids: Vec<RecipeId>) -> Result<Vec<Recipe>, CacheError> {
+        let groups = self.read_chunks(ids);
+        let recipes = groups.and_then(|group| {
+            super::blocking(move || group.iter().map(decode_recipe).collect::<Result<Vec<_>, _>>())
+        });
+        Ok(recipes.try_collect::<Vec<_>>().await?.into_iter().flatten().collect())
+    }
+}
+
+/// The recipe that a stored chunk holds, checked.
+pub(super) fn decode_recipe(chunk: &StoredChunk) -> Result<Recipe, CacheError> {
+    let damaged = |message: String| CacheError::damaged(format!("recipe {}", chunk.id), message);
+    if chunk.len as usize > RECIPE_BYTES_MAX {
+        return Err(damaged(format!("it has {} bytes", chunk.len)));
+    }
+    let plain = chunk.plain().map_err(|error| damaged(error.message))?;
+    Recipe::decode(&plain).map_err(|error| damaged(error.0))
+}
+
+/// The chunk at `location`, out of an object's bytes from byte `from`.
+pub(super) fn stored(location: &Location, bytes: &Bytes, from: u64) -> StoredChunk {
+    let begin = (location.offset - from) as usize;
+    let zstd = bytes.slice(begin..begin + location.stored as usize);
+    StoredChunk { id: location.id, len: location.plain, zstd }
+}
+
+/// Groups neighbours.
+fn runs(locations: Vec<Location>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut plain = 0;
+    for location in locations {
+        let joins = runs.last().and_then(|run| run.last()).is_some_and(|last| {
+            let end = last.offset + u64::from(last.stored);
+            last.pack == location.pack
+                && (end..=end + RUN_GAP_BYTES).contains(&location.offset)
+                && plain + u64::from(location.plain) <= RUN_PLAIN_BYTES
+        });
+        if joins {
+            plain += u64::from(location.plain);
+            runs.last_mut().expect("there is one to join").push(location);
+        } else {
+            plain = u64::from(location.plain);
+            runs.push(vec![location]);
+        }
+    }
+    runs
+}
