@@ -32,9 +32,9 @@ pub fn parse_place(text: &str) -> Result<Place, String> {
     if text.starts_with('/') || text.starts_with('.') {
         return Ok(Place::Directory(text.into()));
     }
-    text.parse().map(Place::Http).map_err(|error: calve_store::http::AddressError| {
-        format!("{error}; a directory begins with / or .")
-    })
+    text.parse()
+        .map(Place::Http)
+        .map_err(|error: calve_store::http::AddressError| format!("{error}; a directory begins with / or ."))
 }
 
 /// Parses a public key.
@@ -123,7 +123,8 @@ fn nix_keys(conf: &Path) -> Vec<PublicKey> {
 
 /// The cache's directory where none is said: in the data directory.
 pub fn default_dir() -> Outcome<PathBuf> {
-    let dirs = Dirs::from_env().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = Dirs::from_env()
+        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
     Ok(dirs.data.join("cache"))
 }
 
@@ -144,11 +145,12 @@ pub fn refused(error: RemoteError) -> Failure {
         RemoteError::Unreachable { .. } => {
             Failure::failed(sentence).hint("check the address and the network, then try again")
         }
-        RemoteError::Denied { .. } => {
-            Failure::failed(sentence).hint("set CALVE_CACHE_TOKEN to a token of that cache (`calve cache token add`)")
-        }
+        RemoteError::Denied { .. } => Failure::failed(sentence)
+            .hint("set CALVE_CACHE_TOKEN to a token of that cache (`calve cache token add`)"),
         RemoteError::Missing { .. } => Failure::new(ExitStatus::NotFound, sentence),
-        RemoteError::Damaged { .. } => Failure::failed(sentence).hint("`calve cache verify` checks the cache"),
+        RemoteError::Damaged { .. } => {
+            Failure::failed(sentence).hint("`calve cache verify` checks the cache")
+        }
         RemoteError::Failed { .. } => Failure::failed(sentence),
     }
 }

@@ -99,7 +99,8 @@ async fn file((State(context), Path(file), headers, _): Asked<String>) -> Answer
             if let Some(manifest) = context.find(hash_part).await? {
                 return Ok(answer("text/x-nix-narinfo", Body::from(nar_info(&manifest)?.to_string())));
             }
-            let found = context.upstreams.nar_info(hash_part).await.ok_or_else(|| Refusal::missing(file.as_str()))?;
+            let found =
+                context.upstreams.nar_info(hash_part).await.ok_or_else(|| Refusal::missing(file.as_str()))?;
             // Its archive is fetched when it is asked for, and lies here from then on.
             let ours = NarInfo {
                 url: archive::url(&found.store_path, &found.nar_hash),
@@ -132,11 +133,13 @@ async fn put_file((State(context), Path(file), headers, body): Asked<String>) ->
 /// What Nix is told of a path.
 fn nar_info(manifest: &Manifest) -> Answered<NarInfo> {
     let info = &manifest.info;
-    let damaged = |what: &str| Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        ProblemKind::Failed,
-        format!("the {what} of {} cannot be read", info.path),
-    );
+    let damaged = |what: &str| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ProblemKind::Failed,
+            format!("the {what} of {} cannot be read", info.path),
+        )
+    };
     let content_address = info.ca.as_ref().map(|ca| ca.parse()).transpose();
     Ok(NarInfo {
         store_path: info.path.clone(),

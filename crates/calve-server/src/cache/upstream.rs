@@ -52,9 +52,8 @@ struct Found {
 impl Upstreams {
     /// Caches at these addresses; paths count that one of the keys signed. Nobody is asked yet.
     pub fn new(addresses: Vec<Address>, trusted: TrustedKeys) -> Result<Self, RemoteError> {
-        let upstream = |address| {
-            Ok(Upstream { client: Client::new(address, None)?, muted_until: Mutex::default() })
-        };
+        let upstream =
+            |address| Ok(Upstream { client: Client::new(address, None)?, muted_until: Mutex::default() });
         let all = addresses.into_iter().map(upstream).collect::<Result<_, RemoteError>>()?;
         Ok(Self { all, trusted, flights: Mutex::default(), room: Semaphore::new(FETCHED_AT_ONCE) })
     }
@@ -94,7 +93,8 @@ impl Upstreams {
             this.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
             fetched
         });
-        let ended = task.map(|ended| ended.unwrap_or_else(|error| Err(Refusal::failed("a fetch ended", &error))));
+        let ended =
+            task.map(|ended| ended.unwrap_or_else(|error| Err(Refusal::failed("a fetch ended", &error))));
         let flight = ended.boxed().shared();
         flights.insert(hash_part.to_owned(), flight.clone());
         flight
@@ -109,7 +109,8 @@ impl Upstreams {
         let path = &found.nar_info.store_path;
         let references: Vec<_> = found.nar_info.references.iter().filter(|it| *it != path).collect();
         let flights = references.iter().map(|reference| self.fetch(cache, reference.hash_part()));
-        for (fetched, reference) in futures_util::future::join_all(flights).await.into_iter().zip(references) {
+        for (fetched, reference) in futures_util::future::join_all(flights).await.into_iter().zip(references)
+        {
             if !fetched? {
                 return Err(Refusal::missing(reference.to_string()));
             }

@@ -43,7 +43,8 @@ pub async fn run(args: Args) -> Outcome {
     lines.push(("keys", info.keys.into()));
     lines.push(("priority", info.priority.into()));
     if args.json {
-        let object: serde_json::Map<_, _> = lines.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let object: serde_json::Map<_, _> =
+            lines.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         ui::json(serde_json::Value::from(object).to_string().as_bytes())?;
         return Ok(ExitStatus::Success);
     }

@@ -56,15 +56,16 @@ pub async fn run(args: Args) -> Outcome {
     let cache = Cache::open(options).await.map_err(caches::cache_failed)?;
     let keys = args.trusted_key.into_iter().collect();
     let upstreams = Upstreams::new(args.upstream, keys).map_err(caches::refused)?;
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .map_err(|error| Failure::failed(format!("the address {} cannot be used", args.listen)).caused_by(error))?;
+    let listener = TcpListener::bind(args.listen).await.map_err(|error| {
+        Failure::failed(format!("the address {} cannot be used", args.listen)).caused_by(error)
+    })?;
     let address = listener.local_addr().map_or_else(|_| args.listen.to_string(), |addr| addr.to_string());
     let visibility = if args.public { Visibility::Public } else { Visibility::Private };
     announce(&address, visibility, &cache)?;
     if let Some(file) = &args.address_file {
-        std::fs::write(file, format!("http://{address}"))
-            .map_err(|error| Failure::failed(format!("{} cannot be written", file.display())).caused_by(error))?;
+        std::fs::write(file, format!("http://{address}")).map_err(|error| {
+            Failure::failed(format!("{} cannot be written", file.display())).caused_by(error)
+        })?;
     }
     if Tokens::new(&dir).list().map_err(super::token::refused)?.is_empty() {
         ui::note("nobody may push yet: `calve cache token add NAME --push` makes a token");

@@ -63,10 +63,11 @@ fn tokens(dir: Option<PathBuf>) -> Outcome<Tokens> {
 pub fn refused(error: TokenError) -> Failure {
     match error {
         TokenError::Name(_) => Failure::usage(error.to_string()),
-        TokenError::Unknown(_) => Failure::not_found(error.to_string()).hint("`calve cache token ls` lists them"),
-        TokenError::Exists(_) => {
-            Failure::failed(error.to_string()).hint("take another name, or revoke that one with `calve cache token rm`")
+        TokenError::Unknown(_) => {
+            Failure::not_found(error.to_string()).hint("`calve cache token ls` lists them")
         }
+        TokenError::Exists(_) => Failure::failed(error.to_string())
+            .hint("take another name, or revoke that one with `calve cache token rm`"),
         TokenError::Io { .. } | TokenError::Damaged { .. } => {
             Failure::failed("the tokens cannot be used").caused_by(error)
         }

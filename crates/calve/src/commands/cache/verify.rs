@@ -25,7 +25,8 @@ pub async fn run(args: Args) -> Outcome {
         None => None,
     };
     let progress = Progress::new("verifying");
-    let verified = cache.verify(other.as_ref().map(|other| &*other.remote)).await.map_err(caches::cache_failed)?;
+    let verified =
+        cache.verify(other.as_ref().map(|other| &*other.remote)).await.map_err(caches::cache_failed)?;
     drop(progress);
     let whole = verified.paths_broken.is_empty() && verified.damage.iter().all(|damage| damage.repaired);
     if args.json {
