@@ -7,8 +7,9 @@ use calve_nix::TrustedKeys;
 use calve_nix::sign::PublicKey;
 use calve_server::dirs::Dirs;
 use calve_store::cache::{Cache, CacheError, CacheOptions};
+use calve_store::index::LocalIndex;
 use calve_store::remote::{Remote, RemoteError};
-use calve_store::{Address, HttpRemote};
+use calve_store::{Address, HttpRemote, StoreError, TransferError};
 
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui;
@@ -126,6 +127,36 @@ pub fn default_dir() -> Outcome<PathBuf> {
     let dirs = Dirs::from_env()
         .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
     Ok(dirs.data.join("cache"))
+}
+
+/// Where calve notes which chunks lie in local paths; none where it cannot be used, which only costs time.
+pub fn chunk_index() -> Outcome<Option<Arc<LocalIndex>>> {
+    let dirs = Dirs::from_env().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    dirs.create().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    match LocalIndex::open(&dirs.data.join("chunks.sqlite")) {
+        Ok(index) => Ok(Some(Arc::new(index))),
+        Err(error) => {
+            ui::note(&format!("going on without the index of local chunks: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+/// What went wrong with a push or pull.
+pub fn transfer_failed(error: TransferError) -> Failure {
+    let error = match error {
+        TransferError::Remote(error) => return refused(error),
+        error => error,
+    };
+    let hint = error.hint();
+    let status = match &error {
+        TransferError::Store(StoreError::Unknown { .. } | StoreError::MissingOnDisk { .. }) => ExitStatus::NotFound,
+        _ => ExitStatus::Failed,
+    };
+    let mut failure = Failure::new(status, error.to_string());
+    failure.hint = hint;
+    failure.source = std::error::Error::source(&error).map(|source| source.to_string().into());
+    failure
 }
 
 /// What a cache here says.

@@ -1,6 +1,7 @@
 //! The commands: one file each; this is their table of contents.
 
 mod cache;
+mod closure;
 mod completions;
 mod cp;
 mod doctor;
@@ -12,6 +13,8 @@ mod logs;
 mod names;
 mod prune;
 mod ps;
+mod pull;
+mod push;
 #[cfg(test)]
 mod reference;
 mod rm;
@@ -55,6 +58,9 @@ enum Command {
     Events(events::Args),
     Doctor(doctor::Args),
     Server(server::Args),
+    Push(push::Args),
+    Pull(pull::Args),
+    Closure(closure::Args),
     Cache(cache::Args),
     Completions(completions::Args),
     Version(version::Args),
@@ -84,6 +90,9 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Events(args) => events::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Server(args) => server::run(args).await,
+            Command::Push(args) => push::run(args).await,
+            Command::Pull(args) => pull::run(args).await,
+            Command::Closure(args) => closure::run(args).await,
             Command::Cache(args) => cache::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,

@@ -1,0 +1,173 @@
+//! The cache as a user runs it, and as real Nix uses it. Nix's stores are temporary ones: nothing is left in `/nix/store`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use e2e::{Home, Ran, wait_until};
+
+/// `calve cache serve` that ends with the test.
+struct Serving {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
+    let address = home.path().join(format!("{}.address", dir.file_name().unwrap().display()));
+    let mut command = home.command(["cache", "serve", "--listen", "127.0.0.1:0", "--dir"]);
+    command.arg(dir).arg("--address-file").arg(&address).args(args).stderr(Stdio::null());
+    let child = command.spawn().expect("the binary runs");
+    let mut url = String::new();
+    wait_until("the cache to listen", || {
+        url = std::fs::read_to_string(&address).unwrap_or_default();
+        !url.is_empty()
+    });
+    Serving { child, url }
+}
+
+/// Real Nix with settings, a home and a store of its own.
+struct Nix {
+    dir: PathBuf,
+}
+
+impl Nix {
+    fn new(home: &Home, name: &str, conf: &str) -> Self {
+        let dir = home.path().join(name);
+        std::fs::create_dir_all(dir.join("conf")).unwrap();
+        let conf = format!(
+            "build-users-group =\nsubstituters =\nexperimental-features = nix-command\nsandbox = false\n\
+             connect-timeout = 20\n{conf}\n"
+        );
+        std::fs::write(dir.join("conf/nix.conf"), conf).unwrap();
+        Self { dir }
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Ran {
+        let mut command = Command::new(program);
+        command.args(args).env("HOME", &self.dir).env("NIX_CONF_DIR", self.dir.join("conf"));
+        command.env_remove("NIX_REMOTE").stdin(Stdio::null());
+        Ran::of(command)
+    }
+
+    #[track_caller]
+    fn ok(&self, program: &str, args: &[&str]) -> String {
+        let ran = self.run(program, args);
+        assert_eq!(ran.code, 0, "{program} {args:?}: {ran:?}");
+        ran.stdout.trim().to_owned()
+    }
+
+    fn store(&self) -> String {
+        self.dir.join("root").display().to_string()
+    }
+
+    /// A tree in its store, with files, a link, and an executable.
+    fn add(&self, name: &str, text: &str) -> String {
+        let tree = self.dir.join(name);
+        std::fs::create_dir_all(tree.join("bin/empty")).unwrap();
+        std::fs::write(tree.join("text"), text.repeat(2000)).unwrap();
+        std::fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+        std::os::unix::fs::symlink("bin/busybox", tree.join("link")).unwrap();
+        self.ok("nix-store", &["--store", &self.store(), "--add", tree.to_str().unwrap()])
+    }
+}
+
+fn there_is_nix() -> bool {
+    Command::new("nix").arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+fn netrc(home: &Home, name: &str, token: &str) -> String {
+    let file = home.path().join(name);
+    std::fs::write(&file, format!("machine 127.0.0.1 login any password {token}\n")).unwrap();
+    file.display().to_string()
+}
+
+#[test]
+fn nix_copies_to_a_private_cache_and_back_and_trusts_its_key() {
+    assert!(there_is_nix(), "Nix is not installed");
+    let home = Home::alone();
+    let dir = home.path().join("cache");
+    let serving = serve(&home, &dir, &[]);
+    let dir = dir.to_str().unwrap();
+    let token = home.ok(&["cache", "token", "add", "ci", "--push", "--dir", dir]);
+    let key = home.ok(&["cache", "key", "--dir", dir]);
+    let netrc = netrc(&home, "netrc", token.trim());
+
+    let here = Nix::new(&home, "here", &format!("netrc-file = {netrc}"));
+    let path = here.add("tree", "some text\n");
+    let stranger = Nix::new(&home, "stranger", "");
+    let refused = stranger.run("nix", &["copy", "--store", &here.store(), "--to", &serving.url, &path]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+    here.ok("nix", &["copy", "--store", &here.store(), "--to", &serving.url, &path]);
+    let known = here.ok("nix", &["path-info", "--store", &serving.url, "--json", &path]);
+    assert!(known.contains("\"calve:"), "{known}");
+
+    // Another user of Nix, who trusts the key, and checks signatures.
+    let trusting = format!("netrc-file = {netrc}\nrequire-sigs = true\ntrusted-public-keys = {key}");
+    let there = Nix::new(&home, "there", &trusting);
+    there.ok("nix", &["copy", "--store", &there.store(), "--from", &serving.url, &path]);
+    there.ok("nix-store", &["--store", &there.store(), "--verify-path", &path]);
+    let text = std::fs::read_to_string(format!("{}{path}/text", there.store())).unwrap();
+    assert!(text.starts_with("some text\n"));
+
+    let substituting = format!("{trusting}\nsubstituters = {}", serving.url);
+    let third = Nix::new(&home, "third", &substituting);
+    third.ok("nix-store", &["--store", &third.store(), "--realise", &path]);
+    third.ok("nix-store", &["--store", &third.store(), "--verify-path", &path]);
+
+    let distrustful = format!("netrc-file = {netrc}\nrequire-sigs = true\ntrusted-public-keys =");
+    let fourth = Nix::new(&home, "fourth", &distrustful);
+    let refused = fourth.run("nix", &["copy", "--store", &fourth.store(), "--from", &serving.url, &path]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+
+    home.ok(&["cache", "verify", "--dir", dir]);
+    let info = home.json(&["cache", "info", "--dir", dir]);
+    assert_eq!(info["paths"], 1);
+}
+
+#[test]
+fn a_cache_behind_another_gives_what_that_one_has() {
+    assert!(there_is_nix(), "Nix is not installed");
+    let home = Home::alone();
+    let (first_dir, second_dir) = (home.path().join("first"), home.path().join("second"));
+    let first = serve(&home, &first_dir, &["--public"]);
+    let first_dir = first_dir.to_str().unwrap();
+    let token = home.ok(&["cache", "token", "add", "ci", "--push", "--dir", first_dir]);
+    let key = home.ok(&["cache", "key", "--dir", first_dir]);
+    let here = Nix::new(&home, "here", &format!("netrc-file = {}", netrc(&home, "netrc", token.trim())));
+    let path = here.add("tree", "other text\n");
+    let to = format!("{}?compression=zstd&write-nar-listing=true", first.url);
+    here.ok("nix", &["copy", "--store", &here.store(), "--to", &to, &path]);
+
+    let second =
+        serve(&home, &second_dir, &["--public", "--upstream", &first.url, "--trusted-key", key.trim()]);
+    let there = Nix::new(&home, "there", &format!("require-sigs = true\ntrusted-public-keys = {key}"));
+    there.ok("nix", &["copy", "--store", &there.store(), "--from", &second.url, &path]);
+    there.ok("nix-store", &["--store", &there.store(), "--verify-path", &path]);
+    assert_eq!(home.json(&["cache", "info", "--dir", second_dir.to_str().unwrap()])["paths"], 1);
+}
+
+#[test]
+fn tokens_are_listed_revoked_and_named_in_errors() {
+    let home = Home::alone();
+    let dir = home.path().join("cache");
+    let _serving = serve(&home, &dir, &[]);
+    let dir = dir.to_str().unwrap();
+    let token = home.ok(&["cache", "token", "add", "ci", "--dir", dir]);
+    assert!(token.starts_with("calve_"));
+    let listed = home.ok(&["cache", "token", "ls", "--dir", dir]);
+    assert!(listed.contains("ci") && listed.contains("pull") && !listed.contains(token.trim()));
+    let twice = home.run(&["cache", "token", "add", "ci", "--dir", dir]);
+    assert_eq!(twice.code, 125);
+    assert!(twice.stderr.contains("already a token called ci"), "{twice:?}");
+    home.ok(&["cache", "token", "rm", "ci", "--dir", dir]);
+    assert_eq!(home.run(&["cache", "token", "rm", "ci", "--dir", dir]).code, 127);
+    let none = home.run(&["cache", "info", "--dir", "/nonexistent"]);
+    assert_eq!(none.code, 127);
+    assert!(none.stderr.contains("there is no cache in /nonexistent"), "{none:?}");
+}
