@@ -11,12 +11,12 @@ use calve_nix::{HashWriter, Sha256Hash, StorePath};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
 use crate::archive::{self, Copy};
-use crate::register::{Entry, sync_dir};
+use crate::register::sync_dir;
 use crate::scratch::Scratch;
-use crate::{Store, StoreError};
+use crate::{PathInfo, Store, StoreError};
 
 /// Time of every file in a store, in seconds since the epoch, as Nix sets it.
-const MTIME_SECONDS: u64 = 1;
+pub(crate) const MTIME_SECONDS: u64 = 1;
 /// Files that are flushed to the disk one by one; where there are more, the whole file system is flushed once at the
 /// end, because each flush costs a commit of the file system's journal.
 const FLUSHED_SINGLY_MAX: usize = 16;
@@ -77,8 +77,17 @@ impl Store {
         fs::rename(&tree, &place).map_err(StoreError::io("write", &place))?;
         seal(&place)?;
         sync_dir(&self.root)?;
-        self.register
-            .insert(&Entry { path: path.clone(), nar_hash, nar_size, references: vec![] }, scratch.path())?;
+        let info = PathInfo {
+            // The content address of what `nix-store --add` adds: a tree, by the hash of its archive.
+            ca: Some(format!("fixed:r:sha256:{}", nar_hash.to_base32())),
+            path: path.clone(),
+            nar_hash,
+            nar_size,
+            references: vec![],
+            deriver: None,
+            signatures: vec![],
+        };
+        self.register.insert(&info, scratch.path())?;
         Ok(path)
     }
 }
@@ -88,7 +97,7 @@ fn store_path(name: &str, hash: &Sha256Hash) -> Result<StorePath, StoreError> {
 }
 
 /// Gives a file or directory the permissions and the time that everything in a store has.
-fn seal(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn seal(path: &Path) -> Result<(), StoreError> {
     let sealed = File::open(path).and_then(|file| {
         let mode = file.metadata()?.permissions().mode();
         file.set_times(

@@ -80,7 +80,7 @@ pub(crate) fn open_file(path: &Path) -> Result<File, StoreError> {
     if metadata.is_file() { Ok(file) } else { Err(StoreError::Changed { path: path.to_owned() }) }
 }
 
-fn nar_error(error: NarError, path: &Path) -> StoreError {
+pub(crate) fn nar_error(error: NarError, path: &Path) -> StoreError {
     match error {
         NarError::Io(source) => StoreError::Io { action: "archive", path: path.to_owned(), source },
         // The walk gives whole trees in order: only a file that shrank is left.

@@ -81,7 +81,7 @@ impl Store {
     }
 
     /// Where the files of a store path lie, wherever they are.
-    fn host_path_of(&self, path: &StorePath) -> Option<PathBuf> {
+    pub(crate) fn host_path_of(&self, path: &StorePath) -> Option<PathBuf> {
         let places = [self.private_path(path), self.nix_store_dir.join(path.base_name())];
         places.into_iter().find(|place| place.symlink_metadata().is_ok())
     }

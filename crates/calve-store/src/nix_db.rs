@@ -4,6 +4,8 @@
 //! there can make one. Nix removes it whenever nobody has the database open. Then nothing is being written, and the file
 //! is read as immutable; that nothing changed meanwhile is checked afterwards. What is left goes through `nix-store`.
 
+mod infos;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +21,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use crate::StoreError;
 
 /// How long a query waits for a writer that holds the database.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the name begins in a store path as text, counted from 1 as SQLite does: behind the directory, a slash, the hash
 /// and a dash.
@@ -70,6 +72,16 @@ impl NixDb {
     /// The database at `path`; `program` is asked where it cannot be read directly.
     pub fn new(path: PathBuf, program: PathBuf) -> Self {
         Self { path, program, kept: Mutex::new(None) }
+    }
+
+    /// The database's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The program that is asked and told where the file does not do.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Whether there is a Nix on this host.

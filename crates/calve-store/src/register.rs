@@ -4,27 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use calve_nix::{Sha256Hash, StorePath};
+use calve_nix::StorePath;
 use serde::{Deserialize, Serialize};
 
-use crate::StoreError;
+use crate::{PathInfo, StoreError};
 
 /// The only version of an entry that there is so far.
 const VERSION: u32 = 1;
 const SUFFIX: &str = ".json";
-
-/// What the register says of a valid path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The path.
-    pub path: StorePath,
-    /// Hash of its archive.
-    pub nar_hash: Sha256Hash,
-    /// Size of its archive in bytes.
-    pub nar_size: u64,
-    /// What it refers to.
-    pub references: Vec<StorePath>,
-}
 
 /// The directory of entries.
 #[derive(Debug)]
@@ -40,6 +27,12 @@ struct Stored {
     nar_hash: String,
     nar_size: u64,
     references: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deriver: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    signatures: Vec<String>,
 }
 
 impl Register {
@@ -58,7 +51,7 @@ impl Register {
     }
 
     /// The path's entry; none where it is not valid here.
-    pub fn get(&self, path: &StorePath) -> Result<Option<Entry>, StoreError> {
+    pub fn get(&self, path: &StorePath) -> Result<Option<PathInfo>, StoreError> {
         let file = self.file(path);
         let bytes = match fs::read(&file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -86,23 +79,31 @@ impl Register {
     }
 
     /// Writes the path's entry, at once or not at all; `scratch` is a directory on the same file system.
-    pub fn insert(&self, entry: &Entry, scratch: &Path) -> Result<(), StoreError> {
-        let stored = Stored {
-            version: VERSION,
-            path: entry.path.base_name().to_owned(),
-            nar_hash: entry.nar_hash.to_string(),
-            nar_size: entry.nar_size,
-            references: entry.references.iter().map(|path| path.base_name().to_owned()).collect(),
-        };
+    pub fn insert(&self, entry: &PathInfo, scratch: &Path) -> Result<(), StoreError> {
         let new = scratch.join("entry.json");
-        let bytes = serde_json::to_vec(&stored).expect("texts and numbers");
         let written = File::create(&new).and_then(|mut file| {
-            file.write_all(&bytes)?;
+            file.write_all(&encode(entry))?;
             file.sync_all()
         });
         written.map_err(StoreError::io("write", &new))?;
         let file = self.file(&entry.path);
         fs::rename(&new, &file).map_err(StoreError::io("write", &file))?;
+        sync_dir(&self.dir)
+    }
+
+    /// Writes the entries of many paths, in their order; each appears at once or not at all. The whole file system of
+    /// `scratch` is flushed once before the first appears, which also covers the paths' files.
+    pub fn insert_all(&self, entries: &[&PathInfo], scratch: &Path) -> Result<(), StoreError> {
+        let new = |n: usize| scratch.join(format!("entry-{n}.json"));
+        for (n, entry) in entries.iter().enumerate() {
+            fs::write(new(n), encode(entry)).map_err(StoreError::io("write", &new(n)))?;
+        }
+        let synced = File::open(scratch).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+        synced.map_err(StoreError::io("write", scratch))?;
+        for (n, entry) in entries.iter().enumerate() {
+            let file = self.file(&entry.path);
+            fs::rename(new(n), &file).map_err(StoreError::io("write", &file))?;
+        }
         sync_dir(&self.dir)
     }
 
@@ -121,17 +122,34 @@ pub fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(StoreError::io("write", dir))
 }
 
-fn parse(bytes: &[u8]) -> Result<Entry, String> {
+fn encode(entry: &PathInfo) -> Vec<u8> {
+    let stored = Stored {
+        version: VERSION,
+        path: entry.path.base_name().to_owned(),
+        nar_hash: entry.nar_hash.to_string(),
+        nar_size: entry.nar_size,
+        references: entry.references.iter().map(|path| path.base_name().to_owned()).collect(),
+        deriver: entry.deriver.as_ref().map(|path| path.base_name().to_owned()),
+        ca: entry.ca.clone(),
+        signatures: entry.signatures.clone(),
+    };
+    serde_json::to_vec(&stored).expect("texts and numbers")
+}
+
+fn parse(bytes: &[u8]) -> Result<PathInfo, String> {
     let stored: Stored = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     if stored.version != VERSION {
         return Err(format!("version {} is newer than this program", stored.version));
     }
     let base = |base: &String| StorePath::from_base_name(base).map_err(|error| error.to_string());
-    Ok(Entry {
+    Ok(PathInfo {
         path: base(&stored.path)?,
         nar_hash: stored.nar_hash.parse().map_err(|error: calve_nix::HashError| error.to_string())?,
         nar_size: stored.nar_size,
         references: stored.references.iter().map(base).collect::<Result<_, _>>()?,
+        deriver: stored.deriver.as_ref().map(base).transpose()?,
+        ca: stored.ca,
+        signatures: stored.signatures,
     })
 }
 
@@ -154,6 +172,22 @@ mod tests {
         register.remove(&entry.path).unwrap();
         register.remove(&entry.path).unwrap();
         assert!(!register.contains(&entry.path));
+    }
+
+    #[test]
+    fn all_that_is_known_of_a_path_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::new(dir.path().to_owned());
+        let mut entry = parse(KEPT.as_bytes()).unwrap();
+        entry.deriver =
+            Some(StorePath::from_base_name("0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-hello.drv").unwrap());
+        entry.ca = Some("fixed:r:sha256:x".to_owned());
+        entry.signatures = vec!["a:b".to_owned(), "c:d".to_owned()];
+        let mut other = entry.clone();
+        other.path = entry.references[0].clone();
+        register.insert_all(&[&other, &entry], dir.path()).unwrap();
+        assert_eq!(register.get(&entry.path).unwrap(), Some(entry));
+        assert_eq!(register.get(&other.path).unwrap(), Some(other));
     }
 
     #[test]

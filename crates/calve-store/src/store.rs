@@ -53,6 +53,15 @@ pub(crate) struct RootLock {
     _file: File,
 }
 
+impl RootLock {
+    /// Waits for the lock on this file, which is made where it does not exist.
+    pub fn wait(path: &Path) -> Result<Self, StoreError> {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let locked = file.and_then(|file| file.lock().map(|()| file));
+        Ok(Self { _file: locked.map_err(StoreError::io("lock", path))? })
+    }
+}
+
 impl Store {
     /// Opens the private store at `private_root`, making it where it does not exist, beside the host's Nix store.
     /// Leftovers of processes that died are removed.
@@ -118,10 +127,7 @@ impl Store {
 
     /// Waits for the right to change what the private store holds.
     pub(crate) fn lock(&self) -> Result<RootLock, StoreError> {
-        let path = self.root.join(".lock");
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        let locked = file.and_then(|file| file.lock().map(|()| file));
-        Ok(RootLock { _file: locked.map_err(StoreError::io("lock", &path))? })
+        RootLock::wait(&self.root.join(".lock"))
     }
 
     /// Moves a tree out of the private store, to be removed with `scratch`; absence is success.

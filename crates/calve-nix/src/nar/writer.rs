@@ -85,16 +85,32 @@ impl<W: Write> NarWriter<W> {
         size: u64,
         contents: &mut impl Read,
     ) -> Result<(), NarError> {
+        self.begin_file(name, executable, size)?;
+        self.copy(size, contents)?;
+        self.end_file(size)
+    }
+
+    /// Writes what stands before a file's contents. With [`Self::end_file`], for those who write the frame of an archive
+    /// and leave the contents out.
+    pub fn begin_file(&mut self, name: &[u8], executable: bool, size: u64) -> Result<(), NarError> {
         self.begin_node(name, b"regular")?;
         if executable {
             self.string(b"executable")?;
             self.string(b"")?;
         }
         self.string(b"contents")?;
-        self.out.write_all(&size.to_le_bytes())?;
-        self.copy(size, contents)?;
+        Ok(self.out.write_all(&size.to_le_bytes())?)
+    }
+
+    /// Writes what stands behind a file's contents of `size` bytes.
+    pub fn end_file(&mut self, size: u64) -> Result<(), NarError> {
         self.pad(size)?;
         self.end_node()
+    }
+
+    /// What the archive is written to.
+    pub fn get_ref(&self) -> &W {
+        &self.out
     }
 
     /// Ends the archive and gives back what it was written to.

@@ -1,12 +1,16 @@
 //! What the tests of this crate share: odd trees, stand-ins for a Nix installation, peers.
 #![allow(dead_code, missing_docs)] // Every test binary uses its own part.
 
+pub mod closures;
+pub mod memory;
+
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use calve_nix::StorePath;
 use calve_store::{Store, StoreOptions};
@@ -32,14 +36,14 @@ pub fn run(command: &mut Command) -> Output {
 /// A store beside an empty or made-up Nix, all in one temporary directory.
 pub struct Host {
     pub dir: TempDir,
-    pub store: Store,
+    pub store: Arc<Store>,
 }
 
 impl Host {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_with(&dir.path().join("store"), options(dir.path())).unwrap();
-        Self { dir, store }
+        Self { dir, store: Arc::new(store) }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -47,7 +51,7 @@ impl Host {
     }
 
     pub fn reopen(&mut self) {
-        self.store = Store::open_with(&self.path("store"), options(self.dir.path())).unwrap();
+        self.store = Arc::new(Store::open_with(&self.path("store"), options(self.dir.path())).unwrap());
     }
 
     /// The entries of the private store that are no store's own business.

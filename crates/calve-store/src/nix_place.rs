@@ -1,0 +1,204 @@
+//! Putting paths into a Nix store by hand, as Nix itself does: under its locks, with its own program registering them.
+//!
+//! ```text
+//! gc.lock shared ─▶ <path>.lock each ─▶ trees renamed into the store ─▶ nix-store --load-db (one transaction)
+//! ─▶ signatures and content addresses ─▶ locks gone
+//! ```
+//! What is cut off before the registration is a tree that Nix does not know: its next garbage collection removes it, and
+//! the next pull replaces it. (`src/libstore/{gc,pathlocks}.cc` of Nix.)
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::place::seal_root;
+use crate::scratch::Scratch;
+use crate::store::RootLock;
+use crate::{PathInfo, Store, StoreError, TransferError};
+
+/// The version of Nix's tables (`/nix/var/nix/db/schema`) whose columns `sigs` and `ca` are known here.
+const SCHEMA: &str = "10";
+
+#[derive(Debug)]
+pub(crate) struct NixPlace {
+    /// `/nix/var/nix`.
+    state: PathBuf,
+    /// Where trees are unpacked: not in the store itself, in which the garbage collector removes what it does not know.
+    dir: PathBuf,
+}
+
+/// The lock that Nix takes on a path while it writes it.
+struct PathLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl NixPlace {
+    pub fn new(store: &Store) -> Result<Self, StoreError> {
+        let state = store.nix.path().ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
+        let dir = state.join("calve");
+        let tmp = dir.join("tmp");
+        fs::create_dir_all(&tmp).map_err(StoreError::io("make the directory", &tmp))?;
+        Ok(Self { state, dir })
+    }
+
+    pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        let lock = RootLock::wait(&self.dir.join("lock"))?;
+        let tmp = self.dir.join("tmp");
+        let leftovers = Scratch::leftovers(&tmp, &lock)?;
+        let scratch = Scratch::new(&tmp, &lock);
+        // Removing big trees takes time that others need not wait for.
+        drop(lock);
+        drop(leftovers);
+        scratch
+    }
+
+    pub fn land(
+        &self,
+        store: &Store,
+        trees: &[(&PathInfo, PathBuf)],
+        scratch: &Scratch,
+    ) -> Result<(), TransferError> {
+        let _collector = self.keep_collector_away()?;
+        // In one order for everybody, so that two never wait for each other.
+        let mut places: Vec<_> =
+            trees.iter().map(|(info, _)| store.nix_store_dir.join(info.path.base_name())).collect();
+        places.sort_unstable();
+        let locks: Result<Vec<_>, _> = places.iter().map(|place| PathLock::wait(place)).collect();
+        let locks = locks?;
+        let paths: Vec<_> = trees.iter().map(|(info, _)| info.path.clone()).collect();
+        let present = store.present_in_nix(&paths)?;
+        let new: Vec<_> = trees.iter().filter(|(info, _)| !present.contains(&info.path)).collect();
+        let landed = move_in(store, &new, scratch).and_then(|()| {
+            let infos: Vec<_> = new.iter().map(|(info, _)| *info).collect();
+            register(store, &infos)?;
+            self.add_signatures(store, &infos)
+        });
+        if landed.is_err() {
+            // Whether Nix took them before it failed is asked again: what is valid stays.
+            let valid = store.present_in_nix(&paths).unwrap_or_default();
+            for (info, _) in new.iter().filter(|(info, _)| !valid.contains(&info.path)) {
+                let _ = store.move_away(&store.nix_store_dir.join(info.path.base_name()), scratch);
+            }
+        }
+        locks.into_iter().for_each(PathLock::release);
+        landed
+    }
+
+    /// Holds off Nix's garbage collector, or waits for one that runs.
+    fn keep_collector_away(&self) -> Result<File, StoreError> {
+        let path = self.state.join("gc.lock");
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let locked = file.and_then(|file| file.lock_shared().map(|()| file));
+        locked.map_err(StoreError::io("lock", &path))
+    }
+
+    /// `nix-store --load-db` takes neither signatures nor content addresses. Without them a path is as valid.
+    fn add_signatures(&self, store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
+        let signed: Vec<_> =
+            infos.iter().filter(|info| info.ca.is_some() || !info.signatures.is_empty()).collect();
+        let schema = fs::read_to_string(self.state.join("db/schema")).unwrap_or_default();
+        if signed.is_empty() || schema.trim() != SCHEMA {
+            return Ok(());
+        }
+        let failed = |source| StoreError::NixDb { path: store.nix.path().to_owned(), source };
+        let update = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+            let mut connection = Connection::open_with_flags(store.nix.path(), flags)?;
+            connection.busy_timeout(crate::nix_db::BUSY_TIMEOUT)?;
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            for info in signed {
+                let sql = "UPDATE ValidPaths SET sigs = ?, ca = ? WHERE path = ?";
+                let signatures = info.signatures.join(" ");
+                transaction.prepare_cached(sql)?.execute((signatures, &info.ca, info.path.to_string()))?;
+            }
+            transaction.commit()
+        };
+        Ok(update().map_err(failed)?)
+    }
+}
+
+fn move_in(store: &Store, trees: &[&(&PathInfo, PathBuf)], scratch: &Scratch) -> Result<(), TransferError> {
+    for (info, tree) in trees {
+        let place = store.nix_store_dir.join(info.path.base_name());
+        store.move_away(&place, scratch)?;
+        fs::rename(tree, &place).map_err(StoreError::io("write", &place))?;
+        seal_root(&place)?;
+    }
+    let dir = &store.nix_store_dir;
+    let synced = File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+    Ok(synced.map_err(StoreError::io("write", dir))?)
+}
+
+/// Registers paths in one transaction, in the words of `nix-store --dump-db`.
+fn register(store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
+    use std::fmt::Write as _;
+    if infos.is_empty() {
+        return Ok(());
+    }
+    let mut text = String::new();
+    for info in infos {
+        let deriver = info.deriver.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (hash, size, count) = (info.nar_hash.to_hex(), info.nar_size, info.references.len());
+        writeln!(text, "{}\n{hash}\n{size}\n{deriver}\n{count}", info.path).expect("into a string");
+        info.references.iter().for_each(|path| writeln!(text, "{path}").expect("into a string"));
+    }
+    let failed = |message| TransferError::NixRegistration { paths: infos.len(), message };
+    let run = || {
+        let mut child = Command::new(store.nix.program())
+            .arg("--load-db")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut input = child.stdin.take().expect("it is piped");
+        // It reads all before it writes anything; when it died early, its own words say why.
+        let _ = input.write_all(text.as_bytes());
+        drop(input);
+        child.wait_with_output()
+    };
+    let output = run().map_err(|error| failed(format!("{}: {error}", store.nix.program().display())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+    Err(failed(last.trim().to_owned()))
+}
+
+impl PathLock {
+    fn wait(place: &Path) -> Result<Self, StoreError> {
+        let mut name = place.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        loop {
+            let open = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path);
+            let locked = open.and_then(|file| {
+                file.lock()?;
+                Ok((file.metadata()?.len(), file))
+            });
+            match locked.map_err(StoreError::io("lock", &path))? {
+                (0, file) => return Ok(Self { file, path }),
+                // Whoever held it has removed it meanwhile, and says so by its length.
+                _ => continue,
+            }
+        }
+    }
+
+    fn release(mut self) {
+        let _ = fs::remove_file(&self.path);
+        let _ = self.file.write_all(b"d");
+    }
+}

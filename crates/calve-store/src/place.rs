@@ -1,0 +1,113 @@
+//! Where pulled paths go: unpacked aside, then put in place and registered, each after what it refers to.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use calve_nix::StorePath;
+use rustix::fs::Access;
+
+use crate::add::seal;
+use crate::nix_place::NixPlace;
+use crate::register::sync_dir;
+use crate::scratch::Scratch;
+use crate::{PathInfo, Store, StoreError, TransferError};
+
+/// A store that takes paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// `/nix/store` and Nix's database, for who may write both.
+    Nix,
+    /// The private store; what Nix has already is used from there.
+    Private,
+}
+
+impl Store {
+    /// Where pulled paths go on this host: into Nix where there is one that this user may write to without a daemon, else
+    /// into the private store.
+    pub fn destination(&self) -> Destination {
+        let writable = |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
+        let nix = self.nix.exists()
+            && writable(self.nix.path())
+            && writable(&self.nix_store_dir)
+            && self.nix.path().parent().is_some_and(writable);
+        if nix { Destination::Nix } else { Destination::Private }
+    }
+}
+
+/// A directory in which trees are unpacked, on the file system of the store that they go to.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    store: Arc<Store>,
+    nix: Option<NixPlace>,
+    scratch: Scratch,
+}
+
+impl Landing {
+    /// For trees that go to `destination`.
+    pub fn new(store: Arc<Store>, destination: Destination) -> Result<Self, StoreError> {
+        let (nix, scratch) = match destination {
+            Destination::Nix => {
+                let nix = NixPlace::new(&store)?;
+                let scratch = nix.scratch()?;
+                (Some(nix), scratch)
+            }
+            Destination::Private => {
+                let lock = store.lock()?;
+                (None, Scratch::new(&store.tmp(), &lock)?)
+            }
+        };
+        Ok(Self { store, nix, scratch })
+    }
+
+    /// Which of `paths` need not come, because they are valid where they would go, or where that may refer to.
+    pub fn present(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>, StoreError> {
+        match self.nix {
+            Some(_) => self.store.present_in_nix(paths),
+            None => self.store.present(paths),
+        }
+    }
+
+    /// Where the `n`th tree is to be unpacked.
+    pub fn tree(&self, n: usize) -> PathBuf {
+        self.scratch.path().join(format!("tree-{n}"))
+    }
+
+    /// A file beside the trees.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Makes trees valid paths, all of whose references are valid or stand before them.
+    pub fn land(&self, trees: &[(&PathInfo, PathBuf)]) -> Result<(), TransferError> {
+        match &self.nix {
+            Some(nix) => nix.land(&self.store, trees, &self.scratch),
+            None => Ok(self.land_privately(trees)?),
+        }
+    }
+
+    fn land_privately(&self, trees: &[(&PathInfo, PathBuf)]) -> Result<(), StoreError> {
+        let store = &self.store;
+        let _lock = store.lock()?;
+        let paths: Vec<_> = trees.iter().map(|(info, _)| info.path.clone()).collect();
+        // Another process may have been faster.
+        let present = store.present(&paths)?;
+        let mut entries = Vec::with_capacity(trees.len());
+        for (info, tree) in trees.iter().filter(|(info, _)| !present.contains(&info.path)) {
+            let place = store.private_path(&info.path);
+            store.move_away(&place, &self.scratch)?;
+            fs::rename(tree, &place).map_err(StoreError::io("write", &place))?;
+            seal_root(&place)?;
+            entries.push(*info);
+        }
+        sync_dir(&store.root)?;
+        store.register.insert_all(&entries, self.scratch.path())
+    }
+}
+
+/// Files and links are sealed where they are written, a directory once it is in its place.
+pub(crate) fn seal_root(place: &std::path::Path) -> Result<(), StoreError> {
+    let metadata = fs::symlink_metadata(place).map_err(StoreError::io("read", place))?;
+    if metadata.is_dir() { seal(place) } else { Ok(()) }
+}

@@ -1,0 +1,121 @@
+//! Workers: each puts the archives of paths together from their chunks and unpacks them on the way.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::local_chunks::LocalChunks;
+use super::plan::{Origin, Plan, PlannedPath, Wanted};
+use super::slots::Slots;
+use crate::index::LocalIndex;
+use crate::normal::Restorer;
+use crate::place::Landing;
+use crate::progress::Progress;
+use crate::unpack::{Blocks, UnpackError, unpack};
+use crate::{Store, TransferError};
+
+/// What the workers share.
+pub(super) struct Work {
+    pub store: Arc<Store>,
+    pub plan: Arc<Plan>,
+    pub slots: Arc<Slots>,
+    pub landing: Arc<Landing>,
+    pub index: Option<Arc<LocalIndex>>,
+    pub progress: Arc<Progress>,
+    /// The path that is begun next.
+    pub next: AtomicUsize,
+}
+
+impl Work {
+    /// Unpacks one path after the other and tells of each, until all are begun or one fails.
+    pub fn run(
+        &self,
+        demand: &UnboundedSender<Wanted>,
+        done: &UnboundedSender<(usize, Result<(), TransferError>)>,
+    ) {
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            if n >= self.plan.paths.len() || self.slots.is_stopped() {
+                return;
+            }
+            let result = self.unpack(n, demand);
+            let failed = result.is_err();
+            if done.send((n, result)).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn unpack(&self, n: usize, demand: &UnboundedSender<Wanted>) -> Result<(), TransferError> {
+        let path = &self.plan.paths[n];
+        let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
+        let pieces = Pieces {
+            work: self,
+            path,
+            restorer: restorer.expect("checked when it was planned"),
+            local: LocalChunks::new(&self.store, self.index.as_ref()),
+            demand,
+            next: 0,
+            at: 0,
+        };
+        let info = &path.info;
+        unpack(pieces, &self.landing.tree(n), &info.nar_hash, info.nar_size).map_err(|error| {
+            let path = info.path.clone();
+            match error {
+                UnpackError::Input(error) => match error.downcast() {
+                    Ok(error) => error,
+                    Err(source) => TransferError::Read { path, source },
+                },
+                UnpackError::Archive(source) => TransferError::Archive { path, source },
+                UnpackError::WrongHash { wanted, found } => TransferError::WrongHash { path, wanted, found },
+                UnpackError::Store(error) => error.into(),
+            }
+        })
+    }
+}
+
+/// The archive of a path, piece by piece.
+struct Pieces<'a> {
+    work: &'a Work,
+    path: &'a PlannedPath,
+    restorer: Restorer,
+    local: LocalChunks<'a>,
+    demand: &'a UnboundedSender<Wanted>,
+    next: usize,
+    at: u64,
+}
+
+impl Pieces<'_> {
+    fn piece(&mut self, n: usize) -> Result<Vec<u8>, TransferError> {
+        let piece = self.path.recipe.pieces[n];
+        let slots = &self.work.slots;
+        match self.path.origins[n] {
+            Origin::Fetched => slots.take(&piece.id),
+            Origin::FetchedBefore => slots.copy(&piece.id),
+            Origin::Local(place) => match self.local.read(piece.id, place) {
+                Some(bytes) => Ok(bytes),
+                None => {
+                    let wanted = Wanted { id: piece.id, len: piece.len, first: false, again: true };
+                    self.demand.send(wanted).map_err(|_| TransferError::Cancelled)?;
+                    slots.copy(&piece.id)
+                }
+            },
+        }
+    }
+}
+
+impl Blocks for Pieces<'_> {
+    fn next_block(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if self.next == self.path.recipe.pieces.len() {
+            return Ok(None);
+        }
+        let mut bytes = self.piece(self.next).map_err(io::Error::other)?;
+        self.restorer.restore(&mut bytes, self.at);
+        self.next += 1;
+        self.at += bytes.len() as u64;
+        self.work.progress.archive_bytes_done.add(bytes.len() as u64);
+        Ok(Some(bytes))
+    }
+}

@@ -1,0 +1,120 @@
+//! A path's archive cut into chunks, each handed on when it is come across first.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::Shared;
+use crate::archive::write_nar;
+use crate::chunk::ChunkId;
+use crate::cut::cut;
+use crate::index::LocalIndex;
+use crate::nar_view::ChunkView;
+use crate::recipe::{Piece, Recipe};
+use crate::{PathInfo, StoreError, TransferError};
+
+/// A path that has to be cut.
+pub(super) struct CutPath {
+    pub info: PathInfo,
+    pub host_path: PathBuf,
+}
+
+/// A chunk that was come across first.
+pub(super) struct Found {
+    pub id: ChunkId,
+    pub len: u32,
+    pub plain: Plain,
+    /// Room that it takes.
+    pub room: OwnedSemaphorePermit,
+}
+
+/// Where a chunk's plain bytes are.
+pub(super) enum Plain {
+    Held(Bytes),
+    /// In the files of a path whose recipe is known, at this place of its archive.
+    OnDisk(Arc<ChunkView>, u64),
+}
+
+/// Cuts a path and hands on its chunks; gives its recipe. Where the recipe is known from before, nothing is read here.
+pub(super) fn cut_path(
+    path: &CutPath,
+    shared: &Shared,
+    index: Option<&LocalIndex>,
+    found: &UnboundedSender<Found>,
+    runtime: &Handle,
+) -> Result<Recipe, TransferError> {
+    let known =
+        index.map(|index| index.recipe_of(&path.info.path, &path.info.nar_hash)).transpose()?.flatten();
+    if let Some(recipe) = known
+        && let Some(view) = ChunkView::open(&path.host_path, &recipe)?
+    {
+        let view = Arc::new(view);
+        let mut at = 0;
+        for &piece in &recipe.pieces {
+            let plain = || Plain::OnDisk(Arc::clone(&view), at);
+            hand_on(piece, plain, shared, found, runtime).map_err(|error| read_error(path, error))?;
+            at += u64::from(piece.len);
+        }
+        return Ok(recipe);
+    }
+    let each = |id: ChunkId, bytes: Bytes| {
+        let piece = Piece { id, len: bytes.len() as u32 };
+        hand_on(piece, || Plain::Held(bytes), shared, found, runtime)
+    };
+    let write = |out: &mut dyn io::Write| {
+        write_nar(&path.host_path, out).map(|_| ()).map_err(|error| match error {
+            // What the cutter says comes back as it was.
+            StoreError::Io { source, .. } if source.get_ref().is_some_and(|s| s.is::<TransferError>()) => {
+                source
+            }
+            error => io::Error::other(TransferError::from(error)),
+        })
+    };
+    let recipe =
+        cut(&path.info.counted_references(), None, write, each).map_err(|error| read_error(path, error))?;
+    if recipe.nar_size() == path.info.nar_size {
+        Ok(recipe)
+    } else {
+        Err(StoreError::Changed { path: path.host_path.clone() }.into())
+    }
+}
+
+fn read_error(path: &CutPath, error: io::Error) -> TransferError {
+    let of = |source| TransferError::Read { path: path.info.path.clone(), source };
+    error.downcast().unwrap_or_else(of)
+}
+
+/// Hands on a chunk that was not come across before, once there is room for it.
+fn hand_on(
+    piece: Piece,
+    plain: impl FnOnce() -> Plain,
+    shared: &Shared,
+    found: &UnboundedSender<Found>,
+    runtime: &Handle,
+) -> io::Result<()> {
+    shared.progress.chunks.add(1);
+    shared.progress.archive_bytes_done.add(u64::from(piece.len));
+    let cancelled = || io::Error::other(TransferError::Cancelled);
+    {
+        let mut chunks = shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if chunks.contains_key(&piece.id) {
+            shared.progress.chunks_present.add(1);
+            return Ok(());
+        }
+        chunks.insert(piece.id, false);
+    }
+    let kib = piece.len.div_ceil(1024);
+    let room = match Arc::clone(&shared.room).try_acquire_many_owned(kib) {
+        Ok(room) => room,
+        Err(_) => {
+            runtime.block_on(Arc::clone(&shared.room).acquire_many_owned(kib)).map_err(|_| cancelled())?
+        }
+    };
+    let chunk = Found { id: piece.id, len: piece.len, plain: plain(), room };
+    found.send(chunk).map_err(|_| cancelled())
+}

@@ -1,0 +1,215 @@
+//! Chunks asked for, compressed and uploaded.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use super::cut_path::{Found, Plain};
+use super::{ANSWER_TIMEOUT, Shared, joined};
+use crate::TransferError;
+use crate::chunk::{ChunkId, StoredChunk};
+use crate::pull::blocking;
+use crate::recipe::Piece;
+use crate::remote::UPLOAD_BYTES_MAX;
+use crate::retry::retried;
+
+/// Chunks of one question which of them are missing: 64 MiB of archives for 32 KiB of ids.
+const ASK_CHUNKS: usize = 1024;
+/// Questions that wait for their answers at once: they need only outlast a round trip.
+const ASKING_MAX: usize = 8;
+/// How long a question or an upload waits to be full. Without an end, it could wait for room that it takes itself.
+const GATHER: Duration = Duration::from_millis(20);
+/// Plain bytes that one job compresses.
+const COMPRESS_BYTES: usize = 1 << 20;
+/// Bytes of an upload: enough for its overhead not to count, little enough for several to be under way.
+const UPLOAD_BYTES: usize = 4 << 20;
+const _: () = assert!(UPLOAD_BYTES + 2 * COMPRESS_BYTES <= UPLOAD_BYTES_MAX);
+/// Uploads at once.
+const UPLOADS_MAX: usize = 6;
+/// How long an upload may take: [`UPLOAD_BYTES`] over a line of 128 kbit/s.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+thread_local! {
+    static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
+}
+
+type Compressed = (StoredChunk, OwnedSemaphorePermit);
+
+/// Uploads what is found, until nobody finds any more.
+pub(super) async fn run(shared: Arc<Shared>, found: UnboundedReceiver<Found>) -> Result<(), TransferError> {
+    let (compressed_tx, compressed) = unbounded_channel();
+    let mut stages = JoinSet::new();
+    stages.spawn(ask_all(Arc::clone(&shared), found, compressed_tx));
+    stages.spawn(upload_all(shared, compressed));
+    while let Some(done) = stages.join_next().await {
+        joined(done)?;
+    }
+    Ok(())
+}
+
+async fn ask_all(
+    shared: Arc<Shared>,
+    mut found: UnboundedReceiver<Found>,
+    compressed: UnboundedSender<Compressed>,
+) -> Result<(), TransferError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let compressors = Arc::new(Semaphore::new(cores));
+    let mut asking = JoinSet::new();
+    while let Some(first) = found.recv().await {
+        let chunks = gather(first, &mut found).await;
+        while asking.len() >= ASKING_MAX {
+            joined(asking.join_next().await.expect("some are asking"))?;
+        }
+        asking.spawn(ask(Arc::clone(&shared), chunks, Arc::clone(&compressors), compressed.clone()));
+    }
+    while let Some(done) = asking.join_next().await {
+        joined(done)?;
+    }
+    Ok(())
+}
+
+async fn gather<T>(first: T, more: &mut UnboundedReceiver<T>) -> Vec<T> {
+    let mut items = vec![first];
+    let deadline = Instant::now() + GATHER;
+    while items.len() < ASK_CHUNKS {
+        match timeout_at(deadline, more.recv()).await {
+            Ok(Some(item)) => items.push(item),
+            _ => break,
+        }
+    }
+    items
+}
+
+/// Asks which chunks are missing, and compresses these.
+async fn ask(
+    shared: Arc<Shared>,
+    chunks: Vec<Found>,
+    compressors: Arc<Semaphore>,
+    compressed: UnboundedSender<Compressed>,
+) -> Result<(), TransferError> {
+    let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
+    let ask = || shared.remote.missing_chunks(&ids);
+    let answer = retried("asking which chunks are missing", ANSWER_TIMEOUT, &shared.progress, ask).await?;
+    let missing: HashSet<_> = answer.into_iter().collect();
+    let (missing, present): (Vec<_>, Vec<_>) =
+        chunks.into_iter().partition(|chunk| missing.contains(&chunk.id));
+    shared.progress.chunks_present.add(present.len() as u64);
+    settle(&shared, present.iter().map(|chunk| chunk.id));
+    drop(present);
+    let mut jobs = JoinSet::new();
+    for group in groups(missing) {
+        let turn = Arc::clone(&compressors).acquire_owned().await.expect("never closed");
+        let (level, compressed) = (shared.level, compressed.clone());
+        jobs.spawn(blocking(move || {
+            let _turn = turn;
+            for chunk in group {
+                let Found { id, len, plain, room } = chunk;
+                let stored = compress(id, len, &plain, level)?;
+                // Whoever uploads is gone only if all fails.
+                let _ = compressed.send((stored, room));
+            }
+            Ok(())
+        }));
+    }
+    while let Some(done) = jobs.join_next().await {
+        joined(done)?;
+    }
+    Ok(())
+}
+
+fn groups(chunks: Vec<Found>) -> Vec<Vec<Found>> {
+    let (mut groups, mut group, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for chunk in chunks {
+        bytes += chunk.len as usize;
+        group.push(chunk);
+        if bytes >= COMPRESS_BYTES {
+            groups.push(std::mem::take(&mut group));
+            bytes = 0;
+        }
+    }
+    if !group.is_empty() {
+        groups.push(group);
+    }
+    groups
+}
+
+fn compress(id: ChunkId, len: u32, plain: &Plain, level: i32) -> Result<StoredChunk, TransferError> {
+    let read;
+    let plain = match plain {
+        Plain::Held(bytes) => &bytes[..],
+        Plain::OnDisk(view, at) => {
+            read = view.chunk(Piece { id, len }, *at).ok_or_else(|| view.changed())?;
+            &read
+        }
+    };
+    let zstd = COMPRESSOR.with_borrow_mut(|kept| {
+        if kept.as_ref().is_none_or(|(of, _)| *of != level) {
+            *kept = Some((level, zstd::bulk::Compressor::new(level)?));
+        }
+        let (_, compressor) = kept.as_mut().expect("made above");
+        compressor.compress(plain)
+    });
+    let failed = |error: io::Error| TransferError::Compress { level, source: error };
+    Ok(StoredChunk { id, len, zstd: zstd.map_err(failed)?.into() })
+}
+
+async fn upload_all(
+    shared: Arc<Shared>,
+    mut compressed: UnboundedReceiver<Compressed>,
+) -> Result<(), TransferError> {
+    let mut uploads = JoinSet::new();
+    while let Some(first) = compressed.recv().await {
+        let chunks = gather_bytes(first, &mut compressed).await;
+        while uploads.len() >= UPLOADS_MAX {
+            joined(uploads.join_next().await.expect("some are uploading"))?;
+        }
+        uploads.spawn(upload(Arc::clone(&shared), chunks));
+    }
+    while let Some(done) = uploads.join_next().await {
+        joined(done)?;
+    }
+    Ok(())
+}
+
+async fn gather_bytes(first: Compressed, more: &mut UnboundedReceiver<Compressed>) -> Vec<Compressed> {
+    let mut bytes = first.0.zstd.len();
+    let mut chunks = vec![first];
+    let deadline = Instant::now() + GATHER;
+    while bytes < UPLOAD_BYTES {
+        match timeout_at(deadline, more.recv()).await {
+            Ok(Some(chunk)) => {
+                bytes += chunk.0.zstd.len();
+                chunks.push(chunk);
+            }
+            _ => break,
+        }
+    }
+    chunks
+}
+
+async fn upload(shared: Arc<Shared>, chunks: Vec<Compressed>) -> Result<(), TransferError> {
+    let (chunks, room): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
+    // A copy of handles, not of bytes.
+    let put = || shared.remote.put_chunks(chunks.clone());
+    retried("an upload", UPLOAD_TIMEOUT, &shared.progress, put).await?;
+    shared.progress.chunks_moved.add(chunks.len() as u64);
+    shared.progress.bytes_moved.add(chunks.iter().map(|chunk| chunk.zstd.len() as u64).sum());
+    settle(&shared, chunks.iter().map(|chunk| chunk.id));
+    drop(room);
+    Ok(())
+}
+
+/// The cache has these now.
+fn settle(shared: &Shared, ids: impl Iterator<Item = ChunkId>) {
+    let mut chunks = shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+    chunks.extend(ids.map(|id| (id, true)));
+    drop(chunks);
+    shared.settled.notify_one();
+}
