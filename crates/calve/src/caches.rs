@@ -131,7 +131,8 @@ pub fn default_dir() -> Outcome<PathBuf> {
 
 /// Where calve notes which chunks lie in local paths; none where it cannot be used, which only costs time.
 pub fn chunk_index() -> Outcome<Option<Arc<LocalIndex>>> {
-    let dirs = Dirs::from_env().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = Dirs::from_env()
+        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
     dirs.create().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
     match LocalIndex::open(&dirs.data.join("chunks.sqlite")) {
         Ok(index) => Ok(Some(Arc::new(index))),
@@ -150,7 +151,9 @@ pub fn transfer_failed(error: TransferError) -> Failure {
     };
     let hint = error.hint();
     let status = match &error {
-        TransferError::Store(StoreError::Unknown { .. } | StoreError::MissingOnDisk { .. }) => ExitStatus::NotFound,
+        TransferError::Store(StoreError::Unknown { .. } | StoreError::MissingOnDisk { .. }) => {
+            ExitStatus::NotFound
+        }
         _ => ExitStatus::Failed,
     };
     let mut failure = Failure::new(status, error.to_string());

@@ -39,9 +39,19 @@ async fn odd_paths_and_methods_lead_nowhere() {
     let served = Served::new(Visibility::Public).await;
     let one = made("one", b"one", &[]);
     push(&served.cache, &[&one]).await;
-    for path in ["/", "/../key", "/%2e%2e/key", "/nar/..%2fkey", "/nar/%2e%2e%2fkey", "/log/..%2f..%2fkey", "/key",
-        "/index.sqlite", "/realisations/..", "/calve/v1/closure", "/x.narinfo"]
-    {
+    for path in [
+        "/",
+        "/../key",
+        "/%2e%2e/key",
+        "/nar/..%2fkey",
+        "/nar/%2e%2e%2fkey",
+        "/log/..%2f..%2fkey",
+        "/key",
+        "/index.sqlite",
+        "/realisations/..",
+        "/calve/v1/closure",
+        "/x.narinfo",
+    ] {
         let answer = served.get(path, "").await;
         assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{path}: {answer}");
     }

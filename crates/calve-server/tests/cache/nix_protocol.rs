@@ -63,7 +63,12 @@ async fn an_upload_as_nix_makes_it_is_kept_signed_and_given_back_under_both_name
     let file_hash = calve_nix::Sha256Hash::of(&packed).to_base32();
     let url = format!("nar/{file_hash}.nar.zst");
     let mut narinfo = format!("StorePath: {}\nURL: {url}\nCompression: zstd\n", one.info.path);
-    let _ = writeln!(narinfo, "NarHash: {}\nNarSize: {}\nReferences: ", one.info.nar_hash.to_nix(), one.info.nar_size);
+    let _ = writeln!(
+        narinfo,
+        "NarHash: {}\nNarSize: {}\nReferences: ",
+        one.info.nar_hash.to_nix(),
+        one.info.nar_size
+    );
     let at = format!("/{}.narinfo", one.info.path.hash_part());
 
     let early = put(&at, narinfo.as_bytes()).await;

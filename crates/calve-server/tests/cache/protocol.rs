@@ -89,5 +89,8 @@ async fn tokens_open_what_they_say_and_denial_tells_nothing() {
     }
     let open = Served::new(Visibility::Public).await;
     assert!(open.remote(None).info().await.is_ok());
-    assert!(matches!(open.remote(None).put_chunks(one.chunks.clone()).await, Err(RemoteError::Denied { .. })));
+    assert!(matches!(
+        open.remote(None).put_chunks(one.chunks.clone()).await,
+        Err(RemoteError::Denied { .. })
+    ));
 }

@@ -122,10 +122,15 @@ pub fn made(name: &str, contents: &[u8], references: &[&Made]) -> Made {
     };
     let chunks = std::sync::Mutex::new(Vec::new());
     let counted = info.counted_references();
-    let recipe = cut(&counted, None, |out| out.write_all(&nar), |id, bytes| {
-        chunks.lock().unwrap().push(StoredChunk::compress(id, &bytes, 3)?);
-        Ok(())
-    });
+    let recipe = cut(
+        &counted,
+        None,
+        |out| out.write_all(&nar),
+        |id, bytes| {
+            chunks.lock().unwrap().push(StoredChunk::compress(id, &bytes, 3)?);
+            Ok(())
+        },
+    );
     let recipe = recipe.unwrap();
     drop(counted);
     Made { chunks: chunks.into_inner().unwrap(), recipe, nar, info }

@@ -44,7 +44,11 @@ pub async fn run(args: Args) -> Outcome {
         opened.push(caches::open(place, &args.token).await?);
     }
     let shown = gather(&args.what, &opened).await?;
-    if args.json { shown.json()? } else { shown.tree()? }
+    if args.json {
+        shown.json()?
+    } else {
+        shown.tree()?
+    }
     Ok(ExitStatus::Success)
 }
 
@@ -149,7 +153,8 @@ impl Shown {
         let here = if self.absent_here { ", not on this host" } else { "" };
         ui::note(&format!("{} paths, {}{here}", self.infos.len(), show_size(self.total())));
         for (name, missing) in &self.missing {
-            let size: u64 = missing.iter().filter_map(|path| self.infos.get(path)).map(|info| info.nar_size).sum();
+            let size: u64 =
+                missing.iter().filter_map(|path| self.infos.get(path)).map(|info| info.nar_size).sum();
             ui::note(&format!("{name} lacks {} paths, {}", missing.len(), show_size(size)));
         }
         Ok(())
