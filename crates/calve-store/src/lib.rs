@@ -12,6 +12,7 @@ pub mod chunk;
 pub mod closure;
 pub mod cut;
 mod decode;
+pub mod diff;
 pub mod erofs;
 pub mod error;
 #[cfg(feature = "http")]

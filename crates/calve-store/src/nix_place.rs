@@ -62,6 +62,7 @@ impl NixPlace {
         store: &Store,
         trees: &[(&PathInfo, PathBuf)],
         scratch: &Scratch,
+        flush: bool,
     ) -> Result<(), TransferError> {
         let _collector = self.keep_collector_away()?;
         // In one order for everybody, so that two never wait for each other.
@@ -73,7 +74,7 @@ impl NixPlace {
         let paths: Vec<_> = trees.iter().map(|(info, _)| info.path.clone()).collect();
         let present = store.present_in_nix(&paths)?;
         let new: Vec<_> = trees.iter().filter(|(info, _)| !present.contains(&info.path)).collect();
-        let landed = move_in(store, &new, scratch).and_then(|()| {
+        let landed = move_in(store, &new, scratch, flush).and_then(|()| {
             let infos: Vec<_> = new.iter().map(|(info, _)| *info).collect();
             register(store, &infos)?;
             self.add_signatures(store, &infos)
@@ -124,12 +125,20 @@ impl NixPlace {
     }
 }
 
-fn move_in(store: &Store, trees: &[&(&PathInfo, PathBuf)], scratch: &Scratch) -> Result<(), TransferError> {
+fn move_in(
+    store: &Store,
+    trees: &[&(&PathInfo, PathBuf)],
+    scratch: &Scratch,
+    flush: bool,
+) -> Result<(), TransferError> {
     for (info, tree) in trees {
         let place = store.nix_store_dir.join(info.path.base_name());
         store.move_away(&place, scratch)?;
         fs::rename(tree, &place).map_err(StoreError::io("write", &place))?;
         seal_root(&place)?;
+    }
+    if !flush {
+        return Ok(());
     }
     let dir = &store.nix_store_dir;
     let synced = File::open(dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));

@@ -42,11 +42,13 @@ pub(crate) struct Landing {
     store: Arc<Store>,
     nix: Option<NixPlace>,
     scratch: Scratch,
+    /// Whether trees are flushed to the disk before they become valid.
+    flush: bool,
 }
 
 impl Landing {
     /// For trees that go to `destination`.
-    pub fn new(store: Arc<Store>, destination: Destination) -> Result<Self, StoreError> {
+    pub fn new(store: Arc<Store>, destination: Destination, flush: bool) -> Result<Self, StoreError> {
         let (nix, scratch) = match destination {
             Destination::Nix => {
                 let nix = NixPlace::new(&store)?;
@@ -58,7 +60,7 @@ impl Landing {
                 (None, Scratch::new(&store.tmp(), &lock)?)
             }
         };
-        Ok(Self { store, nix, scratch })
+        Ok(Self { store, nix, scratch, flush })
     }
 
     /// Which of `paths` need not come, because they are valid where they would go, or where that may refer to.
@@ -82,7 +84,7 @@ impl Landing {
     /// Makes trees valid paths, all of whose references are valid or stand before them.
     pub fn land(&self, trees: &[(&PathInfo, PathBuf)]) -> Result<(), TransferError> {
         match &self.nix {
-            Some(nix) => nix.land(&self.store, trees, &self.scratch),
+            Some(nix) => nix.land(&self.store, trees, &self.scratch, self.flush),
             None => Ok(self.land_privately(trees)?),
         }
     }
@@ -101,8 +103,10 @@ impl Landing {
             seal_root(&place)?;
             entries.push(*info);
         }
-        sync_dir(&store.root)?;
-        store.register.insert_all(&entries, self.scratch.path())
+        if self.flush {
+            sync_dir(&store.root)?;
+        }
+        store.register.insert_all(&entries, self.scratch.path(), self.flush)
     }
 }
 

@@ -61,13 +61,23 @@ pub struct PullOptions {
     pub index: Option<Arc<LocalIndex>>,
     /// The store that takes the paths; by default the one that [`Store::destination`] names.
     pub destination: Option<Destination>,
+    /// Whether the disk is flushed before a path becomes valid, so that it is whole even after a power failure. By default
+    /// as each store does it: the private one yes, Nix no (its `sync-before-registering`). A killed process leaves
+    /// nothing half-valid either way.
+    pub flush: Option<bool>,
     /// How long a cache may send nothing; [`STALL_TIMEOUT`] by default.
     pub stall_timeout: Duration,
 }
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self { trusted: TrustedKeys::default(), index: None, destination: None, stall_timeout: STALL_TIMEOUT }
+        Self {
+            trusted: TrustedKeys::default(),
+            index: None,
+            destination: None,
+            flush: None,
+            stall_timeout: STALL_TIMEOUT,
+        }
     }
 }
 
@@ -81,9 +91,10 @@ pub async fn pull(
     progress: Arc<Progress>,
 ) -> Result<Vec<StorePath>, TransferError> {
     let destination = options.destination.unwrap_or_else(|| store.destination());
+    let flush = options.flush.unwrap_or(destination == Destination::Private);
     let landing = blocking({
         let store = Arc::clone(&store);
-        move || Ok(Landing::new(store, destination)?)
+        move || Ok(Landing::new(store, destination, flush)?)
     });
     let landing = Arc::new(landing.await?);
     let plan = Arc::new(Plan::make(&store, &landing, sources, roots, &options, &progress).await?);

@@ -91,20 +91,22 @@ impl Register {
         sync_dir(&self.dir)
     }
 
-    /// Writes the entries of many paths, in their order; each appears at once or not at all. The whole file system of
-    /// `scratch` is flushed once before the first appears, which also covers the paths' files.
-    pub fn insert_all(&self, entries: &[&PathInfo], scratch: &Path) -> Result<(), StoreError> {
+    /// Writes the entries of many paths, in their order; each appears at once or not at all. With `flush`, the whole
+    /// file system of `scratch` is flushed once before the first appears, which also covers the paths' files.
+    pub fn insert_all(&self, entries: &[&PathInfo], scratch: &Path, flush: bool) -> Result<(), StoreError> {
         let new = |n: usize| scratch.join(format!("entry-{n}.json"));
         for (n, entry) in entries.iter().enumerate() {
             fs::write(new(n), encode(entry)).map_err(StoreError::io("write", &new(n)))?;
         }
-        let synced = File::open(scratch).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
-        synced.map_err(StoreError::io("write", scratch))?;
+        if flush {
+            let synced = File::open(scratch).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+            synced.map_err(StoreError::io("write", scratch))?;
+        }
         for (n, entry) in entries.iter().enumerate() {
             let file = self.file(&entry.path);
             fs::rename(new(n), &file).map_err(StoreError::io("write", &file))?;
         }
-        sync_dir(&self.dir)
+        if flush { sync_dir(&self.dir) } else { Ok(()) }
     }
 
     /// Removes the path's entry; absence is success.
@@ -185,7 +187,7 @@ mod tests {
         entry.signatures = vec!["a:b".to_owned(), "c:d".to_owned()];
         let mut other = entry.clone();
         other.path = entry.references[0].clone();
-        register.insert_all(&[&other, &entry], dir.path()).unwrap();
+        register.insert_all(&[&other, &entry], dir.path(), true).unwrap();
         assert_eq!(register.get(&entry.path).unwrap(), Some(entry));
         assert_eq!(register.get(&other.path).unwrap(), Some(other));
     }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use calve_nix::StorePath;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
 
 use super::blocking;
 use super::plan::{Plan, PlannedPath};
@@ -49,16 +50,19 @@ impl Landings {
                     }
                     continue;
                 }
-                finish = finished.recv() => finish,
+                finish = finished.recv() => Some(finish),
+                () = tokio::time::sleep_until(last + LANDING_INTERVAL), if !unpacked.is_empty() => None,
             };
             match finish {
-                Some((n, Ok(()))) => drop(unpacked.insert(n)),
-                Some((_, Err(error))) => {
+                // It is time to land what there is.
+                None => {}
+                Some(Some((n, Ok(())))) => drop(unpacked.insert(n)),
+                Some(Some((_, Err(error)))) => {
                     self.stop(&mut failure, error);
                     // Nobody needs what is still on its way.
                     fetching = false;
                 }
-                None => break,
+                Some(None) => break,
             }
             if last.elapsed() >= LANDING_INTERVAL && failure.is_none() {
                 // Only the calling task's share of fetching waits meanwhile: what was asked for goes on.

@@ -11,6 +11,7 @@ use super::{Host, file};
 
 /// The tables of Nix 2.8.
 const SCHEMA: &str = "
+    PRAGMA synchronous = off;
     CREATE TABLE IF NOT EXISTS ValidPaths (
         id integer primary key autoincrement not null, path text unique not null, hash text not null,
         registrationTime integer not null, deriver text, narSize integer, ultimate integer, sigs text, ca text);
@@ -90,18 +91,18 @@ impl Chain {
         };
         let Self { library, middle, program } = &chain;
         host.package(library, &[], |root| {
-            file(&root.join("lib/library.so"), &text(1, 3_000_000, &[]), 0o444);
+            file(&root.join("lib/library.so"), &text(1, 1_500_000, &[]), 0o444);
             file(&root.join("empty"), b"", 0o444);
         });
         host.package(middle, &[library, middle], |root| {
-            file(&root.join("lib/middle.so"), &text(2, 2_000_000, &[library, middle]), 0o555);
+            file(&root.join("lib/middle.so"), &text(2, 1_000_000, &[library, middle]), 0o555);
             std::os::unix::fs::symlink(library.to_string(), root.join("library")).unwrap();
         });
         host.package(program, &[library, middle], |root| {
-            file(&root.join("bin/program"), &text(3, 1_000_000, &[library, middle]), 0o555);
+            file(&root.join("bin/program"), &text(3, 500_000, &[library, middle]), 0o555);
             // The same as in the library: to be sent once.
-            file(&root.join("share/copy"), &text(1, 3_000_000, &[]), 0o444);
-            for n in 0..200 {
+            file(&root.join("share/copy"), &text(1, 1_500_000, &[]), 0o444);
+            for n in 0..60 {
                 file(&root.join(format!("share/{n:03}")), &text(1000 + n, n as usize * 10, &[middle]), 0o444);
             }
         });

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_nix::StorePath;
@@ -29,8 +28,10 @@ pub struct Faults {
     pub stall: bool,
     /// Has manifests, but no chunks.
     pub no_chunks: bool,
-    /// Sends each chunk after a wait.
-    pub slow: Option<Duration>,
+    /// Sends nothing more once it comes to one of these.
+    pub hang_at: HashSet<ChunkId>,
+    /// Refuses uploads after this many.
+    pub deny_puts_after: Option<usize>,
 }
 
 pub struct Memory {
@@ -133,6 +134,13 @@ impl Remote for Memory {
 
     async fn put_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        if let Some(left) = &mut self.faults.lock().unwrap().deny_puts_after {
+            let Some(less) = left.checked_sub(1) else {
+                let (cache, message) = (self.key.name().to_owned(), "enough".to_owned());
+                return Err(RemoteError::Denied { cache, message });
+            };
+            *left = less;
+        }
         for chunk in chunks {
             chunk.plain().unwrap();
             self.uploaded.lock().unwrap().push(chunk.id);
@@ -195,7 +203,11 @@ impl Remote for Memory {
             std::future::pending::<()>().await;
         }
         let mut answer = Vec::new();
+        let hangs = ids.iter().any(|id| faults.hang_at.contains(id));
         for (n, id) in ids.into_iter().enumerate() {
+            if faults.hang_at.contains(&id) {
+                break;
+            }
             let chunk = self.chunks.lock().unwrap().get(&id).filter(|_| !faults.no_chunks).cloned();
             let chunk = self.lie(chunk.ok_or_else(|| self.missing(id))?);
             let broken = {
@@ -216,14 +228,6 @@ impl Remote for Memory {
             }
         }
         let stream = stream::iter(answer);
-        Ok(match faults.slow {
-            None => stream.boxed(),
-            Some(wait) => stream
-                .then(move |chunk| async move {
-                    tokio::time::sleep(wait).await;
-                    chunk
-                })
-                .boxed(),
-        })
+        if hangs { Ok(stream.chain(stream::pending()).boxed()) } else { Ok(stream.boxed()) }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod closures;
 pub mod memory;
+pub mod transfers;
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};

@@ -1,0 +1,239 @@
+//! Caches that lie, break and stall, and a process that is killed: refused by name, tried again, gone on from.
+
+mod support;
+
+use std::collections::HashSet;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use calve_nix::{Sha256Hash, StorePath};
+use calve_store::TransferError;
+use calve_store::chunk::ChunkId;
+use calve_store::pull::PullOptions;
+use calve_store::push::{PushOptions, push};
+use support::closures::Chain;
+use support::memory::{Faults, Memory};
+use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
+use support::{Host, names};
+
+/// How long the test waits for what must happen at some time.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Pulls from a cache that does something wrong; nothing may be left.
+fn refused(lie: impl FnOnce(&Chain, &Memory)) -> TransferError {
+    let (_from, chain, cache) = pushed();
+    lie(&chain, &cache);
+    let to = Host::new();
+    let options = PullOptions { stall_timeout: Duration::from_millis(200), ..trusting(&[&cache]) };
+    let error = pull_from(&to, &[&cache], &chain.program, options).0.unwrap_err();
+    assert!(!to.path("store").join(chain.program.base_name()).exists());
+    assert!(!to.private_entries().contains(&chain.program.base_name().to_owned()));
+    assert!(names(&to.path("store/.tmp")).is_empty(), "{error}");
+    assert!(to.store.closure(std::slice::from_ref(&chain.program)).is_err());
+    error
+}
+
+fn faulty(faults: Faults) -> TransferError {
+    refused(|_, cache| *cache.faults.lock().unwrap() = faults)
+}
+
+#[test]
+fn one_flipped_bit_in_a_chunk_is_named() {
+    let error = faulty(Faults { flip_chunks: true, ..Faults::default() });
+    assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
+    let error = faulty(Faults { wrong_lengths: true, ..Faults::default() });
+    assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
+    let error = faulty(Faults { truncate: true, ..Faults::default() });
+    assert!(
+        matches!(&error, TransferError::Damaged { message, .. } if message.contains("did not come")),
+        "{error}"
+    );
+    let error = faulty(Faults { no_chunks: true, ..Faults::default() });
+    assert!(error.to_string().contains("has no"), "{error}");
+}
+
+#[test]
+fn a_stalled_cache_is_given_up() {
+    let error = faulty(Faults { stall: true, ..Faults::default() });
+    assert!(error.to_string().contains("sent nothing"), "{error}");
+}
+
+#[test]
+fn manifests_count_only_with_a_trusted_signature() {
+    let tampered = |change: fn(&mut calve_store::remote::Manifest)| {
+        let error = refused(|chain, cache| cache.tamper(&chain.middle, change));
+        assert!(matches!(error, TransferError::Untrusted { .. }), "{error}");
+        assert!(error.to_string().contains("-middle-2.0"), "{error}");
+    };
+    tampered(|manifest| manifest.info.signatures.clear());
+    tampered(|manifest| manifest.info.nar_size += 8);
+    tampered(|manifest| manifest.info.nar_hash = Sha256Hash::of(b"another"));
+    tampered(|manifest| drop(manifest.info.references.pop()));
+    tampered(|manifest| {
+        let signature = &mut manifest.info.signatures[0];
+        let digit = if signature.ends_with("A==") { "Q==" } else { "A==" };
+        signature.replace_range(signature.len() - 3.., digit);
+    });
+    let (_from, chain, cache) = pushed();
+    let stranger = Arc::new(Memory::new("stranger"));
+    let to = Host::new();
+    let error = pull_from(&to, &[&cache], &chain.program, trusting(&[&stranger])).0.unwrap_err();
+    assert!(matches!(error, TransferError::Untrusted { .. }), "{error}");
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn recipes_that_are_not_what_was_signed_are_refused() {
+    // Another recipe under the id of one.
+    let error = refused(|_, cache| {
+        for recipe in cache.recipes.lock().unwrap().values_mut() {
+            recipe.pieces.swap(0, 1);
+        }
+    });
+    assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("recipe ")), "{error}");
+    // A right id of another archive: larger than what was signed, or of its size.
+    let error = refused(|chain, cache| {
+        let other = cache.manifests.lock().unwrap()[&chain.library].recipe;
+        cache.tamper(&chain.middle, |manifest| manifest.recipe = other);
+    });
+    assert!(error.to_string().contains("were signed"), "{error}");
+    let error = refused(|chain, cache| {
+        let id = cache.manifests.lock().unwrap()[&chain.middle].recipe;
+        let mut recipe = cache.recipes.lock().unwrap()[&id].clone();
+        let last = recipe.pieces.len() - 2;
+        recipe.pieces.swap(1, last);
+        cache.tamper(&chain.middle, |manifest| manifest.recipe = recipe.id());
+        cache.recipes.lock().unwrap().insert(recipe.id(), recipe);
+    });
+    assert!(matches!(error, TransferError::WrongHash { .. } | TransferError::Archive { .. }), "{error}");
+    assert!(error.to_string().contains("-middle-2.0"), "{error}");
+}
+
+#[test]
+fn a_closure_without_a_reference_is_refused() {
+    let error = refused(|chain, cache| drop(cache.manifests.lock().unwrap().remove(&chain.library)));
+    assert!(error.to_string().contains("-library-1.0"), "{error}");
+}
+
+#[test]
+fn a_connection_that_breaks_is_made_again() {
+    let (from, chain, cache) = pushed();
+    cache.faults.lock().unwrap().break_after = Some(5);
+    let to = Host::new();
+    let (pulled, progress) = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache]));
+    pulled.unwrap();
+    assert_equal(&from, &to, &chain);
+    assert_eq!(progress.retries.get(), 1);
+    // What came before the break was not asked for again.
+    let sent = cache.sent.lock().unwrap();
+    assert_eq!(sent.iter().collect::<HashSet<_>>().len(), sent.len());
+}
+
+#[test]
+fn the_next_cache_gives_what_the_first_cannot() {
+    let (from, chain, good) = pushed();
+    for faults in [
+        Faults { flip_chunks: true, ..Faults::default() },
+        Faults { no_chunks: true, ..Faults::default() },
+        Faults { stall: true, ..Faults::default() },
+    ] {
+        let bad = Arc::new(Memory::new("cache"));
+        push_to(&from, &bad, &chain.program, PushOptions::default());
+        *bad.faults.lock().unwrap() = faults;
+        let to = Host::new();
+        let options = PullOptions { stall_timeout: Duration::from_millis(200), ..trusting(&[&good]) };
+        pull_from(&to, &[&bad, &good], &chain.program, options).0.unwrap();
+        assert_equal(&from, &to, &chain);
+    }
+    let empty = Arc::new(Memory::new("empty"));
+    let to = Host::new();
+    pull_from(&to, &[&empty, &good], &chain.program, trusting(&[&good])).0.unwrap();
+    assert_equal(&from, &to, &chain);
+}
+
+#[test]
+fn a_push_goes_on_where_the_last_one_ended() {
+    let from = Host::new();
+    let chain = Chain::new(&from, 1);
+    let cache = Arc::new(Memory::new("cache"));
+    cache.faults.lock().unwrap().deny_puts_after = Some(1);
+    let pushed = push(
+        Arc::clone(&from.store),
+        std::slice::from_ref(&chain.program),
+        Arc::clone(&cache) as _,
+        PushOptions::default(),
+        Arc::default(),
+    );
+    let error = runtime().block_on(pushed).unwrap_err();
+    assert!(error.to_string().contains("does not allow that: enough"), "{error}");
+    assert!(cache.manifests.lock().unwrap().is_empty());
+    cache.faults.lock().unwrap().deny_puts_after = None;
+    push_to(&from, &cache, &chain.program, PushOptions::default());
+    let uploaded = cache.uploaded.lock().unwrap();
+    assert_eq!(uploaded.iter().collect::<HashSet<_>>().len(), uploaded.len());
+    let to = Host::new();
+    pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
+    assert_equal(&from, &to, &chain);
+}
+
+/// The chunks that only this path has.
+fn own_chunks(cache: &Memory, path: &StorePath) -> HashSet<ChunkId> {
+    let (manifests, recipes) = (cache.manifests.lock().unwrap(), cache.recipes.lock().unwrap());
+    let chunks = |manifest: &calve_store::remote::Manifest| -> HashSet<ChunkId> {
+        recipes[&manifest.recipe].pieces.iter().map(|piece| piece.id).collect()
+    };
+    let others: HashSet<_> =
+        manifests.values().filter(|other| other.info.path != *path).flat_map(chunks).collect();
+    chunks(&manifests[path]).difference(&others).copied().collect()
+}
+
+/// Where a child pulls to.
+const CHILD_STORE: &str = "CALVE_TEST_PULL_INTO";
+
+/// No test by itself: the process that is killed below.
+#[test]
+fn child_that_pulls_and_hangs() {
+    let Some(place) = std::env::var_os(CHILD_STORE) else { return };
+    let (_from, chain, cache) = pushed();
+    cache.faults.lock().unwrap().hang_at = own_chunks(&cache, &chain.program);
+    let mut to = Host::new();
+    to.store =
+        Arc::new(calve_store::Store::open_with(place.as_ref(), support::options(to.dir.path())).unwrap());
+    let _ = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache]));
+    panic!("the cache did not hang");
+}
+
+#[test]
+fn what_a_killed_pull_has_landed_stays() {
+    let (from, chain, cache) = pushed();
+    let mut to = Host::new();
+    std::fs::create_dir(to.path("tmp")).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_pulls_and_hangs"])
+        .env(CHILD_STORE, to.path("store"))
+        .env("TMPDIR", to.path("tmp"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let valid =
+        |path: &StorePath| to.path("store/.valid").join(format!("{}.json", path.base_name())).exists();
+    let began = Instant::now();
+    while !valid(&chain.middle) {
+        assert!(began.elapsed() < DEADLINE, "nothing landed");
+        assert_eq!(child.try_wait().unwrap(), None);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(valid(&chain.library) && !valid(&chain.program));
+    assert!(!names(&to.path("store/.tmp")).is_empty(), "it was killed in the middle");
+    to.reopen();
+    assert!(names(&to.path("store/.tmp")).is_empty());
+    to.store.closure(std::slice::from_ref(&chain.middle)).unwrap();
+    assert!(to.store.closure(std::slice::from_ref(&chain.program)).is_err());
+    let pulled = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
+    assert_eq!(pulled, std::slice::from_ref(&chain.program));
+    assert_equal(&from, &to, &chain);
+}
