@@ -118,8 +118,7 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The same cache with another grace: tests collect without waiting.
-    #[doc(hidden)]
+    /// How long uploads in flight are spared.
     pub fn grace(&self) -> Duration {
         self.0.grace
     }

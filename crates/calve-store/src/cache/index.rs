@@ -199,3 +199,60 @@ pub(super) fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Optio
 pub(super) fn set_meta(connection: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
     connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", [key, value]).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use calve_nix::StorePath;
+
+    use super::*;
+    use crate::chunk::ChunkId;
+
+    fn path(number: u64) -> StorePath {
+        let hash = calve_nix::base32::encode(&blake3::hash(&number.to_le_bytes()).as_bytes()[..20]);
+        StorePath::from_base_name(&format!("{hash}-package-{number}")).unwrap()
+    }
+
+    /// Prints what a lookup takes: `cargo test --release -p calve-store --lib -- --ignored --nocapture million`.
+    #[test]
+    #[ignore = "takes a minute, and prints rather than asserts"]
+    fn lookups_among_a_million_paths() {
+        const PATHS: u64 = 1_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("index.sqlite");
+        let (index, _) = Index::open(&file).unwrap();
+        let begin = Instant::now();
+        let filled = index.write_now(|index| {
+            for number in 0..PATHS {
+                let recipe = ChunkId::of(&number.to_le_bytes());
+                let row = paths::upsert(index, &path(number), &[7; 400], &recipe, 1, 0)?;
+                for reference in [number / 2, number / 3, number / 5] {
+                    paths::insert_ref(index, row, &path(reference))?;
+                }
+            }
+            Ok(())
+        });
+        filled.unwrap();
+        println!("filled in {:?}, {} MiB", begin.elapsed(), std::fs::metadata(&file).unwrap().len() >> 20);
+        let begin = Instant::now();
+        let (index, made) = Index::open(&file).unwrap();
+        println!("opened in {:?}", begin.elapsed());
+        assert!(!made);
+        let mut times: Vec<_> = (0..20_000)
+            .map(|i| {
+                let wanted = path(i * 7919 % PATHS);
+                let begin = Instant::now();
+                let found = index.read_now(|index| paths::get(index, wanted.hash_part())).unwrap();
+                assert!(found.is_some());
+                begin.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        println!("lookup: median {:?}, p99 {:?}", times[times.len() / 2], times[times.len() * 99 / 100]);
+        let begin = Instant::now();
+        let root = index.read_now(|index| paths::get(index, path(PATHS - 1).hash_part())).unwrap().unwrap();
+        let closure = index.read_now(|index| paths::closure(index, root.path)).unwrap();
+        println!("closure of {} paths in {:?}", closure.len(), begin.elapsed());
+    }
+}

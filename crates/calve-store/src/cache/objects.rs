@@ -2,6 +2,7 @@
 
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
@@ -45,6 +46,8 @@ pub(super) struct Objects {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     shown: String,
+    /// Where they are files.
+    dir: Option<PathBuf>,
 }
 
 impl Objects {
@@ -54,9 +57,12 @@ impl Objects {
             Storage::Local => Self::directory(&dir.join("objects")),
             Storage::Directory(dir) => Self::directory(dir),
             Storage::S3 { url, options } => Self::s3(url, options),
-            Storage::Memory(store) => {
-                Ok(Self { store: store.clone(), prefix: Path::default(), shown: "memory".to_owned() })
-            }
+            Storage::Memory(store) => Ok(Self {
+                store: store.clone(),
+                prefix: Path::default(),
+                shown: "memory".to_owned(),
+                dir: None,
+            }),
         }
     }
 
@@ -65,7 +71,8 @@ impl Objects {
         // A row that names an object is written after it: the object must not be lost with the power before its row.
         let store = LocalFileSystem::new_with_prefix(dir).map_err(storage("open", &dir.display()))?;
         let store = Arc::new(store.with_fsync(true));
-        Ok(Self { store, prefix: Path::default(), shown: dir.display().to_string() })
+        let shown = dir.display().to_string();
+        Ok(Self { store, prefix: Path::default(), shown, dir: Some(dir.to_owned()) })
     }
 
     fn s3(url: &str, options: &[(String, String)]) -> Result<Self, CacheError> {
@@ -87,7 +94,7 @@ impl Objects {
             builder = builder.with_config(key, value);
         }
         let store = builder.build().map_err(storage("open", &url))?;
-        Ok(Self { store: Arc::new(store), prefix, shown: url.to_owned() })
+        Ok(Self { store: Arc::new(store), prefix, shown: url.to_owned(), dir: None })
     }
 
     /// Its address.
@@ -127,6 +134,28 @@ impl Objects {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             result => result.map_err(storage("remove", &name)),
         }
+    }
+
+    /// Removes the files of half-written objects older than a time, where objects are files: `object_store` writes to
+    /// `<name>#<number>` first and lists no such name. Blocks. Gives how many there were.
+    pub fn remove_halves(&self, before: SystemTime) -> Result<u64, CacheError> {
+        let mut removed = 0;
+        let mut open: Vec<_> = self.dir.iter().map(|dir| dir.join("packs")).collect();
+        while let Some(dir) = open.pop() {
+            let Ok(files) = std::fs::read_dir(&dir) else { continue };
+            for file in files.flatten() {
+                let Ok(metadata) = file.metadata() else { continue };
+                let half = file.file_name().to_string_lossy().contains('#');
+                if metadata.is_dir() {
+                    open.push(file.path());
+                } else if half && metadata.modified().is_ok_and(|time| time < before) {
+                    let path = file.path();
+                    std::fs::remove_file(&path).map_err(CacheError::io("remove", &path))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
     }
 
     /// The objects whose names begin with `folder/`.

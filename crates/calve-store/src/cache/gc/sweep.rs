@@ -1,7 +1,7 @@
 //! Removing what was not marked.
 
 use std::collections::VecDeque;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::TryStreamExt;
 
@@ -16,6 +16,8 @@ const ROWS_AT_ONCE: usize = 2000;
 pub const PACK_LIVE_PERCENT: u64 = 50;
 /// Packs below this size are put together: each is a request of its own when it is read.
 const PACK_SMALL_BYTES: u64 = 1 << 20;
+/// How long an object or upload that no row names stays, however short the grace: somebody may be about to name it.
+const ABANDONED_AGE: Duration = Duration::from_secs(3600);
 
 impl Cache {
     /// Removes dead paths, those first that nothing refers to.
@@ -129,9 +131,10 @@ impl Cache {
 
     /// Removes objects that no row names: of writers that died in between.
     pub(super) async fn sweep_abandoned(&self, times: Times, done: &mut Collected) -> Result<(), CacheError> {
+        let before_ms = abandoned_ms(times);
         let mut listed = self.0.objects.list("packs");
         while let Some(object) = listed.try_next().await? {
-            if object.made_ms >= times.spared_ms {
+            if object.made_ms >= before_ms {
                 continue;
             }
             let name = object.name.clone();
@@ -140,6 +143,8 @@ impl Cache {
                 done.abandoned_removed += 1;
             }
         }
+        let (objects, before) = (self.0.objects.clone(), time(before_ms));
+        done.abandoned_removed += crate::cache::blocking(move || objects.remove_halves(before)).await?;
         Ok(())
     }
 
@@ -154,7 +159,7 @@ impl Cache {
         let dir = self.0.dir.join("uploads");
         crate::cache::blocking(move || {
             let Ok(files) = std::fs::read_dir(&dir) else { return Ok(()) };
-            let spared = UNIX_EPOCH + Duration::from_millis(times.spared_ms.max(0) as u64);
+            let spared = time(abandoned_ms(times));
             for file in files.flatten() {
                 let old =
                     file.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|time| time < spared);
@@ -167,4 +172,12 @@ impl Cache {
         })
         .await
     }
+}
+
+fn abandoned_ms(times: Times) -> i64 {
+    times.spared_ms.min(times.now_ms - ABANDONED_AGE.as_millis() as i64)
+}
+
+fn time(ms: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64)
 }
