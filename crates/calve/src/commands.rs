@@ -4,6 +4,7 @@ mod cache;
 mod closure;
 mod completions;
 mod cp;
+mod diff;
 mod doctor;
 mod events;
 mod exec;
@@ -61,6 +62,7 @@ enum Command {
     Push(push::Args),
     Pull(pull::Args),
     Closure(closure::Args),
+    Diff(diff::Args),
     Cache(cache::Args),
     Completions(completions::Args),
     Version(version::Args),
@@ -93,6 +95,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Push(args) => push::run(args).await,
             Command::Pull(args) => pull::run(args).await,
             Command::Closure(args) => closure::run(args).await,
+            Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use calve_nix::StorePath;
 use calve_nix::sign::PublicKey;
+use calve_store::Destination;
 use calve_store::progress::Progress;
 use calve_store::pull::{PullOptions, Source, pull};
 
@@ -29,6 +30,9 @@ pub struct Args {
     trusted_key: Vec<PublicKey>,
     #[command(flatten)]
     token: TokenArgs,
+    /// Pull into calve's own store, also where the Nix store could be written to.
+    #[arg(long)]
+    private: bool,
     /// Print an object.
     #[arg(long)]
     json: bool,
@@ -50,7 +54,8 @@ pub async fn run(args: Args) -> Outcome {
     let store = Arc::new(resolve::store()?);
     let index = caches::chunk_index()?;
     let progress = Arc::new(Progress::default());
-    let options = PullOptions { trusted, index, ..PullOptions::default() };
+    let destination = args.private.then_some(Destination::Private);
+    let options = PullOptions { trusted, index, destination, ..PullOptions::default() };
     let pulling = pull(store, &sources, &args.paths, options, progress.clone());
     let pulled = Transfer::show("pulling", &progress, pulling).await.map_err(caches::transfer_failed)?;
     if args.json {

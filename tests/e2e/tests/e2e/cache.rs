@@ -171,3 +171,63 @@ fn tokens_are_listed_revoked_and_named_in_errors() {
     assert_eq!(none.code, 127);
     assert!(none.stderr.contains("there is no cache in /nonexistent"), "{none:?}");
 }
+
+#[test]
+fn a_plain_tree_is_pushed_pulled_compared_and_shown() {
+    let home = Home::alone();
+    let dir = home.path().join("cache");
+    let serving = serve(&home, &dir, &[]);
+    let dir = dir.to_str().unwrap();
+    let token = home.ok(&["cache", "token", "add", "ci", "--push", "--dir", dir]);
+    let key = home.ok(&["cache", "key", "--dir", dir]);
+    let with_token = |home: &Home, args: &[&str]| {
+        let mut command = home.command(args);
+        command.env("CALVE_CACHE_TOKEN", token.trim()).env("CALVE_CACHE", &serving.url);
+        Ran::of(command)
+    };
+    let tree = home.path().join("tree");
+    std::fs::create_dir_all(tree.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+    std::fs::write(tree.join("text"), "one").unwrap();
+    let tree = tree.to_str().unwrap();
+
+    let denied = home.run(&["push", tree, "--to", &serving.url]);
+    assert_eq!(denied.code, 125, "{denied:?}");
+    assert!(denied.stderr.contains("CALVE_CACHE_TOKEN"), "{denied:?}");
+    let pushed = with_token(&home, &["push", tree, "--json"]);
+    assert_eq!(pushed.code, 0, "{pushed:?}");
+    let pushed: serde_json::Value = serde_json::from_str(&pushed.stdout).unwrap();
+    let path = pushed["roots"][0].as_str().unwrap().to_owned();
+    assert_eq!(pushed["pushed"][0].as_str(), Some(path.as_str()));
+    let again = with_token(&home, &["push", &path, "--json"]);
+    let again: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!((again["bytes_moved"].as_u64(), again["pushed"].as_array().map(Vec::len)), (Some(0), Some(0)));
+
+    let other = Home::alone();
+    let untrusting = with_token(&other, &["pull", &path, "--private"]);
+    assert_ne!(untrusting.code, 0, "{untrusting:?}");
+    let pulled = with_token(&other, &["pull", &path, "--private", "--trusted-key", key.trim()]);
+    assert_eq!(pulled.code, 0, "{pulled:?}");
+    let base = path.rsplit('/').next().unwrap();
+    let text = other.path().join("data/store").join(base).join("text");
+    assert_eq!(std::fs::read_to_string(text).unwrap(), "one");
+
+    std::fs::write(format!("{tree}/text"), "two").unwrap();
+    let changed = home.json(&["diff", &path, tree]);
+    assert!(changed["moved_bytes"].as_u64().unwrap() < changed["after_bytes"].as_u64().unwrap());
+    assert_eq!(changed["packages"][0]["rebuild"], true);
+    let shown = with_token(&home, &["closure", tree, "--cache", &serving.url, "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(shown["paths"][0]["missing_in"][0].as_str(), Some(serving.url.as_str()));
+    let gone = with_token(
+        &home,
+        &[
+            "pull",
+            "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-none",
+            "--private",
+            "--trusted-key",
+            key.trim(),
+        ],
+    );
+    assert_eq!(gone.code, 127, "{gone:?}");
+}
