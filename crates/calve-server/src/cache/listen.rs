@@ -83,6 +83,8 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(BUFFER_MAX_BYTES)
         .max_headers(HEADERS_MAX)
+        // Who says that no more comes still hears what was wrong with what came.
+        .half_close(true)
         .serve_connection(TokioIo::new(Patient::new(stream)), service);
     tokio::pin!(serving);
     let result = tokio::select! {

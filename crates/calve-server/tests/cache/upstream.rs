@@ -20,10 +20,9 @@ async fn what_is_missing_comes_from_upstream_once_and_stays() {
     assert!(narinfo.starts_with("HTTP/1.1 200"), "{narinfo}");
     let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap().to_owned();
     let remote = served.remote(None);
-    let (one, two) = tokio::join!(
-        served.get(&format!("/{url}"), ""),
-        remote.closure(std::slice::from_ref(&above.info.path))
-    );
+    let url = format!("/{url}");
+    let (one, two) =
+        tokio::join!(served.get(&url, ""), remote.closure(std::slice::from_ref(&above.info.path)));
     assert!(one.starts_with("HTTP/1.1 200"), "{one}");
     assert_eq!(two.unwrap().len(), 2);
     drop(upstream);
