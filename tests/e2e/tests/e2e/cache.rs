@@ -75,6 +75,25 @@ impl Nix {
         std::os::unix::fs::symlink("bin/busybox", tree.join("link")).unwrap();
         self.ok("nix-store", &["--store", &self.store(), "--add", tree.to_str().unwrap()])
     }
+
+    /// The same tree as a path that no content address vouches for: without a trusted signature nobody takes it.
+    fn add_unaddressed(&self, name: &str, text: &str) -> String {
+        let added = self.add(name, text);
+        let path = format!("/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-{name}");
+        let (from, to) = (format!("{}{added}", self.store()), format!("{}{path}", self.store()));
+        assert!(Command::new("cp").args(["-a", &from, &to]).status().unwrap().success());
+        let hash = self.ok("nix-hash", &["--type", "sha256", &to]);
+        let mut dump = Command::new("nix-store");
+        let size = dump.args(["--dump", &to]).env("NIX_CONF_DIR", self.dir.join("conf")).output().unwrap();
+        let entry = format!("{path}\n{hash}\n{}\n\n0\n", size.stdout.len());
+        let file = self.dir.join("entry");
+        std::fs::write(&file, entry).unwrap();
+        let mut load = Command::new("nix-store");
+        load.args(["--store", &self.store(), "--load-db"]).env("NIX_CONF_DIR", self.dir.join("conf"));
+        load.env("HOME", &self.dir).stdin(std::fs::File::open(file).unwrap());
+        assert!(load.status().unwrap().success());
+        path
+    }
 }
 
 fn there_is_nix() -> bool {
@@ -99,12 +118,14 @@ fn nix_copies_to_a_private_cache_and_back_and_trusts_its_key() {
     let netrc = netrc(&home, "netrc", token.trim());
 
     let here = Nix::new(&home, "here", &format!("netrc-file = {netrc}"));
-    let path = here.add("tree", "some text\n");
+    let path = here.add_unaddressed("tree", "some text\n");
     let stranger = Nix::new(&home, "stranger", "");
     let refused = stranger.run("nix", &["copy", "--store", &here.store(), "--to", &serving.url, &path]);
     assert_ne!(refused.code, 0, "{refused:?}");
     here.ok("nix", &["copy", "--store", &here.store(), "--to", &serving.url, &path]);
-    let known = here.ok("nix", &["path-info", "--store", &serving.url, "--json", &path]);
+    // Who has just pushed remembers what was said then; somebody else hears of the signature.
+    let asking = Nix::new(&home, "asking", &format!("netrc-file = {netrc}"));
+    let known = asking.ok("nix", &["path-info", "--store", &serving.url, "--json", &path]);
     assert!(known.contains("\"calve:"), "{known}");
 
     // Another user of Nix, who trusts the key, and checks signatures.
