@@ -130,7 +130,7 @@ async fn upload((State(context), headers, body): Asked) -> Answered {
     let mut chunks = Vec::new();
     while let Some(bytes) = body.next().await? {
         decoder.push(&bytes);
-        while let Some(chunk) = decoder.next().map_err(damaged)? {
+        while let Some(chunk) = decoder.next_frame().map_err(damaged)? {
             chunks.push(chunk);
         }
     }
@@ -184,7 +184,7 @@ fn parse_commit(mut bytes: Bytes) -> Answered<(Vec<Manifest>, Vec<Recipe>)> {
     decoder.push(&bytes);
     drop(bytes);
     let mut recipes = Vec::new();
-    while let Some(frame) = decoder.next().map_err(damaged)? {
+    while let Some(frame) = decoder.next_frame().map_err(damaged)? {
         recipes.push(unpack_recipe(&frame)?);
     }
     decoder.finish().map_err(damaged)?;

@@ -82,7 +82,7 @@ impl Decoder {
     }
 
     /// The next frame; none where more bytes are needed.
-    pub fn next(&mut self) -> Result<Option<StoredChunk>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<StoredChunk>, FrameError> {
         if self.waiting.len() < HEAD_BYTES {
             return Ok(None);
         }
@@ -142,7 +142,7 @@ mod tests {
             let mut found = Vec::new();
             for part in wire(&chunks).chunks(cut) {
                 decoder.push(part);
-                while let Some(chunk) = decoder.next().unwrap() {
+                while let Some(chunk) = decoder.next_frame().unwrap() {
                     found.push(chunk);
                 }
             }
@@ -156,7 +156,7 @@ mod tests {
         let first = |bytes: &[u8], max| {
             let mut decoder = Decoder::new(10, max);
             decoder.push(bytes);
-            decoder.next()
+            decoder.next_frame()
         };
         let id = ChunkId([1; 32]);
         assert!(matches!(first(&head(&id, 1, 301), 300), Err(FrameError::TooLarge { .. })));
@@ -165,7 +165,7 @@ mod tests {
         assert!(matches!(first(&head(&id, 1, 0), 300), Err(FrameError::Empty(_))));
         let mut decoder = Decoder::new(10, 300);
         decoder.push(&wire(&[chunk(b"abc")])[..42]);
-        assert_eq!(decoder.next(), Ok(None));
+        assert_eq!(decoder.next_frame(), Ok(None));
         assert_eq!(decoder.finish(), Err(FrameError::Truncated(42)));
     }
 
@@ -174,6 +174,6 @@ mod tests {
         let problem = Problem::new(ProblemKind::Missing, "gone");
         let mut decoder = Decoder::new(10, 10);
         decoder.push(&encode_problem(&problem).concat());
-        assert_eq!(decoder.next(), Err(FrameError::Problem(problem)));
+        assert_eq!(decoder.next_frame(), Err(FrameError::Problem(problem)));
     }
 }

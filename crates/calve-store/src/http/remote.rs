@@ -92,7 +92,7 @@ struct Frames {
 impl Frames {
     async fn next(&mut self) -> Result<Option<StoredChunk>, RemoteError> {
         loop {
-            if let Some(frame) = self.decoder.next().map_err(|error| self.refusal(error))? {
+            if let Some(frame) = self.decoder.next_frame().map_err(|error| self.refusal(error))? {
                 return match self.ids.next() {
                     Some(id) if id == frame.id => Ok(Some(frame)),
                     Some(id) => Err(self.damaged(format!("{} came instead of {id}", frame.id))),
