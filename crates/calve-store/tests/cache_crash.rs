@@ -52,13 +52,13 @@ async fn killed_while_pushing_and_collecting() {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let number = lines.find_map(|line| line.unwrap().strip_prefix("committed ")?.parse().ok());
+        let number = lines.find_map(|line| line.unwrap().strip_prefix("committed ")?.parse::<u64>().ok());
         committed.push(number.expect("it commits"));
         // At another place each time; where exactly does not matter.
         tokio::time::sleep(Duration::from_millis(round * 9)).await;
         child.kill().unwrap();
         child.wait().unwrap();
-        let more = lines.filter_map(|line| line.ok()?.strip_prefix("committed ")?.parse().ok());
+        let more = lines.filter_map(|line| line.ok()?.strip_prefix("committed ")?.parse::<u64>().ok());
         committed.extend(more);
 
         let cache = local(dir.path()).await;

@@ -43,6 +43,9 @@ pub(super) struct Entry {
     pub plain: u32,
 }
 
+/// A frame and where it begins in its object.
+pub(super) type Placed = (u64, Entry);
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Contents {
     entries: Vec<Entry>,
@@ -78,7 +81,7 @@ impl PackWriter {
     }
 
     /// The object's bytes, and where each frame begins in it.
-    pub fn finish(mut self) -> (Bytes, Vec<(u64, Entry)>) {
+    pub fn finish(mut self) -> (Bytes, Vec<Placed>) {
         let frames = blake3::hash(&self.bytes[MAGIC.len()..]).into();
         let contents = Contents { entries: self.entries, frames };
         let encoded = postcard::to_allocvec(&contents).expect("contents are plain data");
@@ -90,7 +93,7 @@ impl PackWriter {
     }
 }
 
-fn placed(entries: Vec<Entry>) -> Vec<(u64, Entry)> {
+fn placed(entries: Vec<Entry>) -> Vec<Placed> {
     let mut at = MAGIC.len() as u64;
     let place = |entry: Entry| {
         let begin = at;
@@ -115,7 +118,7 @@ pub(super) fn read_contents(
     end: &[u8],
     object_bytes: u64,
     name: &str,
-) -> Result<(Vec<(u64, Entry)>, [u8; 32]), CacheError> {
+) -> Result<(Vec<Placed>, [u8; 32]), CacheError> {
     let damaged = |message: String| CacheError::damaged(format!("pack {name}"), message);
     let short = || damaged("it is too short".to_owned());
     let footer = end.len().checked_sub(FOOTER_BYTES).ok_or_else(short)?;

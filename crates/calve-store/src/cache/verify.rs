@@ -276,7 +276,7 @@ fn check_chunks(pack: &Pack, object: &bytes::Bytes, rows: Vec<Location>) -> Foun
 fn check_manifests(
     pack: &Pack,
     object: &bytes::Bytes,
-    entries: &[(u64, pack::Entry)],
+    entries: &[pack::Placed],
     found: &mut Found,
 ) -> Result<(), CacheError> {
     for (offset, entry) in entries.iter().filter(|(_, entry)| entry.kind == Kind::Manifest) {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::index::chunks;
-use super::pack::{Entry, Kind, PackWriter};
+use super::pack::{Kind, PackWriter, Placed};
 use super::{Cache, CacheError, blocking, now_ms};
 use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 
@@ -12,7 +12,7 @@ use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 pub(super) struct Written {
     pub name: String,
     pub bytes: u64,
-    pub entries: Vec<(u64, Entry)>,
+    pub entries: Vec<Placed>,
 }
 
 impl Cache {

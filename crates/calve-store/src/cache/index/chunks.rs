@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::cache::pack::{Entry, Kind};
+use crate::cache::pack::{Kind, Placed};
 use crate::chunk::ChunkId;
 
 /// Where a chunk lies.
@@ -91,7 +91,7 @@ pub fn insert_pack(
     connection: &Connection,
     name: &str,
     bytes: u64,
-    entries: &[(u64, Entry)],
+    entries: &[Placed],
     now_ms: i64,
 ) -> rusqlite::Result<i64> {
     let manifests = entries.iter().filter(|(_, entry)| entry.kind == Kind::Manifest).count();
@@ -105,7 +105,7 @@ pub fn insert_pack(
 pub fn insert_chunks(
     connection: &Connection,
     pack: i64,
-    entries: &[(u64, Entry)],
+    entries: &[Placed],
     now_ms: i64,
 ) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
@@ -127,12 +127,7 @@ pub fn insert_chunks(
 }
 
 /// Moves chunks that still lie in pack `from` to where a rewrite put them.
-pub fn move_chunks(
-    connection: &Connection,
-    from: i64,
-    to: i64,
-    entries: &[(u64, Entry)],
-) -> rusqlite::Result<()> {
+pub fn move_chunks(connection: &Connection, from: i64, to: i64, entries: &[Placed]) -> rusqlite::Result<()> {
     let mut statement = connection.prepare_cached(
         "UPDATE chunks SET pack = ?3, offset = ?4, stored = ?5 WHERE id = ?1 AND pack = ?2",
     )?;
