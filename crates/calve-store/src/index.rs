@@ -246,7 +246,7 @@ mod tests {
         let found = index.find(ids.iter()).unwrap();
         let place = found[&ids[0]];
         assert_eq!((found.len(), place.at, place.len), (1, 60, 40));
-        assert_eq!(index.holders(place.recipe).unwrap(), [path.clone()]);
+        assert_eq!(index.holders(place.recipe).unwrap(), std::slice::from_ref(&path));
         assert_eq!(index.numbered(place.recipe).unwrap().as_ref(), Some(&recipe));
         assert_eq!(index.recipe(&recipe.id()).unwrap().as_ref(), Some(&recipe));
         assert_eq!(index.recipe_of(&path, &hash).unwrap().as_ref(), Some(&recipe));

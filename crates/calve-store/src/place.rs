@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use calve_nix::StorePath;
@@ -27,13 +27,23 @@ impl Store {
     /// Where pulled paths go on this host: into Nix where there is one that this user may write to without a daemon, else
     /// into the private store.
     pub fn destination(&self) -> Destination {
-        let writable = |path: &std::path::Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
+        let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
         let nix = self.nix.exists()
             && writable(self.nix.path())
             && writable(&self.nix_store_dir)
-            && self.nix.path().parent().is_some_and(writable);
+            && self.nix.path().parent().is_some_and(writable)
+            && is_found(self.nix.program());
         if nix { Destination::Nix } else { Destination::Private }
     }
+}
+
+/// Whether there is such a program, by its path or in a directory of `PATH`.
+fn is_found(program: &Path) -> bool {
+    if program.components().count() > 1 {
+        return program.is_file();
+    }
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&dirs).any(|dir| dir.join(program).is_file())
 }
 
 /// A directory in which trees are unpacked, on the file system of the store that they go to.
@@ -111,7 +121,7 @@ impl Landing {
 }
 
 /// Files and links are sealed where they are written, a directory once it is in its place.
-pub(crate) fn seal_root(place: &std::path::Path) -> Result<(), StoreError> {
+pub(crate) fn seal_root(place: &Path) -> Result<(), StoreError> {
     let metadata = fs::symlink_metadata(place).map_err(StoreError::io("read", place))?;
     if metadata.is_dir() { seal(place) } else { Ok(()) }
 }

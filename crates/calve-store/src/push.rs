@@ -35,7 +35,7 @@ use cut_path::{CutPath, Found, cut_path};
 
 /// Plain bytes of chunks between being cut and being uploaded, in KiB. With what the threads hold themselves a push stays
 /// well below 256 MiB.
-pub const IN_FLIGHT_KIB: usize = 96 * 1024;
+pub const IN_FLIGHT_KIB: usize = 48 * 1024;
 /// Level of zstd for chunks by default: two thirds of the time of level 3 for a sixth more bytes.
 pub const DEFAULT_LEVEL: i32 = 1;
 /// How long a cache may take to answer a question.

@@ -4,6 +4,7 @@ mod support;
 
 use std::sync::Arc;
 
+use calve_nix::StorePath;
 use calve_store::diff::{diff, missing_in, tree};
 use calve_store::index::LocalIndex;
 use calve_store::push::PushOptions;
@@ -42,7 +43,7 @@ fn a_tree_counts_each_path_once() {
     let host = Host::new();
     let chain = Chain::new(&host, 1);
     let tree = tree(&host.store, std::slice::from_ref(&chain.program)).unwrap();
-    let of = |path| tree.iter().find(|at| at.path == *path).unwrap();
+    let of = |path: &StorePath| tree.iter().find(|at| at.path == *path).unwrap();
     let (library, middle, program) = (of(&chain.library), of(&chain.middle), of(&chain.program));
     assert_eq!(library.closure_size, library.nar_size);
     assert_eq!(middle.references, std::slice::from_ref(&chain.library));

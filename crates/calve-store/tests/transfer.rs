@@ -6,12 +6,18 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use calve_nix::sign::{SecretKey, TrustedKeys};
+use calve_store::Destination;
+use calve_store::cache::{Cache, CacheOptions};
 use calve_store::index::LocalIndex;
-use calve_store::pull::PullOptions;
-use calve_store::push::PushOptions;
-use support::Host;
-use support::closures::Chain;
-use support::transfers::{assert_equal, pull_from, push_to, pushed, trusting};
+use calve_store::progress::Progress;
+use calve_store::pull::{PullOptions, Source, pull};
+use calve_store::push::{PushOptions, push};
+use calve_store::remote::Remote;
+use support::closures::{Chain, path, text};
+use support::memory::Memory;
+use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
+use support::{Host, file, listing};
 
 #[test]
 fn a_closure_arrives_and_each_chunk_travels_once() {
@@ -66,4 +72,83 @@ fn a_rebuild_moves_next_to_nothing_either_way() {
     let (pulled, progress) = pull_from(&to, &[&cache], &rebuilt.program, options);
     assert_eq!(pulled.unwrap().len(), 2);
     assert!(progress.bytes_moved.get() > 0);
+}
+
+#[test]
+fn the_real_cache_takes_and_gives_a_closure() {
+    let (from, to) = (Host::new(), Host::new());
+    let chain = Chain::new(&from, 1);
+    runtime().block_on(async {
+        let cache = Cache::open(CacheOptions::local(&from.path("cache"))).await.unwrap();
+        let trusted: TrustedKeys = cache.public_keys().join(" ").parse().unwrap();
+        let remote: Arc<dyn Remote> = Arc::new(cache);
+        let roots = std::slice::from_ref(&chain.program);
+        let pushed =
+            push(Arc::clone(&from.store), roots, Arc::clone(&remote), PushOptions::default(), Arc::default());
+        assert_eq!(pushed.await.unwrap().len(), 3);
+        let options =
+            PullOptions { destination: Some(Destination::Private), trusted, ..PullOptions::default() };
+        let sources = [Source { name: "cache".to_owned(), remote: Arc::clone(&remote) }];
+        let pulled = pull(Arc::clone(&to.store), &sources, roots, options, Arc::default());
+        assert_eq!(pulled.await.unwrap().len(), 3);
+        // A rebuild: its chunks are all there.
+        let rebuilt = Chain::new(&from, 2);
+        let progress = Arc::new(Progress::default());
+        let roots = std::slice::from_ref(&rebuilt.program);
+        let pushed =
+            push(Arc::clone(&from.store), roots, remote, PushOptions::default(), Arc::clone(&progress));
+        assert_eq!(pushed.await.unwrap().len(), 3);
+        assert_eq!(progress.bytes_moved.get(), 0);
+    });
+    assert_equal(&from, &to, &chain);
+}
+
+#[test]
+fn a_change_in_one_file_moves_that_file() {
+    let (from, to) = (Host::new(), Host::new());
+    let cache = Arc::new(Memory::new("cache"));
+    let app = |generation: u64, notes: &[u8]| {
+        let app = path(generation, "app-1.0");
+        from.package(&app, &[&app], |root| {
+            file(&root.join("lib/large.so"), &text(5, 4_000_000, &[&app]), 0o444);
+            file(&root.join("share/notes"), notes, 0o444);
+        });
+        app
+    };
+    let (before, after) = (app(1, b"a few words"), app(2, &text(6, 5000, &[])));
+    let index = Arc::new(LocalIndex::open(&to.path("chunks.sqlite")).unwrap());
+    let options = PullOptions { index: Some(index), ..trusting(&[&cache]) };
+    let first = push_to(&from, &cache, &before, PushOptions::default());
+    pull_from(&to, &[&cache], &before, options.clone()).0.unwrap();
+    let second = push_to(&from, &cache, &after, PushOptions::default());
+    let (pulled, progress) = pull_from(&to, &[&cache], &after, options);
+    assert_eq!(pulled.unwrap(), std::slice::from_ref(&after));
+    assert_eq!(
+        listing(&from.path("nix/store").join(after.base_name())),
+        listing(&to.path("store").join(after.base_name()))
+    );
+    // The chunk around the change, which is at most 256 KiB, and the recipe.
+    for moved in [second.bytes_moved.get(), progress.bytes_moved.get()] {
+        assert!(moved > 0 && moved < first.bytes_moved.get() / 8, "{moved} of {}", first.bytes_moved.get());
+    }
+}
+
+#[test]
+fn whoever_pushes_may_sign() {
+    let from = Host::new();
+    let chain = Chain::new(&from, 1);
+    let cache = Arc::new(Memory::new("cache"));
+    let key = Arc::new(SecretKey::from_seed("mine", [9; 32]).unwrap());
+    let index = Arc::new(LocalIndex::open(&from.path("chunks.sqlite")).unwrap());
+    let options = PushOptions { key: Some(Arc::clone(&key)), index: Some(index), ..PushOptions::default() };
+    push_to(&from, &cache, &chain.program, options.clone());
+    let to = Host::new();
+    let trusted = std::iter::once(key.public()).collect();
+    pull_from(&to, &[&cache], &chain.program, PullOptions { trusted, ..trusting(&[]) }).0.unwrap();
+    // To another cache nothing is cut again; the chunks are read where they lie.
+    let other = Arc::new(Memory::new("other"));
+    push_to(&from, &other, &chain.program, options);
+    let again = Host::new();
+    pull_from(&again, &[&other], &chain.program, trusting(&[&other])).0.unwrap();
+    assert_eq!(other.stored_bytes(), cache.stored_bytes());
 }

@@ -44,6 +44,8 @@ fn one_flipped_bit_in_a_chunk_is_named() {
     assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
     let error = faulty(Faults { wrong_lengths: true, ..Faults::default() });
     assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
+    let error = faulty(Faults { bombs: true, ..Faults::default() });
+    assert!(matches!(&error, TransferError::Damaged { what, .. } if what.starts_with("chunk ")), "{error}");
     let error = faulty(Faults { truncate: true, ..Faults::default() });
     assert!(
         matches!(&error, TransferError::Damaged { message, .. } if message.contains("did not come")),
@@ -157,7 +159,7 @@ fn a_push_goes_on_where_the_last_one_ended() {
     let from = Host::new();
     let chain = Chain::new(&from, 1);
     let cache = Arc::new(Memory::new("cache"));
-    cache.faults.lock().unwrap().deny_puts_after = Some(1);
+    cache.faults.lock().unwrap().deny_chunks_after = Some(9);
     let pushed = push(
         Arc::clone(&from.store),
         std::slice::from_ref(&chain.program),
@@ -168,7 +170,7 @@ fn a_push_goes_on_where_the_last_one_ended() {
     let error = runtime().block_on(pushed).unwrap_err();
     assert!(error.to_string().contains("does not allow that: enough"), "{error}");
     assert!(cache.manifests.lock().unwrap().is_empty());
-    cache.faults.lock().unwrap().deny_puts_after = None;
+    cache.faults.lock().unwrap().deny_chunks_after = None;
     push_to(&from, &cache, &chain.program, PushOptions::default());
     let uploaded = cache.uploaded.lock().unwrap();
     assert_eq!(uploaded.iter().collect::<HashSet<_>>().len(), uploaded.len());

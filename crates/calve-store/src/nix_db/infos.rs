@@ -41,12 +41,12 @@ impl NixDb {
     pub fn infos(&self, paths: &[StorePath]) -> Result<Vec<PathInfo>, StoreError> {
         let list = json(paths);
         match self.query(|db| Ok((rows(db, &list)?, references(db, &list)?)))? {
-            Some((rows, references)) => self.from_rows(rows, references),
+            Some((rows, references)) => self.parse_rows(rows, references),
             None => self.ask_infos(paths),
         }
     }
 
-    fn from_rows(
+    fn parse_rows(
         &self,
         rows: Vec<Row>,
         references: Vec<(String, String)>,

@@ -18,6 +18,8 @@ use futures_util::stream::{self, BoxStream};
 pub struct Faults {
     /// Flips a bit of every stored chunk.
     pub flip_chunks: bool,
+    /// Sends chunks that unpack to far more than they say.
+    pub bombs: bool,
     /// Gives chunks other lengths than they have.
     pub wrong_lengths: bool,
     /// Breaks streams of chunks off after this many in all, once each.
@@ -30,8 +32,8 @@ pub struct Faults {
     pub no_chunks: bool,
     /// Sends nothing more once it comes to one of these.
     pub hang_at: HashSet<ChunkId>,
-    /// Refuses uploads after this many.
-    pub deny_puts_after: Option<usize>,
+    /// Refuses uploaded chunks after this many.
+    pub deny_chunks_after: Option<usize>,
 }
 
 pub struct Memory {
@@ -103,6 +105,10 @@ impl Memory {
             zstd[at] ^= 1;
             chunk.zstd = zstd.into();
         }
+        if faults.bombs {
+            let bomb = vec![0; 1 << 20];
+            chunk.zstd = StoredChunk::compress(chunk.id, &bomb, 1).unwrap().zstd;
+        }
         if faults.wrong_lengths {
             chunk.len += 1;
         }
@@ -134,14 +140,14 @@ impl Remote for Memory {
 
     async fn put_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        if let Some(left) = &mut self.faults.lock().unwrap().deny_puts_after {
-            let Some(less) = left.checked_sub(1) else {
-                let (cache, message) = (self.key.name().to_owned(), "enough".to_owned());
-                return Err(RemoteError::Denied { cache, message });
-            };
-            *left = less;
-        }
         for chunk in chunks {
+            if let Some(left) = &mut self.faults.lock().unwrap().deny_chunks_after {
+                let Some(less) = left.checked_sub(1) else {
+                    let (cache, message) = (self.key.name().to_owned(), "enough".to_owned());
+                    return Err(RemoteError::Denied { cache, message });
+                };
+                *left = less;
+            }
             chunk.plain().unwrap();
             self.uploaded.lock().unwrap().push(chunk.id);
             self.chunks.lock().unwrap().insert(chunk.id, chunk);

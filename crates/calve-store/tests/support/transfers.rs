@@ -23,7 +23,12 @@ pub fn source(cache: &Arc<Memory>) -> Source {
 
 pub fn trusting(caches: &[&Arc<Memory>]) -> PullOptions {
     let trusted: TrustedKeys = caches.iter().map(|cache| cache.public()).collect();
-    PullOptions { trusted, destination: Some(Destination::Private), ..PullOptions::default() }
+    PullOptions {
+        trusted,
+        destination: Some(Destination::Private),
+        flush: Some(false),
+        ..PullOptions::default()
+    }
 }
 
 pub fn push_to(host: &Host, cache: &Arc<Memory>, root: &StorePath, options: PushOptions) -> Arc<Progress> {
