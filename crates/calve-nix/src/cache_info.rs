@@ -10,7 +10,7 @@ pub const DEFAULT_PRIORITY: u32 = 50;
 /// Largest `nix-cache-info` in bytes: it has three short lines.
 pub const CACHE_INFO_MAX_BYTES: usize = 64 << 10;
 
-/// A `nix-cache-info`. Displayed as Nix writes it.
+/// A `nix-cache-info`. Displayed with every field, as `cache.nixos.org` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheInfo {
     /// Whether Nix may ask for many paths at once, as when it looks what is missing.
@@ -76,11 +76,8 @@ impl FromStr for CacheInfo {
             let bad = |field| CacheInfoError::BadValue { line: line_number, field, value: value.to_owned() };
             match field {
                 "StoreDir" if value != STORE_DIR => return Err(CacheInfoError::OtherStore(value.to_owned())),
-                "WantMassQuery" => match value {
-                    "0" => info.want_mass_query = false,
-                    "1" => info.want_mass_query = true,
-                    _ => return Err(bad("WantMassQuery")),
-                },
+                // Whatever is not 1 means no, as in Nix.
+                "WantMassQuery" => info.want_mass_query = value == "1",
                 "Priority" => info.priority = value.parse().map_err(|_| bad("Priority"))?,
                 _ => {}
             }
@@ -108,7 +105,6 @@ mod tests {
         let refused = |text: &str| text.parse::<CacheInfo>().unwrap_err().to_string();
         assert!(refused("StoreDir: /gnu/store\n").contains("/gnu/store"));
         assert!(refused("StoreDir: /nix/store\nhello\n").starts_with("line 2"));
-        assert!(refused("WantMassQuery: yes\n").contains("no WantMassQuery"));
         assert!(refused("Priority: -1\n").contains("no Priority"));
         assert!(refused(&"\n".repeat(CACHE_INFO_MAX_BYTES + 1)).contains("limit"));
     }

@@ -108,9 +108,35 @@ impl io::Write for HashWriter {
     }
 }
 
+/// Passes on what is read from `inner`, hashed and counted. Below a buffer, so that large pieces are hashed at once, its digest
+/// is that of what the buffer took: read to the end first.
+pub struct HashReader<R> {
+    inner: R,
+    hash: HashWriter,
+}
+
+impl<R: io::Read> HashReader<R> {
+    /// Reads from `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, hash: HashWriter::default() }
+    }
+
+    /// The digest and the number of bytes read.
+    pub fn finish(self) -> (Sha256Hash, u64) {
+        self.hash.finish()
+    }
+}
+
+impl<R: io::Read> io::Read for HashReader<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(bytes)?;
+        io::Write::write(&mut self.hash, &bytes[..read])
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use proptest::prelude::*;
 
@@ -139,6 +165,10 @@ mod tests {
             }
             let whole = pieces.concat();
             prop_assert_eq!(writer.finish(), (Sha256Hash::of(&whole), whole.len() as u64));
+            let (mut reader, mut read) = (HashReader::new(&*whole), Vec::new());
+            reader.read_to_end(&mut read).unwrap();
+            prop_assert_eq!(reader.finish(), (Sha256Hash::of(&whole), whole.len() as u64));
+            prop_assert_eq!(read, whole);
         }
     }
 }

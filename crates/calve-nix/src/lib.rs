@@ -20,7 +20,7 @@ pub use cache_file::CacheFile;
 pub use cache_info::CacheInfo;
 pub use compression::Compression;
 pub use content_address::ContentAddress;
-pub use hash::{AnyHash, HashAlgorithm, HashError, HashWriter, Sha256Hash};
+pub use hash::{AnyHash, HashAlgorithm, HashError, HashReader, HashWriter, Sha256Hash};
 pub use listing::Listing;
 pub use nar::{NarError, NarEvent, NarReadError, NarReader, NarWriter};
 pub use narinfo::{NarInfo, NarInfoError};

@@ -19,8 +19,8 @@ use support::tree::{Tree, archive, make, tree, unpack};
 
 /// Trees made at random in one directory, so that Nix is started once for all.
 const TREES: usize = 60;
-/// Nested directories: as many as fit into the longest path that Nix can name, with room for the temporary directory.
-const DEEP: usize = 1800;
+/// Nested directories, about half of what fits into the longest path that Nix can name.
+const DEEP: usize = 1000;
 /// Beyond 32 bits of length.
 const LARGE_BYTES: u64 = (4 << 30) + 5;
 

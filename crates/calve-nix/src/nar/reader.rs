@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use super::read_error::{Found, NarProblem, NarReadError};
 use super::{DEPTH_MAX, MAGIC, NAME_MAX_BYTES, TARGET_MAX_BYTES, is_entry_name};
 
-/// Longest tag of the format, `executable` and `contents` among them, padded; the magic string is longest.
+/// Longest tag of the format in bytes, padded: the magic string.
 const TAG_MAX_BYTES: usize = 16;
 /// Bytes of contents that are skipped at a time.
 const SKIP_BYTES: usize = 16 * 1024;

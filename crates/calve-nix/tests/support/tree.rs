@@ -15,8 +15,11 @@ use proptest::prelude::*;
 pub enum Tree {
     File { executable: bool, contents: Vec<u8> },
     Symlink(Vec<u8>),
-    Directory(BTreeMap<Vec<u8>, Tree>),
+    Directory(Entries),
 }
+
+/// What a directory holds, by name.
+pub type Entries = BTreeMap<Vec<u8>, Tree>;
 
 /// A name of an entry, with every byte that may stand in one.
 pub fn name() -> impl Strategy<Value = Vec<u8>> {
@@ -64,12 +67,12 @@ pub fn archive(tree: &Tree) -> Vec<u8> {
 
 pub fn unpack(archive: impl Read) -> Result<Tree, NarReadError> {
     let mut nar = NarReader::new(archive);
-    let mut open: Vec<(Vec<u8>, BTreeMap<Vec<u8>, Tree>)> = Vec::new();
+    let mut open: Vec<(Vec<u8>, Entries)> = Vec::new();
     let mut root = None;
     while let Some(event) = nar.next_event()? {
         let (name, tree) = match event {
             NarEvent::Enter { name } => {
-                open.push((name, BTreeMap::new()));
+                open.push((name, Entries::new()));
                 continue;
             }
             NarEvent::Leave => {
