@@ -32,7 +32,15 @@ pub enum Visibility {
 pub struct Gate {
     visibility: Visibility,
     tokens: Tokens,
-    closures: Mutex<Vec<(Vec<StorePath>, Option<Instant>, Arc<Closure>)>>,
+    closures: Mutex<Vec<Known>>,
+}
+
+/// A closure that was worked out.
+struct Known {
+    roots: Vec<StorePath>,
+    /// Until when it counts, where it was not all there.
+    until: Option<Instant>,
+    closure: Arc<Closure>,
 }
 
 /// What somebody may see.
@@ -101,18 +109,18 @@ impl Gate {
             Err(error) => return Err(error.into()),
         };
         let mut closures = self.closures.lock().unwrap_or_else(PoisonError::into_inner);
-        closures.retain(|(known, _, _)| *known != roots);
+        closures.retain(|known| known.roots != roots);
         if closures.len() >= CLOSURES_MAX {
             closures.remove(0);
         }
-        closures.push((roots, until, closure.clone()));
+        closures.push(Known { roots, until, closure: closure.clone() });
         Ok(closure)
     }
 
     fn known(&self, roots: &[StorePath]) -> Option<Arc<Closure>> {
         let closures = self.closures.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, until, closure) = closures.iter().find(|(known, _, _)| known == roots)?;
-        until.is_none_or(|until| Instant::now() < until).then(|| closure.clone())
+        let known = closures.iter().find(|known| known.roots == roots)?;
+        known.until.is_none_or(|until| Instant::now() < until).then(|| known.closure.clone())
     }
 }
 

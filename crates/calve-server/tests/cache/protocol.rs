@@ -56,7 +56,7 @@ async fn what_is_wrong_is_told_in_the_same_words_as_without_http() {
     let mut spoilt = one.chunks[0].clone();
     spoilt.id = ChunkId([7; 32]);
     assert!(matches!(remote.put_chunks(vec![spoilt]).await, Err(RemoteError::Damaged { .. })));
-    assert_eq!(remote.missing_paths(&[one.info.path.clone()]).await.unwrap().len(), 1);
+    assert_eq!(remote.missing_paths(std::slice::from_ref(&one.info.path)).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -76,7 +76,8 @@ async fn tokens_open_what_they_say_and_denial_tells_nothing() {
     let hidden = narrow.closure(std::slice::from_ref(&second)).await.unwrap_err().to_string();
     let absent = narrow.closure(&[path("none")]).await.unwrap_err().to_string();
     assert_eq!(hidden.replace(&second.to_string(), ""), absent.replace(&path("none").to_string(), ""));
-    assert_eq!(narrow.missing_paths(&[first.clone(), second.clone()]).await.unwrap(), [second.clone()]);
+    let lacking = narrow.missing_paths(&[first.clone(), second.clone()]).await.unwrap();
+    assert_eq!(lacking, std::slice::from_ref(&second));
     assert!(matches!(narrow.chunks(vec![two.chunks[0].id]).await, Err(RemoteError::Missing { .. })));
     assert!(narrow.chunks(vec![one.chunks[0].id]).await.is_ok());
 

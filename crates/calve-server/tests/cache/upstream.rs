@@ -40,5 +40,5 @@ async fn what_a_stranger_signed_is_not_there() {
     let served = Served::with_upstreams(Visibility::Public, &[&upstream.url()], &other_key).await;
     let answer = served.get(&format!("/{}.narinfo", one.info.path.hash_part()), "").await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
-    assert!(served.remote(None).closure(&[one.info.path.clone()]).await.is_err());
+    assert!(served.remote(None).closure(std::slice::from_ref(&one.info.path)).await.is_err());
 }
