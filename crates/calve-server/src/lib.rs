@@ -6,6 +6,7 @@
 //! Where to look:
 //! - [`daemon`]: from nothing to a serving process and back, once a user.
 //! - [`api`]: HTTP `/v1`; one file a resource.
+//! - [`cache`]: the binary cache: Nix's protocol and our own.
 //! - [`reconcile`]: the loop, and the record changes that requests make.
 //! - [`world`]: the loop's eyes and hands: drivers, agents, store, clock.
 //! - [`agents`]: the links to machines; [`logs`]: what they said; [`ports`]: published on this host.
@@ -13,6 +14,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod cache;
 pub mod daemon;
 pub mod dirs;
 pub mod events;

@@ -22,6 +22,7 @@ mod pack;
 mod read;
 mod rebuild;
 mod rewrite;
+mod stats;
 mod upload;
 mod verify;
 mod write;
@@ -42,6 +43,7 @@ pub use nar::NarEncoding;
 pub use objects::Storage;
 pub use pack::PACK_BYTES;
 pub use rebuild::Rebuilt;
+pub use stats::Stats;
 pub use verify::{Damage, Verified};
 
 /// How long a chunk stays without being used by a path, and a path without being used, whatever the policy: an upload of

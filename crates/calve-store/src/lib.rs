@@ -15,6 +15,8 @@ mod decode;
 pub mod diff;
 pub mod erofs;
 pub mod error;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod image;
 pub mod index;
 mod local;
@@ -44,6 +46,8 @@ pub mod unpack;
 
 pub use closure::{Closure, ClosurePath};
 pub use error::StoreError;
+#[cfg(feature = "http")]
+pub use http::{Address, HttpRemote};
 pub use image::prune_images;
 pub use locate::{InStore, Located};
 pub use path_info::PathInfo;

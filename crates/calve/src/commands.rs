@@ -1,7 +1,10 @@
 //! The commands: one file each; this is their table of contents.
 
+mod cache;
+mod closure;
 mod completions;
 mod cp;
+mod diff;
 mod doctor;
 mod events;
 mod exec;
@@ -11,6 +14,8 @@ mod logs;
 mod names;
 mod prune;
 mod ps;
+mod pull;
+mod push;
 #[cfg(test)]
 mod reference;
 mod rm;
@@ -54,6 +59,11 @@ enum Command {
     Events(events::Args),
     Doctor(doctor::Args),
     Server(server::Args),
+    Push(push::Args),
+    Pull(pull::Args),
+    Closure(closure::Args),
+    Diff(diff::Args),
+    Cache(cache::Args),
     Completions(completions::Args),
     Version(version::Args),
 }
@@ -82,6 +92,11 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Events(args) => events::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Server(args) => server::run(args).await,
+            Command::Push(args) => push::run(args).await,
+            Command::Pull(args) => pull::run(args).await,
+            Command::Closure(args) => closure::run(args).await,
+            Command::Diff(args) => diff::run(args).await,
+            Command::Cache(args) => cache::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,
         }

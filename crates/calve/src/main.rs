@@ -4,6 +4,7 @@
 //! and it does nothing but parse, dispatch and end with the exit code.
 
 mod args;
+mod caches;
 mod client;
 mod commands;
 mod failure;

@@ -7,6 +7,7 @@ mod form;
 mod local;
 mod measure;
 mod nix;
+mod root;
 mod shell;
 mod stored;
 
@@ -20,6 +21,8 @@ use calve_wire::machine::{Program, Source, Workload};
 
 use crate::failure::{ExitStatus, Failure, Outcome};
 use form::Form;
+
+pub use root::root;
 
 /// What the user typed.
 #[derive(Debug, Default)]
@@ -91,6 +94,13 @@ impl Stores {
         let store = Store::open(&dirs.store()).map_err(|error| refused(error, "the store"))?;
         Ok(self.store.get_or_init(|| store))
     }
+}
+
+/// The store of this user.
+pub fn store() -> Outcome<Store> {
+    let stores = Stores::default();
+    stores.get()?;
+    Ok(stores.store.into_inner().expect("it was opened just now"))
 }
 
 /// Why the program cannot be started, if that is so: for when the server has refused it, as this takes milliseconds.

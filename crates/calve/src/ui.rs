@@ -4,6 +4,7 @@
 mod lines;
 mod stream;
 mod table;
+mod transfer;
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -19,6 +20,7 @@ use crate::failure::{ExitStatus, Failure, Outcome};
 pub use lines::Lines;
 pub use stream::{Output, OutputStream};
 pub use table::{Cell, Table};
+pub use transfer::Transfer;
 
 /// Time between two pictures of a spinner.
 const SPINNER_TICK: Duration = Duration::from_millis(100);

@@ -78,6 +78,14 @@ impl Cache {
         Ok(self.upload(name).await?.is_some())
     }
 
+    /// The path that was made of an archive with this name, if it was and is still there.
+    pub async fn uploaded(&self, name: &str) -> Result<Option<Manifest>, CacheError> {
+        match self.upload(name).await? {
+            Some(Upload::Stored(hash_part)) => self.find(&hash_part).await,
+            Some(Upload::File(_)) | None => Ok(None),
+        }
+    }
+
     /// Makes the path appear whose archive was uploaded under this name, signed. The archive is decompressed, checked
     /// against size and hash, cut and stored as a stream.
     pub async fn put_nar(

@@ -65,6 +65,11 @@ pub fn workload(
     })
 }
 
+/// Builds what the reference names.
+pub fn built(reference: &str) -> Outcome<StorePath> {
+    build(&pin(reference)?.reference, reference)
+}
+
 /// One of the things that `nix build --json` built. (`--print-out-paths` would be plainer, but Nix 2.8 does not know it.)
 #[derive(Deserialize)]
 struct Built {

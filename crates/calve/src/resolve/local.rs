@@ -81,7 +81,8 @@ fn tree_of(typed: &Path, home: Option<&Path>) -> Option<(PathBuf, PathBuf)> {
     (!shared && !homes).then(|| (root, Path::new("bin").join(name)))
 }
 
-fn add(stores: &Stores, root: &Path, typed: &Path) -> Outcome<calve_nix::StorePath> {
+/// Adds a tree to the store.
+pub fn add(stores: &Stores, root: &Path, typed: &Path) -> Outcome<calve_nix::StorePath> {
     let progress = Progress::new(&format!("adding {} to the store", root.display()));
     measure::check(root, TREE_LIMIT).map_err(|failure: Failure| {
         failure.hint("for dir/bin/app all of dir is added; put the program into a directory of its own")

@@ -1,5 +1,6 @@
 //! The built binaries as a user runs them: own homes, real sandboxes, real guests, real Nix.
 
+mod cache;
 mod cli;
 mod faults;
 mod guest;

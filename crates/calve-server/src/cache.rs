@@ -1,0 +1,99 @@
+//! The binary cache over HTTP: what Nix asks for, and calve's own protocol for chunks.
+//!
+//! ```text
+//! request ─▶ gate (token ─▶ what may be seen) ─▶ nix | protocol ─▶ Cache ─▶ (miss) upstreams
+//! ```
+//! What may not be seen is answered like what is not there.
+
+mod access;
+mod answer;
+mod body;
+mod kept;
+mod listen;
+mod nix;
+mod protocol;
+pub mod tokens;
+mod upstream;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use calve_store::cache::Cache;
+use calve_store::remote::Manifest;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use access::{Gate, Visibility};
+use answer::{Answered, Refusal};
+use kept::Kept;
+pub use listen::serve;
+use tokens::Tokens;
+pub use upstream::Upstreams;
+
+/// Bytes of requests that are held in memory at once; further requests wait.
+const BODIES_MAX_BYTES: u64 = 128 << 20;
+/// What room is counted in.
+const ROOM_UNIT_BYTES: u64 = 1024;
+
+/// What requests need.
+struct Context {
+    cache: Cache,
+    gate: Gate,
+    upstreams: Arc<Upstreams>,
+    kept: Kept,
+    room: Arc<Semaphore>,
+}
+
+impl Context {
+    /// Waits until there is room for a body of so many bytes.
+    async fn room(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let units = bytes.min(BODIES_MAX_BYTES).div_ceil(ROOM_UNIT_BYTES) as u32;
+        self.room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
+    }
+
+    /// The path with this hash part, where it lies here.
+    async fn find(&self, hash_part: &str) -> Answered<Option<Manifest>> {
+        self.cache.find(hash_part).await.map_err(|error| error.into_remote("calve").into())
+    }
+
+    /// The path with this hash part, fetched from an upstream where it does not lie here yet.
+    async fn obtain(&self, hash_part: &str) -> Answered<Option<Manifest>> {
+        let found = self.find(hash_part).await?;
+        if found.is_some() || self.upstreams.is_empty() {
+            return Ok(found);
+        }
+        match self.upstreams.fetch(&self.cache, hash_part).await? {
+            true => self.find(hash_part).await,
+            false => Ok(None),
+        }
+    }
+}
+
+/// The router of a cache; to be called within a tokio runtime.
+pub fn router(cache: Cache, visibility: Visibility, upstreams: Upstreams) -> Router {
+    let context = Context {
+        gate: Gate::new(visibility, Tokens::new(cache.dir())),
+        kept: Kept::new(cache.dir()),
+        room: Arc::new(Semaphore::new((BODIES_MAX_BYTES / ROOM_UNIT_BYTES) as usize)),
+        upstreams: Arc::new(upstreams),
+        cache,
+    };
+    Router::new()
+        .merge(protocol::routes())
+        .merge(nix::routes())
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .with_state(Arc::new(context))
+}
+
+async fn unknown(method: Method, uri: Uri) -> Refusal {
+    Refusal::missing(format!("{method} {}", uri.path()))
+}
+
+/// Runs blocking work; a panic in it is passed on.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

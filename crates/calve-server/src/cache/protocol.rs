@@ -1,0 +1,227 @@
+//! `/calve/v1`: many things in one request (`calve_store::http` describes it).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
+use axum::routing::post;
+use bytes::{Buf, Bytes};
+use calve_nix::StorePath;
+use calve_store::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
+use calve_store::http::frame::{self, Decoder, FrameError};
+use calve_store::http::message::Message;
+use calve_store::http::{
+    COMMIT_BEAT, COMMIT_DONE, COMMIT_MAX_BYTES, COMMIT_REFUSED, MEDIA_TYPE, MESSAGE_MAX_BYTES, PREFIX,
+    Problem, RECIPE_FRAME_MAX_BYTES, pack_recipe, unpack_recipe,
+};
+use calve_store::recipe::Recipe;
+use calve_store::remote::{ITEMS_MAX, Manifest, Remote, RemoteError, UPLOAD_BYTES_MAX};
+use futures_util::{Stream, StreamExt, stream};
+
+use super::Context;
+use super::answer::{Answered, Refusal};
+use super::body::Incoming;
+
+/// Most bytes of one upload: its chunks and what stands before each.
+const UPLOAD_BODY_MAX_BYTES: usize = UPLOAD_BYTES_MAX + ITEMS_MAX * frame::HEAD_BYTES;
+/// Time between two signs of life while a commit is being checked; clients give up after 30 s without one.
+const BEAT: Duration = Duration::from_secs(5);
+/// Recipes that are fetched at once for an answer: they are sent while the next ones are fetched.
+const RECIPES_AT_ONCE: usize = 256;
+
+/// The routes of the protocol.
+pub fn routes() -> Router<Arc<Context>> {
+    let at = |what: &str| format!("{PREFIX}/{what}");
+    Router::new()
+        .route(&at("info"), post(info))
+        .route(&at("missing-paths"), post(missing_paths))
+        .route(&at("missing-chunks"), post(missing_chunks))
+        .route(&at("chunks"), post(chunks))
+        .route(&at("recipes"), post(recipes))
+        .route(&at("upload"), post(upload))
+        .route(&at("commit"), post(commit))
+        .route(&at("closure"), post(closure))
+        .layer(DefaultBodyLimit::disable())
+}
+
+type Asked = (State<Arc<Context>>, HeaderMap, Body);
+
+async fn info((State(context), headers, _): Asked) -> Answered {
+    context.gate.pull(&headers, &context.cache).await?;
+    Ok(message(&context.cache.info().await?))
+}
+
+async fn missing_paths((State(context), headers, body): Asked) -> Answered {
+    let sight = context.gate.pull(&headers, &context.cache).await?;
+    let asked: Vec<StorePath> = read(&context, &headers, body).await?;
+    let seen: Vec<StorePath> = asked.iter().filter(|path| sight.has_path(path)).cloned().collect();
+    let mut missing = context.cache.missing_paths(&seen).await?;
+    if !sight.is_all() {
+        let lacking: std::collections::HashSet<_> = missing.into_iter().collect();
+        missing = asked.into_iter().filter(|path| !sight.has_path(path) || lacking.contains(path)).collect();
+    }
+    Ok(message(&missing))
+}
+
+async fn missing_chunks((State(context), headers, body): Asked) -> Answered {
+    let sight = context.gate.pull(&headers, &context.cache).await?;
+    let asked: Vec<ChunkId> = read(&context, &headers, body).await?;
+    let seen: Vec<ChunkId> = asked.iter().filter(|id| sight.has_chunk(id)).copied().collect();
+    let mut missing = context.cache.missing_chunks(&seen).await?;
+    if !sight.is_all() {
+        let lacking: std::collections::HashSet<_> = missing.into_iter().collect();
+        missing = asked.into_iter().filter(|id| !sight.has_chunk(id) || lacking.contains(id)).collect();
+    }
+    Ok(message(&missing))
+}
+
+async fn closure((State(context), headers, body): Asked) -> Answered {
+    let sight = context.gate.pull(&headers, &context.cache).await?;
+    let roots: Vec<StorePath> = read(&context, &headers, body).await?;
+    if let Some(hidden) = roots.iter().find(|root| !sight.has_path(root)) {
+        return Err(Refusal::missing(hidden.to_string()));
+    }
+    for root in &roots {
+        context.obtain(root.hash_part()).await?;
+    }
+    Ok(message(&context.cache.closure(&roots).await?))
+}
+
+async fn chunks((State(context), headers, body): Asked) -> Answered {
+    let sight = context.gate.pull(&headers, &context.cache).await?;
+    let ids: Vec<ChunkId> = read(&context, &headers, body).await?;
+    if let Some(hidden) = ids.iter().find(|id| !sight.has_chunk(id)) {
+        return Err(Refusal::missing(format!("chunk {hidden}")));
+    }
+    Ok(frames(context.cache.chunks(ids).await?))
+}
+
+async fn recipes((State(context), headers, body): Asked) -> Answered {
+    let sight = context.gate.pull(&headers, &context.cache).await?;
+    let ids: Vec<ChunkId> = read(&context, &headers, body).await?;
+    if let Some(hidden) = ids.iter().find(|id| !sight.has_chunk(id)) {
+        return Err(Refusal::missing(format!("recipe {hidden}")));
+    }
+    let parts: Vec<Vec<ChunkId>> = ids.chunks(RECIPES_AT_ONCE).map(<[_]>::to_vec).collect();
+    let remote = context.cache.clone();
+    let packed = stream::iter(parts).then(move |part| {
+        let remote = remote.clone();
+        async move {
+            let recipes = remote.recipes(&part).await;
+            stream::iter(match recipes {
+                Ok(recipes) => recipes.iter().map(|recipe| Ok(pack_recipe(recipe))).collect(),
+                Err(error) => vec![Err(error)],
+            })
+        }
+    });
+    Ok(frames(packed.flatten()))
+}
+
+async fn upload((State(context), headers, body): Asked) -> Answered {
+    context.gate.push(&headers)?;
+    let mut body = Incoming::new(&headers, body, UPLOAD_BODY_MAX_BYTES as u64)?;
+    let _room = context.room(body.bound()).await;
+    let mut decoder = Decoder::new(CHUNK_MAX, CHUNK_STORED_MAX);
+    let mut chunks = Vec::new();
+    while let Some(bytes) = body.next().await? {
+        decoder.push(&bytes);
+        while let Some(chunk) = decoder.next_frame().map_err(damaged)? {
+            chunks.push(chunk);
+        }
+    }
+    decoder.finish().map_err(damaged)?;
+    context.cache.put_chunks(chunks).await?;
+    Ok(Response::new(Body::empty()))
+}
+
+async fn commit((State(context), headers, body): Asked) -> Answered {
+    context.gate.push(&headers)?;
+    let body = Incoming::new(&headers, body, COMMIT_MAX_BYTES as u64)?;
+    let room = context.room(body.bound()).await;
+    let (manifests, recipes) = parse_commit(body.collect().await?)?;
+    let remote = context.cache.clone();
+    // A task of its own: what was begun ends, also where nobody waits for it any more.
+    let working = tokio::spawn(async move {
+        let _room = room;
+        match remote.commit(manifests, recipes).await {
+            Ok(manifests) => [&[COMMIT_DONE][..], &manifests.encode()].concat(),
+            Err(error) => {
+                tracing::warn!("a commit was refused: {}", crate::chain(&error));
+                [&[COMMIT_REFUSED][..], &Problem::of(&error).to_json()].concat()
+            }
+        }
+    });
+    let beats = stream::unfold(Some(working), |working| async move {
+        let mut working = working?;
+        match tokio::time::timeout(BEAT, &mut working).await {
+            Err(_) => Some((Ok(Bytes::from_static(&[COMMIT_BEAT])), Some(working))),
+            Ok(Ok(told)) => Some((Ok(Bytes::from(told)), None)),
+            Ok(Err(error)) => Some((Err(error), None)),
+        }
+    });
+    Ok(binary(Body::from_stream(beats)))
+}
+
+/// `length of the manifests (u32, little-endian), manifests, frames of recipes`.
+fn parse_commit(mut bytes: Bytes) -> Answered<(Vec<Manifest>, Vec<Recipe>)> {
+    let short = || Refusal::damaged("the commit", "it is too short");
+    if bytes.len() < 4 {
+        return Err(short());
+    }
+    let length = bytes.get_u32_le() as usize;
+    if length > bytes.len() {
+        return Err(short());
+    }
+    let manifests = bytes.split_to(length);
+    let manifests = Vec::<Manifest>::decode(&manifests)
+        .map_err(|error| Refusal::damaged("the commit", error.to_string()))?;
+    let mut decoder = Decoder::new(RECIPE_FRAME_MAX_BYTES, RECIPE_FRAME_MAX_BYTES);
+    decoder.push(&bytes);
+    drop(bytes);
+    let mut recipes = Vec::new();
+    while let Some(frame) = decoder.next_frame().map_err(damaged)? {
+        recipes.push(unpack_recipe(&frame)?);
+    }
+    decoder.finish().map_err(damaged)?;
+    Ok((manifests, recipes))
+}
+
+async fn read<T: Message>(context: &Context, headers: &HeaderMap, body: Body) -> Answered<T> {
+    let body = Incoming::new(headers, body, MESSAGE_MAX_BYTES as u64)?;
+    let _room = context.room(body.bound()).await;
+    T::decode(&body.collect().await?).map_err(|error| Refusal::damaged("the request", error.to_string()))
+}
+
+fn damaged(error: FrameError) -> Refusal {
+    Refusal::damaged("the upload", error.to_string())
+}
+
+fn message(value: &impl Message) -> Response {
+    binary(Body::from(value.encode()))
+}
+
+fn binary(body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    response
+}
+
+/// An error in the middle is the last frame: the status has long been sent.
+fn frames(chunks: impl Stream<Item = Result<StoredChunk, RemoteError>> + Send + 'static) -> Response {
+    let parts = chunks.flat_map(|chunk| {
+        let parts = match chunk {
+            Ok(chunk) => frame::encode(chunk),
+            Err(error) => {
+                tracing::warn!("an answer was cut off: {}", crate::chain(&error));
+                frame::encode_problem(&Problem::of(&error))
+            }
+        };
+        stream::iter(parts.map(Ok::<_, Infallible>))
+    });
+    binary(Body::from_stream(parts))
+}

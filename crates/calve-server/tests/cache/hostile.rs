@@ -1,0 +1,62 @@
+use calve_server::cache::Visibility;
+use calve_server::cache::tokens::Right;
+use calve_store::http::message::Message;
+use calve_store::remote::{ITEMS_MAX, UPLOAD_BYTES_MAX};
+
+use crate::support::{Served, made, push};
+
+fn post(what: &str, token: &str, length: usize, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST /calve/v1/{what} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_large_cut_short_or_nonsense_are_refused_in_words() {
+    let served = Served::new(Visibility::Private).await;
+    let token = served.token("ci", &Right::Push);
+    let huge = served.say(post("upload", &token, 2 * UPLOAD_BYTES_MAX, b"")).await;
+    assert!(huge.starts_with("HTTP/1.1 413"), "{huge}");
+    let short = served.say(post("upload", &token, 1000, &[1; 10])).await;
+    assert!(short.starts_with("HTTP/1.1 400") && short.contains("1000 were announced"), "{short}");
+    let cut = served.say(post("upload", &token, 60, &[1; 60])).await;
+    assert!(cut.starts_with("HTTP/1.1 400"), "{cut}");
+    let nonsense = served.say(post("closure", &token, 3, b"abc")).await;
+    assert!(nonsense.starts_with("HTTP/1.1 400") && nonsense.contains("damaged"), "{nonsense}");
+    let many = vec![calve_store::chunk::ChunkId([0; 32]); ITEMS_MAX + 1].encode();
+    let many = served.say(post("missing-chunks", &token, many.len(), &many)).await;
+    assert!(many.starts_with("HTTP/1.1 400") && many.contains("at most"), "{many}");
+    let bomb = zstd::bulk::compress(&vec![0; 200 << 20], 3).unwrap();
+    let bomb = served.say(post("closure", &token, bomb.len(), &bomb)).await;
+    assert!(bomb.starts_with("HTTP/1.1 400") && bomb.contains("more than"), "{bomb}");
+    // It goes on serving, and nothing stayed.
+    assert_eq!(served.cache.stats().await.unwrap().chunks, 0);
+}
+
+#[tokio::test]
+async fn odd_paths_and_methods_lead_nowhere() {
+    let served = Served::new(Visibility::Public).await;
+    let one = made("one", b"one", &[]);
+    push(&served.cache, &[&one]).await;
+    for path in [
+        "/",
+        "/../key",
+        "/%2e%2e/key",
+        "/nar/..%2fkey",
+        "/nar/%2e%2e%2fkey",
+        "/log/..%2f..%2fkey",
+        "/key",
+        "/index.sqlite",
+        "/realisations/..",
+        "/calve/v1/closure",
+        "/x.narinfo",
+    ] {
+        let answer = served.get(path, "").await;
+        assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{path}: {answer}");
+    }
+    let delete = served.say("DELETE /nix-cache-info HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n").await;
+    assert!(delete.starts_with("HTTP/1.1 404"), "{delete}");
+    let put = "PUT /nar/x.nar HTTP/1.1\r\nHost: c\r\nContent-Length: 0\r\n\r\n";
+    assert!(served.say(put).await.starts_with("HTTP/1.1 401"));
+}

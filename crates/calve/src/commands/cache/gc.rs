@@ -1,0 +1,68 @@
+use std::time::Duration;
+
+use calve_store::cache::GcPolicy;
+
+use super::CacheArgs;
+use crate::args::{parse_duration, parse_size, show_size};
+use crate::caches;
+use crate::failure::{ExitStatus, Outcome};
+use crate::ui::{self, Progress};
+
+/// Removes from a cache what nothing needs any more; safe while it is being used.
+///
+/// Without --max-age and --max-size only chunks go that belong to no path.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    cache: CacheArgs,
+    /// Remove paths that nobody used for so long.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    max_age: Option<Duration>,
+    /// Remove paths, the least recently used first, until chunks take at most this much.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_size: Option<u64>,
+    /// Spare what was uploaded or used within this time. [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    grace: Option<Duration>,
+    /// Only say what would go.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print an object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: Args) -> Outcome {
+    let cache = args.cache.open().await?;
+    let policy = GcPolicy {
+        max_age: args.max_age,
+        max_bytes: args.max_size,
+        dry_run: args.dry_run,
+        grace: args.grace,
+    };
+    let progress = Progress::new("collecting garbage");
+    let collected = cache.collect(&policy).await.map_err(caches::cache_failed)?;
+    drop(progress);
+    if args.json {
+        let json = serde_json::json!({
+            "paths_kept": collected.paths_kept,
+            "paths_removed": collected.paths_removed,
+            "chunks_removed": collected.chunks_removed,
+            "chunk_bytes_removed": collected.chunk_bytes_removed,
+            "packs_removed": collected.packs_removed,
+            "abandoned_removed": collected.abandoned_removed,
+            "dry_run": args.dry_run,
+        });
+        ui::json(json.to_string().as_bytes())?;
+        return Ok(ExitStatus::Success);
+    }
+    let done = if args.dry_run { "would go" } else { "removed" };
+    ui::line(&format!(
+        "{} paths and {} chunks {done} ({}), {} paths stay",
+        collected.paths_removed,
+        collected.chunks_removed,
+        show_size(collected.chunk_bytes_removed),
+        collected.paths_kept
+    ))?;
+    Ok(ExitStatus::Success)
+}
