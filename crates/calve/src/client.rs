@@ -198,23 +198,55 @@ impl Client {
 
     async fn collect(&self, body: Incoming) -> Outcome<Bytes> {
         let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await;
-        body.map(|body| body.to_bytes()).map_err(|error| {
-            Failure::failed(format!("the answer of the server at {} broke off", self.server()))
-                .caused_by(error)
-        })
+        body.map(|body| body.to_bytes()).map_err(|error| self.broke_off(error))
+    }
+
+    /// `GET` of an array of objects that is read while it comes, so that client and server work at the same time. `take`
+    /// parses the object at the beginning of what came so far and gives its length in bytes.
+    pub async fn get_each(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> serde_json::Result<usize>,
+    ) -> Outcome<()> {
+        let mut body = Limited::new(self.read(path, None).await?.into_body(), ANSWER_MAX_BYTES);
+        let mut rest = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.broke_off(error))?;
+            rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            let mut taken = 0;
+            loop {
+                taken += rest[taken..].iter().take_while(|byte| b"[, \n".contains(byte)).count();
+                if matches!(rest[taken..], [] | [b']', ..]) {
+                    break;
+                }
+                match take(&rest[taken..]) {
+                    Ok(length) => taken += length,
+                    Err(error) if error.is_eof() => break,
+                    Err(error) => return Err(self.not_known(error)),
+                }
+            }
+            rest.drain(..taken);
+        }
+        if rest.trim_ascii() == b"]" { Ok(()) } else { Err(self.broke_off("its end is missing")) }
     }
 
     /// An answer, parsed; its texts may lie where they came.
     pub fn parse<'a, T: Deserialize<'a>>(&self, bytes: &'a [u8]) -> Outcome<T> {
-        serde_json::from_slice(bytes).map_err(|error| {
-            Failure::failed(format!(
-                "the answer of the server at {} is not what calve {} knows",
-                self.server(),
-                VERSION
-            ))
-            .hint("client and server may be of different versions: `calve version` shows both")
-            .caused_by(error)
-        })
+        serde_json::from_slice(bytes).map_err(|error| self.not_known(error))
+    }
+
+    fn not_known(&self, error: serde_json::Error) -> Failure {
+        Failure::failed(format!(
+            "the answer of the server at {} is not what calve {} knows",
+            self.server(),
+            VERSION
+        ))
+        .hint("client and server may be of different versions: `calve version` shows both")
+        .caused_by(error)
+    }
+
+    fn broke_off(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+        Failure::failed(format!("the answer of the server at {} broke off", self.server())).caused_by(error)
     }
 
     fn broken(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {

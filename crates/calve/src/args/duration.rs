@@ -1,5 +1,6 @@
 //! Durations as people write them: `30s`, `90m`, `2h`, `1d`, `1h30m`, `250ms`.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use calve_core::limits::{TTL_MAX, TTL_MIN};
@@ -72,14 +73,14 @@ pub fn parse_ttl(text: &str) -> Result<Ttl, String> {
 /// A duration for people, in its two largest units: `1h30m`, `45s`, `0s`.
 pub fn show(duration: Duration) -> String {
     let mut rest_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let mut shown = String::new();
+    let mut shown = String::with_capacity(16);
     let mut parts = 0;
     // Weeks are read, not shown: `9d` says more than `1w2d`.
     for (name, unit_ms) in &UNITS[1..] {
         let number = rest_ms / unit_ms;
         rest_ms %= unit_ms;
         if number > 0 && parts < 2 && !(*name == "ms" && parts > 0) {
-            shown.push_str(&format!("{number}{name}"));
+            let _ = write!(shown, "{number}{name}");
             parts += 1;
         } else if parts > 0 {
             break;

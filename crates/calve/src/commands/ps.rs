@@ -26,18 +26,22 @@ pub struct Args {
 pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
     let path = if args.all { "/v1/machines?all=true" } else { "/v1/machines" };
-    let bytes = client.get_bytes(path).await?;
     // As the server said it: parsing and writing 10,000 machines again would only cost time.
     if args.json {
-        ui::json(&bytes)?;
+        ui::json(&client.get_bytes(path).await?)?;
         return Ok(ExitStatus::Success);
     }
-    let machines: Vec<Row<'_>> = client.parse(&bytes)?;
     let now = now();
     let mut table = Table::new(["NAME", "KIND", "STATE", "DRIVER", "AGE", "LEASE", "PORTS", "RUNS"]);
-    for machine in &machines {
-        table.row(row(machine, now));
-    }
+    client
+        .get_each(path, |text| {
+            let mut rows = serde_json::Deserializer::from_slice(text).into_iter();
+            if let Some(machine) = rows.next().transpose()? {
+                table.row(row(&machine, now));
+            }
+            Ok(rows.byte_offset())
+        })
+        .await?;
     table.print()?;
     Ok(ExitStatus::Success)
 }
@@ -103,7 +107,14 @@ fn row<'a>(machine: &'a Row<'a>, now: Timestamp) -> [Cell<'a>; 8] {
 
 fn ended(state: State, exit: &Exit) -> Cell<'static> {
     let colour = if exit.code == Some(0) { Colour::Dim } else { Colour::Red };
-    Cell::new(format!("{} ({})", state.as_str(), show_exit(exit))).colour(colour)
+    let text = match exit {
+        // The most frequent one, without a text in between.
+        Exit { code: Some(code), cause: calve_core::ExitCause::Normal, .. } => {
+            format!("{} (exit {code})", state.as_str())
+        }
+        exit => format!("{} ({})", state.as_str(), show_exit(exit)),
+    };
+    Cell::new(text).colour(colour)
 }
 
 /// The state with what it does not tell: `running (ready)`, `running (backing off, 4 restarts)`.
