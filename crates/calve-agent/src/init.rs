@@ -25,6 +25,10 @@ pub use execute::PATH_DEFAULT;
 
 /// Time between two looks for what is left while everything is being killed: the last ones may be nobody's children yet.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(5);
+/// Tries of a report while a machine is at its memory limit: the kernel's kill of what took it all frees some in a moment.
+const REPORT_TRIES_MAX: u32 = 200;
+/// Pause between two of them.
+const REPORT_PAUSE: Duration = Duration::from_millis(10);
 /// Time that killed processes have to vanish after the agent is gone: more than a flush to a slow disk takes.
 const LAST_SWEEP_MAX: Duration = Duration::from_secs(10);
 
@@ -165,13 +169,25 @@ impl Init<'_> {
 
     /// A report that nobody reads any more is no error: the closed link ends the loop.
     fn report(&self, report: &Report, descriptors: Vec<OwnedFd>) -> io::Result<()> {
-        match Packet::new(report, descriptors)?.send(self.link.as_fd()) {
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
-            {
-                Ok(())
+        let packet = Packet::new(report, descriptors)?;
+        let mut tries = 1;
+        loop {
+            match packet.send(self.link.as_fd()) {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+                {
+                    return Ok(());
+                }
+                // Init is in the machine's cgroup: the kernel's memory for a packet counts against the machine's limit.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
+                        && tries < REPORT_TRIES_MAX =>
+                {
+                    tries += 1;
+                    std::thread::sleep(REPORT_PAUSE);
+                }
+                sent => return sent,
             }
-            sent => sent,
         }
     }
 }
