@@ -6,7 +6,7 @@ use std::io;
 use anyhow::Context as _;
 use calve_wire::machine::ExitCause;
 
-use super::limits::{Events, Programs};
+use super::limits::{self, Events, Programs};
 use super::parameters::Parameters;
 use super::{files, mounts, network, port, power};
 use crate::agent::transport::Transport;
@@ -29,14 +29,14 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
         notes.push(format!("the network cannot be reached: {error}"));
     }
     files::write(&parameters.hostname, parameters.network)?;
-    let programs = match Programs::create(parameters.pids) {
-        Ok(programs) => Some(programs),
-        Err(error) => {
-            notes
-                .push(format!("processes are not limited, and kills for want of memory not told: {error:#}"));
-            None
-        }
-    };
+    let programs = limits::mount().and_then(|()| Ok(parameters.pids.map(Programs::create).transpose()?));
+    let programs = programs.unwrap_or_else(|error| {
+        notes.push(match parameters.pids {
+            Some(_) => format!("processes are not limited: {error:#}"),
+            None => format!("there are no cgroups: {error:#}"),
+        });
+        None
+    });
     let (here, there) = packet::pair()?;
     // SAFETY: this process has one thread, so the child has all of its memory in a consistent state.
     match unsafe { libc::fork() } {
@@ -65,7 +65,7 @@ fn agent(parameters: Parameters, init: std::os::fd::OwnedFd, notes: Vec<String>)
         remaining: parameters.remaining_now(),
         transport: Box::new(|| Ok(Transport::Device(port::find()?))),
         init,
-        enclosure: Box::new(BareGuest { notes, before: Cell::new(Programs::events()) }),
+        enclosure: Box::new(BareGuest { notes, before: Cell::default() }),
         announce: Box::new(|| Ok(())),
         run_dir: None,
     })?;
@@ -83,12 +83,13 @@ impl Confine for Enter {
 
 struct BareGuest {
     notes: Vec<String>,
+    /// What was told already: nothing has happened before the first program.
     before: Cell<Events>,
 }
 
 impl Enclosure for BareGuest {
     fn exit_cause(&self) -> ExitCause {
-        let now = Programs::events();
+        let now = Events::now();
         let before = self.before.replace(now);
         if now.oom_kills > before.oom_kills {
             ExitCause::OutOfMemory

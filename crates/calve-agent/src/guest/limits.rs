@@ -1,4 +1,5 @@
-//! Limits inside a guest. Its processors and memory are the machine's own size; processes are counted by a cgroup.
+//! Limits inside a guest. Its processors and memory are the machine's own size; processes are counted by a cgroup, where
+//! their number is limited: without, none is made, as each thing that a program does is then charged to it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -10,6 +11,17 @@ use super::mounts;
 const ROOT: &str = "/sys/fs/cgroup";
 const GROUP: &str = "/sys/fs/cgroup/programs";
 
+/// The place of the cgroups, for programs that make some themselves.
+pub(super) fn mount() -> anyhow::Result<()> {
+    mounts::attach(
+        "cgroup2",
+        ROOT,
+        "cgroup2",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        "",
+    )
+}
+
 /// The cgroup of a guest's programs.
 #[derive(Debug)]
 pub(super) struct Programs {
@@ -17,18 +29,11 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Makes the cgroup; `pids` limits the processes in it.
-    pub(super) fn create(pids: Option<u32>) -> anyhow::Result<Self> {
-        let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mounts::attach("cgroup2", ROOT, "cgroup2", safe, "")?;
-        // Each by itself: a kernel without one of them still has the other.
-        for controller in ["+pids", "+memory"] {
-            let _ = fs::write(format!("{ROOT}/cgroup.subtree_control"), controller);
-        }
+    /// Makes the cgroup, with `pids` processes in it at most.
+    pub(super) fn create(pids: u32) -> io::Result<Self> {
+        fs::write(format!("{ROOT}/cgroup.subtree_control"), "+pids")?;
         fs::create_dir(GROUP)?;
-        if let Some(pids) = pids {
-            fs::write(format!("{GROUP}/pids.max"), pids.to_string())?;
-        }
+        fs::write(format!("{GROUP}/pids.max"), pids.to_string())?;
         Ok(Self { entrance: File::options().write(true).open(format!("{GROUP}/cgroup.procs"))? })
     }
 
@@ -36,23 +41,26 @@ impl Programs {
     pub(super) fn enter(&self) -> io::Result<()> {
         (&self.entrance).write_all(b"0")
     }
-
-    /// What the cgroup has seen.
-    pub(super) fn events() -> Events {
-        let count = |file: &str, key: &str| {
-            fs::read_to_string(format!("{GROUP}/{file}")).map_or(0, |text| counter(&text, key))
-        };
-        Events { oom_kills: count("memory.events", "oom_kill"), pids_refused: count("pids.events", "max") }
-    }
 }
 
-/// What the cgroup has seen.
+/// What limits have done since the guest has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Events {
-    /// Processes killed for want of memory.
+    /// Processes killed for want of memory, in a cgroup or in the whole guest (the kernel's `mm/oom_kill.c` counts both).
     pub(super) oom_kills: u64,
     /// Processes refused for their number.
     pub(super) pids_refused: u64,
+}
+
+impl Events {
+    /// Those up to now.
+    pub(super) fn now() -> Self {
+        let count = |file: &str, key: &str| fs::read_to_string(file).map_or(0, |text| counter(&text, key));
+        Self {
+            oom_kills: count("/proc/vmstat", "oom_kill"),
+            pids_refused: count(&format!("{GROUP}/pids.events"), "max"),
+        }
+    }
 }
 
 fn counter(text: &str, key: &str) -> u64 {

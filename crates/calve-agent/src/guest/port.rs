@@ -1,12 +1,16 @@
 //! The virtio-serial port to the host.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Name of the port on the host's command line.
 const NAME: &str = "calve.agent";
+/// What the port is called where its device is the only one of its kind and the port the only one of the device, as the
+/// host has it: listing all of them costs a start in emulation more than looking at this one.
+const USUAL: &str = "vport0p1";
 /// The host tells the name a moment after the device is there; this is for a guest that hardly gets to run.
 const APPEAR_MAX: Duration = Duration::from_secs(20);
 /// sysfs tells of no change, so it is looked at.
@@ -29,10 +33,14 @@ pub(super) fn find() -> io::Result<PathBuf> {
 }
 
 fn look() -> Option<PathBuf> {
-    for entry in fs::read_dir("/sys/class/virtio-ports").ok()?.flatten() {
-        if fs::read_to_string(entry.path().join("name")).is_ok_and(|name| name.trim() == NAME) {
-            return Some(PathBuf::from("/dev").join(entry.file_name()));
-        }
+    let ports = Path::new("/sys/class/virtio-ports");
+    let ours = |port: &OsStr| {
+        fs::read(ports.join(port).join("name")).is_ok_and(|name| name.trim_ascii() == NAME.as_bytes())
+    };
+    let device = |port: &OsStr| Path::new("/dev").join(port);
+    if ours(OsStr::new(USUAL)) {
+        return Some(device(OsStr::new(USUAL)));
     }
-    None
+    let names = fs::read_dir(ports).ok()?.flatten().map(|entry| entry.file_name());
+    names.into_iter().find(|name| ours(name)).map(|name| device(&name))
 }
