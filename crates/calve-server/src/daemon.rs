@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::{Identity, IdentityError, Listener};
 use crate::api::{self, Context};
+use crate::cache::Embedded;
 use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
 use crate::logs::{LogOptions, Logs};
@@ -234,6 +235,7 @@ fn open(
         run_dir: dirs.run.clone(),
         store,
         roots: GcRoots::new(dirs.roots()),
+        cache: Arc::new(Embedded::new(dirs.cache())),
         logs: logs.clone(),
         events: events.clone(),
     };

@@ -134,10 +134,11 @@ impl Shown {
                 true => String::new(),
                 false => {
                     let said = format!("  missing in {}", lacking.join(", "));
-                    ui::painted(&said, Colour::Yellow)
+                    ui::painted(&said, Colour::Yellow).into_owned()
                 }
             };
-            let size = ui::painted(&show_size(info.nar_size), Colour::Dim);
+            let size = show_size(info.nar_size);
+            let size = ui::painted(&size, Colour::Dim);
             text.push_str(&format!("{indent}{branch}{path}  {size}{again}{missing}\n"));
             if !first {
                 continue;
