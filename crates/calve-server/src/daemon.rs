@@ -41,6 +41,7 @@ use crate::world::{Parts, World, now};
 pub use connections::{Connection, Connections};
 use listen::Listeners;
 use lock::{Lock, Taken};
+pub(crate) use memory::trim;
 
 /// How long an idle server stays: long enough for a session of commands, short enough to be forgotten.
 pub const IDLE_EXIT_DEFAULT: Duration = Duration::from_secs(300);

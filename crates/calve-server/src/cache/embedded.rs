@@ -179,7 +179,10 @@ impl Embedded {
             ..PullOptions::default()
         };
         let source = Source { name: "of this server".to_owned(), remote: Arc::new(opened.cache.clone()) };
-        match pull(store.clone(), &[source], roots, options, Arc::new(Progress::default())).await {
+        let pulled = pull(store.clone(), &[source], roots, options, Arc::new(Progress::default())).await;
+        // The push before and this have left chunks' worth of free memory behind.
+        crate::daemon::trim();
+        match pulled {
             Ok(paths) => {
                 tracing::info!(paths = paths.len(), "a closure was taken out of the cache");
                 Ok(true)
