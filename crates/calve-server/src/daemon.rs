@@ -175,7 +175,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     context.agents = told.agents.clone();
     reap_roots(&state, &view, &world).await;
     // Reading and parsing thousands of records has left as much again behind.
-    memory::trim();
+    trim();
     let looping =
         tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
     let connections = Connections::default();
