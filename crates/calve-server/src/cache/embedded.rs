@@ -239,3 +239,40 @@ fn pin_name(id: MachineId) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use calve_core::Timestamp;
+    use calve_store::push::{PushOptions, push};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_closure_gets_into_the_store_and_pins_of_machines_that_ended_go() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name);
+        std::fs::write(at("file"), home.path().display().to_string()).unwrap();
+        let stores = ["theirs", "ours"].map(|name| Arc::new(Store::open(&at(name)).unwrap()));
+        let [theirs, ours] = stores;
+        let roots = [theirs.add(&at("file"), None).unwrap()];
+        let cache = Embedded::new(at("cache"));
+        assert!(!cache.materialise(&ours, &roots).await.unwrap());
+        assert!(!at("cache").exists());
+
+        let remote = Arc::new(cache.open().await.unwrap().cache.clone());
+        assert!(!cache.materialise(&ours, &roots).await.unwrap());
+        push(theirs, &roots, remote, PushOptions::default(), Arc::default()).await.unwrap();
+        assert!(cache.materialise(&ours, &roots).await.unwrap());
+        assert_eq!(ours.private_paths().unwrap(), roots);
+
+        let ids = [1, 2, 3].map(|n| MachineId::new(Timestamp(1), n));
+        for id in ids {
+            cache.pin(id, &roots).await;
+        }
+        cache.unpin(ids[0]).await;
+        cache.unpin(ids[0]).await;
+        let next = Embedded::new(at("cache"));
+        next.set_living(BTreeSet::from([ids[2]]));
+        let left = next.open().await.unwrap().cache.pin_names().await.unwrap();
+        assert_eq!(left, [pin_name(ids[2])]);
+    }
+}
