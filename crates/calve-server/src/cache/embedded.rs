@@ -246,7 +246,7 @@ mod tests {
     use calve_core::Timestamp;
     use calve_store::push::{PushOptions, push};
 
-    #[tokio::test(flavor = "multi_thread")]
+    #[tokio::test]
     async fn a_closure_gets_into_the_store_and_pins_of_machines_that_ended_go() {
         let home = tempfile::tempdir().unwrap();
         let at = |name: &str| home.path().join(name);
