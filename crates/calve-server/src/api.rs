@@ -28,7 +28,7 @@ use std::sync::Arc;
 use axum::response::IntoResponse;
 use axum::{Json, Router};
 use calve_core::{MachineId, Timestamp};
-use calve_wire::api::{AgentsDoor, MachineView, ProblemKind};
+use calve_wire::api::{AgentsDoor, CACHE_PREFIX, MachineView, ProblemKind};
 use calve_wire::event::What;
 use calve_wire::record::MachineRecord;
 use tokio_util::sync::CancellationToken;
@@ -98,7 +98,9 @@ impl std::ops::Deref for Api {
     title = "calve",
     description = "Runs Nix closures on machines. Errors are `application/problem+json`. Sockets are WebSockets whose \
                    binary messages begin with a channel byte (0 stdin, 1 stdout, 2 stderr, 3 console; nothing behind it \
-                   closes the channel) and whose text messages are `StreamControl`.",
+                   closes the channel) and whose text messages are `StreamControl`. Under `/cache` lies a binary cache as \
+                   Nix knows it (`nix copy --to http://HOST:PORT/cache`); over TCP the token may also come as the password \
+                   of basic authentication. A machine's closure must be valid on the server's host or lie in that cache.",
     license(name = "Apache-2.0")
 ))]
 #[openapi(components(schemas(calve_wire::api::StreamControl, calve_wire::api::ExecRequest)))]
@@ -108,6 +110,7 @@ struct Document;
 pub fn router(context: Context) -> Router {
     let context = Arc::new(context);
     let watches = Watches::start(context.state.clone(), context.view.clone(), context.shutdown.clone());
+    let cache = context.world.cache().routes();
     let api = Api { context, watches, listing: Listing::default(), holds: Holds::default() };
     let expecting = api.clone();
     tokio::spawn(async move { holds::expect_all(&expecting).await });
@@ -118,6 +121,7 @@ pub fn router(context: Context) -> Router {
     };
     router
         .route("/v1/openapi.json", axum::routing::get(served))
+        .nest(CACHE_PREFIX, cache)
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(api)

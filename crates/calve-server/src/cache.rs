@@ -8,6 +8,7 @@
 mod access;
 mod answer;
 mod body;
+mod embedded;
 mod kept;
 mod listen;
 mod nix;
@@ -23,8 +24,10 @@ use calve_store::cache::Cache;
 use calve_store::remote::Manifest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub(crate) use access::token_of;
 pub use access::{Gate, Visibility};
 use answer::{Answered, Refusal};
+pub use embedded::{Embedded, MaterialiseError};
 use kept::Kept;
 pub use listen::serve;
 use tokens::Tokens;
@@ -71,13 +74,30 @@ impl Context {
 
 /// The router of a cache; to be called within a tokio runtime.
 pub fn router(cache: Cache, visibility: Visibility, upstreams: Upstreams) -> Router {
-    let context = Context {
-        gate: Gate::new(visibility, Tokens::new(cache.dir())),
-        kept: Kept::new(cache.dir()),
-        room: Arc::new(Semaphore::new((BODIES_MAX_BYTES / ROOM_UNIT_BYTES) as usize)),
-        upstreams: Arc::new(upstreams),
-        cache,
-    };
+    let [router] = routers(&cache, [visibility], upstreams);
+    router
+}
+
+/// Routers of one cache for callers of several kinds, who share its room for requests.
+fn routers<const N: usize>(
+    cache: &Cache,
+    visibilities: [Visibility; N],
+    upstreams: Upstreams,
+) -> [Router; N] {
+    let room = Arc::new(Semaphore::new((BODIES_MAX_BYTES / ROOM_UNIT_BYTES) as usize));
+    let upstreams = Arc::new(upstreams);
+    visibilities.map(|visibility| {
+        routes(Context {
+            gate: Gate::new(visibility, Tokens::new(cache.dir())),
+            kept: Kept::new(cache.dir()),
+            room: room.clone(),
+            upstreams: upstreams.clone(),
+            cache: cache.clone(),
+        })
+    })
+}
+
+fn routes(context: Context) -> Router {
     Router::new()
         .merge(protocol::routes())
         .merge(nix::routes())

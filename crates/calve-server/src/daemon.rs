@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::{Identity, IdentityError, Listener};
 use crate::api::{self, Context};
+use crate::cache::Embedded;
 use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
 use crate::logs::{LogOptions, Logs};
@@ -40,6 +41,7 @@ use crate::world::{Parts, World, now};
 pub use connections::{Connection, Connections};
 use listen::Listeners;
 use lock::{Lock, Taken};
+pub(crate) use memory::trim;
 
 /// How long an idle server stays: long enough for a session of commands, short enough to be forgotten.
 pub const IDLE_EXIT_DEFAULT: Duration = Duration::from_secs(300);
@@ -173,7 +175,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     context.agents = told.agents.clone();
     reap_roots(&state, &view, &world).await;
     // Reading and parsing thousands of records has left as much again behind.
-    memory::trim();
+    trim();
     let looping =
         tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
     let connections = Connections::default();
@@ -234,6 +236,7 @@ fn open(
         run_dir: dirs.run.clone(),
         store,
         roots: GcRoots::new(dirs.roots()),
+        cache: Arc::new(Embedded::new(dirs.cache())),
         logs: logs.clone(),
         events: events.clone(),
     };

@@ -107,6 +107,11 @@ impl Dirs {
         self.data.join("roots")
     }
 
+    /// The binary cache.
+    pub fn cache(&self) -> PathBuf {
+        self.data.join("cache")
+    }
+
     /// Images for guests.
     pub fn images(&self) -> PathBuf {
         self.data.join("images")

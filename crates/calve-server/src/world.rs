@@ -27,6 +27,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agents::{Agents, LinkError};
+use crate::cache::Embedded;
 use crate::chain;
 use crate::events::{Cursor, EventLog};
 use crate::logs::Logs;
@@ -46,6 +47,7 @@ pub struct World {
     preflights: Preflights,
     store: Arc<Store>,
     roots: GcRoots,
+    cache: Arc<Embedded>,
     agents: Arc<Agents>,
     logs: Arc<Logs>,
     ports: Ports,
@@ -69,6 +71,8 @@ pub struct Parts {
     pub store: Arc<Store>,
     /// What keeps closures from Nix's garbage collector.
     pub roots: GcRoots,
+    /// The server's cache.
+    pub cache: Arc<Embedded>,
     /// Output of machines.
     pub logs: Arc<Logs>,
     /// What happened.
@@ -96,6 +100,7 @@ impl World {
             leases: Leases::default(),
             store: parts.store,
             roots: parts.roots,
+            cache: parts.cache,
             agents,
             logs: parts.logs,
             events: parts.events,
@@ -114,6 +119,11 @@ impl World {
     /// Closures.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// The server's cache.
+    pub fn cache(&self) -> &Arc<Embedded> {
+        &self.cache
     }
 
     /// Counts what may have changed outside of the records, for waiting.
@@ -142,8 +152,9 @@ impl World {
         self.preflights.run_all().await
     }
 
-    /// Lets go of the store paths of all machines but these.
+    /// Lets go of the store paths of all machines but these, at once or, in the cache, when that is opened.
     pub async fn reap_roots(&self, living: BTreeSet<MachineId>) {
+        self.cache.set_living(living.clone());
         self.roots.reap(living).await;
     }
 
@@ -294,7 +305,10 @@ impl Effects for World {
             closure,
             remaining: remaining(record, now()),
         };
-        let (created, ()) = tokio::join!(driver.create(&order), self.roots.hold(&order));
+        let runs = roots(&record.spec);
+        let held =
+            async { tokio::join!(self.roots.hold(&order, &self.store), self.cache.pin(record.id, &runs)) };
+        let (created, _) = tokio::join!(driver.create(&order), held);
         created.map_err(|error| driver_error(&error))
     }
 
@@ -360,6 +374,7 @@ impl Effects for World {
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.agents.unlink(id);
         self.roots.release(id).await;
+        self.cache.unpin(id).await;
         self.ports.unpublish(id);
         self.leases.forget(id);
         let logs = self.logs.clone();

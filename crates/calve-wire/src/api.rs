@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::{Exit, MachineSpec, PortMapping};
 
+/// Path under which the server's binary cache lies: Nix's protocol and calve's own.
+pub const CACHE_PREFIX: &str = "/cache";
+
 /// `POST /v1/machines`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use calve_store::HttpRemote;
 use calve_wire::api::{Problem, ProblemKind};
 
 use crate::failure::{Failure, Outcome};
@@ -68,6 +69,11 @@ impl Client {
     /// Where the server is, for people.
     pub fn server(&self) -> String {
         self.endpoint.to_string()
+    }
+
+    /// The server's cache.
+    pub fn cache(&self) -> Outcome<HttpRemote> {
+        self.endpoint.cache()
     }
 
     /// `GET`, the answer's bytes as they came.

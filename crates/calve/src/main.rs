@@ -1,6 +1,6 @@
 //! `calve`: run any Nix closure on any machine with one command.
 //!
-//! *Invariant*: speaks to the server through the public `/v1` alone; only `ui` prints, only this file ends the process,
+//! *Invariant*: speaks to the server through the public `/v1` and `/cache` alone; only `ui` prints, only this file ends the process,
 //! and it does nothing but parse, dispatch and end with the exit code.
 
 mod args;
@@ -10,6 +10,7 @@ mod commands;
 mod failure;
 mod resolve;
 mod session;
+mod ship;
 mod ui;
 
 use clap::{CommandFactory, Parser};

@@ -1,5 +1,7 @@
 //! `/v1/machines`: asking for machines and looking at them.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -8,7 +10,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use calve_core::limits::GRACE_DEFAULT;
-use calve_store::{ProgramError, StoreError};
+use calve_nix::StorePath;
+use calve_store::{ProgramError, Store, StoreError, TransferError};
 use calve_wire::api::{CreateMachine, MachineSummary, MachineView, Problem, ProblemKind};
 use calve_wire::event::What;
 use calve_wire::machine::{MachineSpec, Workload};
@@ -20,6 +23,7 @@ use super::extract::{JsonBody, Named, Params};
 use super::problem::{ApiError, ApiResult};
 use super::show::Said;
 use super::{Api, Principal, check, holds};
+use crate::cache::MaterialiseError;
 use crate::chain;
 use crate::reconcile::records::{self, NewMachine};
 
@@ -101,15 +105,31 @@ async fn check_closure(api: &Api, spec: &MachineSpec) -> ApiResult<()> {
         Workload::Program(program) => Some(program.path.clone()),
         Workload::System { .. } | Workload::Base => None,
     };
-    let store = api.world.store().clone();
-    let checking = tokio::task::spawn_blocking(move || {
-        let closure = store.closure(&roots)?;
-        if let Some(program) = program {
-            calve_store::check_program(&closure, std::path::Path::new(&program))?;
+    let store = api.world.store();
+    match look(store.clone(), roots.clone(), program.clone()).await {
+        Err(error @ (StoreError::Unknown { .. } | StoreError::MissingOnDisk { .. })) => {
+            // It may have been pushed to this server's cache.
+            if !api.world.cache().materialise(store, &roots).await? {
+                return Err(error.into());
+            }
+            Ok(look(store.clone(), roots, program).await??)
         }
-        Ok(())
+        looked => Ok(looked??),
+    }
+}
+
+/// Whether the closure is whole, and the program in it can be started.
+async fn look(
+    store: Arc<Store>,
+    roots: Vec<StorePath>,
+    program: Option<String>,
+) -> Result<Result<(), ProgramError>, StoreError> {
+    let looking = tokio::task::spawn_blocking(move || {
+        let closure = store.closure(&roots)?;
+        let checked = program.map(|program| calve_store::check_program(&closure, Path::new(&program)));
+        Ok(checked.map_or(Ok(()), |checked| checked.map(drop)))
     });
-    checking.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    looking.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Refuses a driver that this host cannot use. Where none was asked for, the loop finds one.
@@ -134,6 +154,15 @@ impl From<StoreError> for ApiError {
             _ => ProblemKind::BadRequest,
         };
         with_hint(Self::new(kind, chain(&error)), error.hint())
+    }
+}
+
+impl From<MaterialiseError> for ApiError {
+    fn from(error: MaterialiseError) -> Self {
+        match error {
+            MaterialiseError::Transfer(TransferError::Store(error)) => error.into(),
+            error => Self::internal("the closure was not taken", &error),
+        }
     }
 }
 

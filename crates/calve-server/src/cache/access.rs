@@ -26,6 +26,8 @@ pub enum Visibility {
     Public,
     /// Only with a token.
     Private,
+    /// Everybody may pull and push: who gets so far was let in before.
+    Open,
 }
 
 /// Decides who may do what.
@@ -67,6 +69,9 @@ impl Gate {
 
     /// Whether whoever sent these headers may add paths.
     pub fn push(&self, headers: &HeaderMap) -> Answered<()> {
+        if self.visibility == Visibility::Open {
+            return Ok(());
+        }
         match self.right(headers)? {
             Some(Right::Push) => Ok(()),
             Some(Right::Pull | Right::Closure(_)) => Err(Refusal::forbidden("this token may not push")),
@@ -76,10 +81,16 @@ impl Gate {
 
     /// What whoever sent these headers may read.
     pub async fn pull(&self, headers: &HeaderMap, remote: &dyn Remote) -> Answered<Sight> {
+        if self.visibility == Visibility::Open {
+            // Not even the tokens are looked at: the secret that let somebody in need not be one of them.
+            return Ok(Sight::All);
+        }
         match (self.right(headers)?, self.visibility) {
-            (Some(Right::Push | Right::Pull), _) | (None, Visibility::Public) => Ok(Sight::All),
+            (Some(Right::Push | Right::Pull), _) | (None, Visibility::Public | Visibility::Open) => {
+                Ok(Sight::All)
+            }
             // A wrong token is no worse than none.
-            (Some(Right::Closure(_)), Visibility::Public) => Ok(Sight::All),
+            (Some(Right::Closure(_)), Visibility::Public | Visibility::Open) => Ok(Sight::All),
             (Some(Right::Closure(roots)), Visibility::Private) => {
                 Ok(Sight::Closure(self.closure(roots, remote).await?))
             }
@@ -164,7 +175,7 @@ impl Sight {
 }
 
 /// The token of a request: `Bearer TOKEN`, or the password of `Basic`, as Nix sends what stands in a netrc file.
-fn token_of(headers: &HeaderMap) -> Option<String> {
+pub fn token_of(headers: &HeaderMap) -> Option<String> {
     let said = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, value) = said.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {

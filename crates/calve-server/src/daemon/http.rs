@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, header};
+use axum::http::Request;
 use axum::response::{IntoResponse, Response};
-use calve_wire::api::ProblemKind;
+use calve_wire::api::{CACHE_PREFIX, ProblemKind};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,6 +19,7 @@ use tower_service::Service;
 use super::connections::Connection;
 use super::token::Token;
 use crate::api::{ApiError, Principal};
+use crate::cache::token_of;
 
 /// Time in which the head of a request must have come; also how long an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -77,8 +78,12 @@ async fn answer(
     connection: Connection,
 ) -> Response {
     let principal = match gate {
-        Gate::Known(principal) => principal.clone(),
-        Gate::Token(token) if holds(token, &request) => Principal::Token,
+        Gate::Known(principal) => Some(principal.clone()),
+        Gate::Token(token) if token_of(request.headers()).is_some_and(|said| token.is(&said)) => {
+            Some(Principal::Token)
+        }
+        // The cache has tokens of its own, and looks at them itself.
+        Gate::Token(_) if is_for_cache(request.uri().path()) => None,
         Gate::Token(_) => {
             return ApiError::new(ProblemKind::Unauthorized, "the server's token is missing or wrong")
                 .hint("set CALVE_TOKEN to the content of the token file that `calve server --listen` named")
@@ -86,7 +91,9 @@ async fn answer(
         }
     };
     let mut request = request.map(Body::new);
-    request.extensions_mut().insert(principal);
+    if let Some(principal) = principal {
+        request.extensions_mut().insert(principal);
+    }
     request.extensions_mut().insert(connection);
     match router.call(request).await {
         Ok(response) => response,
@@ -94,7 +101,6 @@ async fn answer(
     }
 }
 
-fn holds(token: &Token, request: &Request<Incoming>) -> bool {
-    let said = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    said.and_then(|said| said.strip_prefix("Bearer ")).is_some_and(|said| token.is(said))
+fn is_for_cache(path: &str) -> bool {
+    path.strip_prefix(CACHE_PREFIX).is_some_and(|rest| rest.starts_with('/'))
 }

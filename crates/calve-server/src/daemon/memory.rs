@@ -21,14 +21,14 @@ pub(super) fn give_back() {
 
 /// Gives back what was freed in between blocks that are in use; for after something big.
 #[cfg(target_env = "gnu")]
-pub(super) fn trim() {
+pub(crate) fn trim() {
     // SAFETY: malloc_trim works under the allocator's own lock and takes nothing but free memory.
     unsafe { libc::malloc_trim(0) };
 }
 
 /// Other allocators give back by themselves.
 #[cfg(not(target_env = "gnu"))]
-pub(super) fn trim() {}
+pub(crate) fn trim() {}
 
 /// Other allocators give back by themselves.
 #[cfg(not(target_env = "gnu"))]

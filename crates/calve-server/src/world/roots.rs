@@ -6,18 +6,21 @@
 //! ```
 //! Indirect roots, as `nix-build` makes them for `./result`: once the first link is gone, the second holds nothing and Nix
 //! removes it. Who may not write to Nix's directory has `nix-store` ask its daemon for the second link. Paths of the private
-//! store need no roots: Nix knows nothing of them.
+//! store need no roots, as Nix knows nothing of them, but what they refer to in the Nix store does.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use calve_core::MachineId;
+use calve_nix::StorePath;
 use calve_nix::store_path::STORE_DIR;
 use calve_node::Order;
+use calve_store::{Closure, Store, StoreError};
 
 use super::roots as roots_of;
 use crate::chain;
@@ -42,10 +45,17 @@ impl GcRoots {
 
     /// Holds what the machine runs until [`Self::release`]. Repeated, it changes nothing. A machine whose closure cannot be
     /// held runs all the same: the log says that a garbage collection would end it.
-    pub(super) async fn hold(&self, order: &Order) {
-        let roots = roots_of(&order.spec);
-        let paths = roots.iter().filter_map(|root| order.closure.host_path_of(root));
-        for (n, path) in paths.filter(|path| path.starts_with(STORE_DIR)).enumerate() {
+    pub(super) async fn hold(&self, order: &Order, store: &Arc<Store>) {
+        let mut paths = roots_of(&order.spec);
+        match private_references(&order.closure, store).await {
+            Ok(references) => paths.extend(references),
+            Err(error) => {
+                tracing::warn!(machine = %order.id, error = chain(&error), "references into Nix are not known");
+            }
+        }
+        let places = paths.iter().filter_map(|path| order.closure.host_path_of(path));
+        let in_nix: BTreeSet<_> = places.filter(|place| is_in_nix(place)).collect();
+        for (n, path) in in_nix.into_iter().enumerate() {
             let name = format!("{}-{n}", order.id);
             if let Err(error) = self.hold_path(&name, path).await {
                 tracing::warn!(
@@ -112,6 +122,25 @@ impl GcRoots {
         let _ = std::fs::remove_file(auto_root(name));
         Ok(true)
     }
+}
+
+fn is_in_nix(place: &Path) -> bool {
+    place.starts_with(STORE_DIR)
+}
+
+/// What the private paths of a closure refer to: a path that came from a cache may refer to one that Nix had already, and
+/// Nix does not know of it.
+async fn private_references(closure: &Closure, store: &Arc<Store>) -> Result<Vec<StorePath>, StoreError> {
+    let private = closure.paths.iter().filter(|path| !is_in_nix(&path.host_path)).cloned().collect();
+    let (private, store) = (Closure::new(private), store.clone());
+    if private.paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let asking = tokio::task::spawn_blocking(move || {
+        let infos = store.path_infos(&private)?;
+        Ok(infos.into_iter().flat_map(|info| info.references).collect())
+    });
+    asking.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 fn auto_root(name: &str) -> PathBuf {

@@ -47,6 +47,15 @@ impl Cache {
         self.0.index.write(change).await
     }
 
+    /// The names of all pins, each once, sorted.
+    pub async fn pin_names(&self) -> Result<Vec<String>, CacheError> {
+        let read = |index: &rusqlite::Connection| {
+            let mut statement = index.prepare_cached("SELECT DISTINCT name FROM pins ORDER BY name")?;
+            statement.query_map([], |row| row.get(0))?.collect()
+        };
+        self.0.index.read(read).await
+    }
+
     async fn note_use(&self, rows: Vec<(i64, i64)>) -> Result<(), CacheError> {
         let since_ms = self.touch_since_ms();
         let stale: Vec<_> = rows.into_iter().filter(|(_, used_ms)| *used_ms < since_ms).collect();

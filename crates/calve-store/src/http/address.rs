@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use hyper::http::uri::Authority;
 
-/// Where a cache is: `http://host[:port][/prefix]`, `https://…`, or `unix:/path/of/its.sock`.
+/// Where a cache is: `http://host[:port][/prefix]`, `https://…`, or
+/// `unix:/path/of/its.sock[:/prefix]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
     pub(crate) at: At,
@@ -59,6 +60,10 @@ fn default_port(tls: bool) -> u16 {
     if tls { 443 } else { 80 }
 }
 
+fn in_prefix(c: u8) -> bool {
+    c.is_ascii_graphic() && c != b'?' && c != b'#'
+}
+
 impl FromStr for Address {
     type Err = AddressError;
 
@@ -69,7 +74,12 @@ impl FromStr for Address {
             if !path.starts_with('/') {
                 return Err(wrong());
             }
-            return Ok(Self { at: At::Unix(path.into()), prefix: String::new() });
+            let (path, prefix) = path.split_at(path.find(":/").unwrap_or(path.len()));
+            let prefix = prefix.trim_start_matches(':').trim_end_matches('/');
+            if !prefix.bytes().all(in_prefix) {
+                return Err(wrong());
+            }
+            return Ok(Self { at: At::Unix(path.into()), prefix: prefix.to_owned() });
         }
         let (tls, rest) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
             (Some(rest), _) => (false, rest),
@@ -85,8 +95,7 @@ impl FromStr for Address {
             Some(port) => port.parse().map_err(|_| wrong())?,
             None => default_port(tls),
         };
-        let printable = |c: u8| c.is_ascii_graphic() && c != b'?' && c != b'#';
-        if parsed.host().is_empty() || !prefix.bytes().all(printable) {
+        if parsed.host().is_empty() || !prefix.bytes().all(in_prefix) {
             return Err(wrong());
         }
         let at = At::Host { tls, name: parsed.host().to_ascii_lowercase(), port };
@@ -97,7 +106,8 @@ impl FromStr for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.at {
-            At::Unix(path) => write!(f, "unix:{}", path.display()),
+            At::Unix(path) if self.prefix.is_empty() => write!(f, "unix:{}", path.display()),
+            At::Unix(path) => write!(f, "unix:{}:{}", path.display(), self.prefix),
             At::Host { tls, .. } => {
                 let scheme = if *tls { "https" } else { "http" };
                 write!(f, "{scheme}://{}{}", self.host_header(), self.prefix)
@@ -119,12 +129,23 @@ mod tests {
             ("http://[::1]:7", "http://[::1]:7"),
             ("unix:/run/c.sock", "unix:/run/c.sock"),
             ("unix:///run/c.sock", "unix:/run/c.sock"),
+            ("unix:/run/c.sock:/a/b/", "unix:/run/c.sock:/a/b"),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), shown);
             assert_eq!(shown.parse(), Ok(address));
         }
-        for bad in ["", "h", "ftp://h", "http://", "http://a b", "http://h:99999", "http://h/?x", "unix:x"] {
+        for bad in [
+            "",
+            "h",
+            "ftp://h",
+            "http://",
+            "http://a b",
+            "http://h:99999",
+            "http://h/?x",
+            "unix:x",
+            "unix:/s:/a b",
+        ] {
             assert!(matches!(bad.parse::<Address>(), Err(AddressError::Form(_))), "{bad}");
         }
         assert_eq!("http://u:p@h".parse::<Address>(), Err(AddressError::Secret));

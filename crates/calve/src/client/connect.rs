@@ -8,6 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use calve_server::dirs::Dirs;
+use calve_store::HttpRemote;
+use calve_store::http::AddressError;
+use calve_wire::api::CACHE_PREFIX;
 use hyper::http::request;
 use hyper::{Request, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -94,6 +97,20 @@ impl Endpoint {
                 }
             }
         }
+    }
+
+    /// The server's cache.
+    pub fn cache(&self) -> Outcome<HttpRemote> {
+        let (address, token) = match self {
+            Self::Local(dirs) => (format!("unix:{}:{CACHE_PREFIX}", dirs.socket().display()), None),
+            Self::Tcp { authority, token } => (format!("http://{authority}{CACHE_PREFIX}"), token.as_deref()),
+        };
+        let remote = address.parse().map_err(|error: AddressError| error.to_string());
+        let remote =
+            remote.and_then(|address| HttpRemote::new(address, token).map_err(|error| error.to_string()));
+        remote.map_err(|why| {
+            Failure::failed(format!("the cache of the server at {self} cannot be used: {why}"))
+        })
     }
 
     /// That the server cannot be reached.

@@ -15,7 +15,7 @@ pub struct Args {
     /// What is pushed: store paths, links to them, flake references, or files and directories, which are added to the store.
     #[arg(required = true, value_name = "X")]
     what: Vec<String>,
-    /// The cache, as http://…, https://…, unix:/SOCKET or a directory.
+    /// The cache, as http://…, https://…, unix:/SOCKET or a directory; that of a server lies at http://SERVER/cache.
     #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", value_parser = parse_place)]
     to: Place,
     #[command(flatten)]

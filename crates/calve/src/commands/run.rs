@@ -3,6 +3,7 @@ mod spec;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use calve_core::ExitCause;
 use calve_wire::api::{CreateMachine, MachineView, StreamControl};
 use calve_wire::machine::{Exit, MachineSpec, Workload};
@@ -14,6 +15,7 @@ use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::resolve;
 use crate::session::signals::{LETTING_GO, PASSED_ON, Signals};
 use crate::session::{Ending, Reaction, Session, stdin};
+use crate::ship;
 use crate::ui::{self, OutputStream};
 pub use spec::Args;
 
@@ -30,16 +32,31 @@ pub async fn run(args: Args) -> Outcome {
         return detached(&client, &request, args.json).await;
     }
     // Before the machine exists: an interrupt that comes while it is made lets go of it too.
-    let signals = Signals::hear(&[&LETTING_GO[..], &PASSED_ON[..]].concat())?;
-    let machine: MachineView =
-        client.post("/v1/machines", &request).await.map_err(|failure| refused(failure, &request))?;
+    let mut signals = Signals::hear(&[&LETTING_GO[..], &PASSED_ON[..]].concat())?;
+    let answer = match first_try(&client, &request).await? {
+        Tried::Created(answer) => answer,
+        Tried::Lacking(refusal) => {
+            // There is no machine yet that could be let go of.
+            tokio::select! {
+                shipped = ship::ship(&client, &request, refusal) => shipped?,
+                signal = signals.next() => return Ok(ExitStatus::Program(128 + signal)),
+            }
+            create(&client, &request).await.map_err(|failure| refused(failure, &request))?
+        }
+    };
+    let machine: MachineView = client.parse(&answer)?;
     let attached = Attached::new(client, machine);
     attached.follow(signals).await
 }
 
 async fn detached(client: &Client, request: &CreateMachine, json: bool) -> Outcome {
-    let answer = client.submit(Method::POST, "/v1/machines", request).await;
-    let answer = answer.map_err(|failure| refused(failure, request))?;
+    let answer = match first_try(client, request).await? {
+        Tried::Created(answer) => answer,
+        Tried::Lacking(refusal) => {
+            ship::ship(client, request, refusal).await?;
+            create(client, request).await.map_err(|failure| refused(failure, request))?
+        }
+    };
     if json {
         ui::json(&answer)?;
         return Ok(ExitStatus::Success);
@@ -48,6 +65,30 @@ async fn detached(client: &Client, request: &CreateMachine, json: bool) -> Outco
         .map_err(|error| Failure::failed("the server's answer does not parse").caused_by(error))?;
     ui::line(machine.summary.name.as_str())?;
     Ok(ExitStatus::Success)
+}
+
+/// What came of asking for a machine.
+enum Tried {
+    /// The machine, as the server described it.
+    Created(Bytes),
+    /// The server lacks the closure, and what it said, where it was asked.
+    Lacking(Option<Failure>),
+}
+
+/// Asks for the machine, unless the closure is to be shipped in any case: a server that has it needs nothing more.
+async fn first_try(client: &Client, request: &CreateMachine) -> Outcome<Tried> {
+    if ship::is_forced() {
+        return Ok(Tried::Lacking(None));
+    }
+    match create(client, request).await {
+        Ok(answer) => Ok(Tried::Created(answer)),
+        Err(failure) if ship::may_help(&failure, request) => Ok(Tried::Lacking(Some(failure))),
+        Err(failure) => Err(refused(failure, request)),
+    }
+}
+
+async fn create(client: &Client, request: &CreateMachine) -> Outcome<Bytes> {
+    client.submit(Method::POST, "/v1/machines", request).await
 }
 
 /// Why the server refused the machine. A program that cannot be started has exit codes of its own.

@@ -32,12 +32,12 @@ fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
 }
 
 /// Real Nix with settings, a home and a store of its own.
-struct Nix {
+pub struct Nix {
     dir: PathBuf,
 }
 
 impl Nix {
-    fn new(home: &Home, name: &str, conf: &str) -> Self {
+    pub fn new(home: &Home, name: &str, conf: &str) -> Self {
         let dir = home.path().join(name);
         std::fs::create_dir_all(dir.join("conf")).unwrap();
         let conf = format!(
@@ -48,7 +48,7 @@ impl Nix {
         Self { dir }
     }
 
-    fn run(&self, program: &str, args: &[&str]) -> Ran {
+    pub fn run(&self, program: &str, args: &[&str]) -> Ran {
         let mut command = Command::new(program);
         command.args(args).env("HOME", &self.dir).env("NIX_CONF_DIR", self.dir.join("conf"));
         command.env_remove("NIX_REMOTE").stdin(Stdio::null());
@@ -56,18 +56,18 @@ impl Nix {
     }
 
     #[track_caller]
-    fn ok(&self, program: &str, args: &[&str]) -> String {
+    pub fn ok(&self, program: &str, args: &[&str]) -> String {
         let ran = self.run(program, args);
         assert_eq!(ran.code, 0, "{program} {args:?}: {ran:?}");
         ran.stdout.trim().to_owned()
     }
 
-    fn store(&self) -> String {
+    pub fn store(&self) -> String {
         self.dir.join("root").display().to_string()
     }
 
     /// A tree in its store, with files, a link, and an executable.
-    fn add(&self, name: &str, text: &str) -> String {
+    pub fn add(&self, name: &str, text: &str) -> String {
         let tree = self.dir.join(name);
         std::fs::create_dir_all(tree.join("bin/empty")).unwrap();
         std::fs::write(tree.join("text"), text.repeat(2000)).unwrap();
@@ -100,7 +100,7 @@ fn there_is_nix() -> bool {
     Command::new("nix").arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-fn netrc(home: &Home, name: &str, token: &str) -> String {
+pub fn netrc(home: &Home, name: &str, token: &str) -> String {
     let file = home.path().join(name);
     std::fs::write(&file, format!("machine 127.0.0.1 login any password {token}\n")).unwrap();
     file.display().to_string()

@@ -9,3 +9,4 @@ mod nested;
 mod nix;
 mod program;
 mod service;
+mod ship;

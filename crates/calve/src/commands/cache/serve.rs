@@ -61,7 +61,7 @@ pub async fn run(args: Args) -> Outcome {
     })?;
     let address = listener.local_addr().map_or_else(|_| args.listen.to_string(), |addr| addr.to_string());
     let visibility = if args.public { Visibility::Public } else { Visibility::Private };
-    announce(&address, visibility, &cache)?;
+    announce(&address, args.public, &cache);
     if let Some(file) = &args.address_file {
         std::fs::write(file, format!("http://{address}")).map_err(|error| {
             Failure::failed(format!("{} cannot be written", file.display())).caused_by(error)
@@ -75,16 +75,12 @@ pub async fn run(args: Args) -> Outcome {
     Ok(ExitStatus::Success)
 }
 
-fn announce(address: &str, visibility: Visibility, cache: &Cache) -> Outcome<()> {
-    let who = match visibility {
-        Visibility::Public => "public",
-        Visibility::Private => "private",
-    };
+fn announce(address: &str, public: bool, cache: &Cache) {
+    let who = if public { "public" } else { "private" };
     ui::note(&format!("a {who} cache, listening on http://{address}; its chunks lie in {}", cache.storage()));
     for key in cache.public_keys() {
         ui::note(&format!("its key is {key}"));
     }
-    Ok(())
 }
 
 /// Cancelled by SIGTERM or SIGINT.
