@@ -46,7 +46,7 @@ impl Content {
         let word = |n: usize, random: &mut Random| {
             let mut word: Vec<u8> =
                 (0..2 + random.below(8)).map(|_| b"etaoinshrdlucmfw"[random.below(16) as usize]).collect();
-            word.push(if n % 9 == 0 { b'\n' } else { b' ' });
+            word.push(if n.is_multiple_of(9) { b'\n' } else { b' ' });
             word
         };
         Self { words: (0..WORDS).map(|n| word(n, &mut random)).collect(), noise: 0, head: b"" }
