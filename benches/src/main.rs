@@ -1,6 +1,7 @@
 //! Measures what calve promises about speed and size (`benches/run`). Each number stands beside a peer or a floor that was
 //! measured in turn with it, so that a busy host is equally bad for both, and the ratio says more than the milliseconds.
 
+mod closure;
 mod guest;
 mod hold;
 mod home;
@@ -27,16 +28,22 @@ pub struct Effort {
     pub reads: usize,
     /// Machines at once.
     pub machines: usize,
+    /// Closures that are pushed and pulled.
+    pub closures: closure::Size,
 }
 
-const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000 };
-const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100 };
+const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000, closures: closure::FULL };
+const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100, closures: closure::QUICK };
 
-const PARTS: [&str; 5] = ["start", "guest", "reads", "hold", "size"];
+const PARTS: [&str; 6] = ["start", "guest", "reads", "hold", "closure", "size"];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((closure::engine::WORD, rest)) = words.split_first().map(|(word, rest)| (word.as_str(), rest))
+    {
+        return closure::engine::run(rest).await;
+    }
     let effort = if words.iter().any(|word| word == "quick") { QUICK } else { FULL };
     let named: Vec<&str> = words.iter().map(String::as_str).filter(|word| *word != "quick").collect();
     if let Some(unknown) = named.iter().find(|word| !PARTS.contains(word)) {
@@ -51,6 +58,7 @@ async fn main() -> anyhow::Result<()> {
             "guest" => guest::measure(effort, &mut table).await?,
             "reads" => reads::measure(effort, &mut table).await?,
             "hold" => hold::measure(effort, &mut table)?,
+            "closure" => closure::measure(effort.closures, &mut table).await?,
             _ => size::measure(&mut table)?,
         }
     }

@@ -11,6 +11,12 @@ impl Table {
         self.row(what, ours, theirs, format!("{ratio:.2} ×"), target, most.map(|most| ratio <= most));
     }
 
+    /// How many times better than something that was measured in turn with it. `least` is the target.
+    pub fn at_least(&mut self, what: &str, ours: String, theirs: String, ratio: f64, least: Option<f64>) {
+        let target = least.map_or(String::new(), |least| format!("≥ {least:.2} ×"));
+        self.row(what, ours, theirs, format!("{ratio:.2} ×"), target, least.map(|least| ratio >= least));
+    }
+
     /// A number against a limit in the same unit.
     pub fn limit(&mut self, what: &str, ours: String, value: f64, limit: f64, unit: &str) {
         let ratio = format!("{:.2} ×", value / limit);

@@ -1,0 +1,174 @@
+//! Closures made up in a Nix store of their own, and registered there by Nix itself.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, ensure};
+use calve_nix::{Sha256Hash, StorePath};
+use calve_store::archive::hash_tree;
+
+use super::content::{Content, Random};
+use super::nix::NixRoot;
+
+/// Bytes of a file's copy in memory on its way to the disk.
+const BUFFER_BYTES: usize = 1 << 20;
+/// Files of one directory.
+const DIR_FILES: usize = 50;
+
+/// A closure in the store that everything is pushed from.
+pub struct Made {
+    pub root: StorePath,
+    pub archive_bytes: u64,
+    paths: Vec<StorePath>,
+}
+
+pub struct Maker<'a> {
+    nix: &'a NixRoot,
+    text: Content,
+    elf: Content,
+}
+
+impl<'a> Maker<'a> {
+    pub fn new(nix: &'a NixRoot) -> Self {
+        Self { nix, text: Content::text(), elf: Content::elf() }
+    }
+
+    /// One path of many small files: three of five are text, the others like programs.
+    pub fn small_files(&self, count: usize) -> anyhow::Result<Made> {
+        let path = path_of("small-files", 0, 0)?;
+        let mut random = Random::new(1);
+        for n in 0..count {
+            let dir = self.nix.host_path(&path).join(format!("dir-{}", n / DIR_FILES));
+            let (content, size) = match n % 5 {
+                0..3 => (&self.text, 200 + random.below(8 << 10)),
+                _ => (&self.elf, (4 << 10) + random.below(28 << 10)),
+            };
+            write_file(&dir.join(format!("file-{n}")), content, &mut random, size as usize, &[])?;
+        }
+        self.register(vec![(path, Vec::new())])
+    }
+
+    /// One path of few large files, like programs.
+    pub fn large_files(&self, count: usize, bytes: usize) -> anyhow::Result<Made> {
+        let path = path_of("large-files", 0, 0)?;
+        let mut random = Random::new(2);
+        for n in 0..count {
+            let file = self.nix.host_path(&path).join(format!("lib/lib{n}.so"));
+            write_file(&file, &self.elf, &mut random, bytes, &[])?;
+        }
+        self.register(vec![(path, Vec::new())])
+    }
+
+    /// Many paths of a few files, each of which names some of those before it. `version` changes what they are called and
+    /// what their references are called, and nothing else.
+    pub fn many_paths(&self, name: &str, count: usize, bytes: usize, version: u64) -> anyhow::Result<Made> {
+        let mut paths: Vec<(StorePath, Vec<StorePath>)> = Vec::new();
+        for n in 0..count {
+            let path = path_of(&format!("{name}-{n}"), n as u64, version)?;
+            let mut random = Random::new(1000 + n as u64);
+            let mut references: Vec<StorePath> = (0..n.min(5))
+                .map(|_| paths[n - 1 - random.below(n.min(40) as u64) as usize].0.clone())
+                .collect();
+            if n > 0 {
+                references.push(paths[n - 1].0.clone());
+            }
+            references.sort_unstable();
+            references.dedup();
+            // Sizes as in real closures: most paths are small, a few hold most of the bytes.
+            let size = if n % 10 == 0 { bytes * 6 } else { bytes * 4 / 9 };
+            let host = self.nix.host_path(&path);
+            write_file(&host.join("lib/program"), &self.elf, &mut random, size * 3 / 4, &references)?;
+            write_file(&host.join("share/text"), &self.text, &mut random, size / 4, &references)?;
+            paths.push((path, references));
+        }
+        self.register(paths)
+    }
+
+    /// The same with one file of it changed. Gives the changed file's size too.
+    pub fn changed(&self, made: &Made, file: &str) -> anyhow::Result<(Made, u64)> {
+        let name = made.root.name().to_owned();
+        let path = path_of(&name, 0, 1)?;
+        let (from, to) = (self.nix.host_path(&made.root), self.nix.host_path(&path));
+        link_tree(&from, &to)?;
+        let file = to.join(file);
+        let mut bytes = fs::read(&file)?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::remove_file(&file)?;
+        fs::write(&file, &bytes)?;
+        Ok((self.register(vec![(path, Vec::new())])?, bytes.len() as u64))
+    }
+
+    fn register(&self, paths: Vec<(StorePath, Vec<StorePath>)>) -> anyhow::Result<Made> {
+        use std::fmt::Write;
+        let (mut text, mut archive_bytes) = (String::new(), 0);
+        for (path, references) in &paths {
+            let (hash, size) = hash_tree(&self.nix.host_path(path))?;
+            archive_bytes += size;
+            writeln!(text, "{path}\n{}\n{size}\n\n{}", hash.to_hex(), references.len())?;
+            references.iter().try_for_each(|reference| writeln!(text, "{reference}"))?;
+        }
+        let mut command = self.nix.command("nix-store");
+        command.args(["--load-db", "--store"]).arg(self.nix.root()).stdin(Stdio::piped());
+        let mut child = command.spawn().context("nix-store starts")?;
+        child.stdin.take().expect("piped").write_all(text.as_bytes())?;
+        ensure!(child.wait()?.success(), "nix-store --load-db failed");
+        let root = paths.last().context("a path")?.0.clone();
+        Ok(Made { root, archive_bytes, paths: paths.into_iter().map(|(path, _)| path).collect() })
+    }
+}
+
+impl Made {
+    pub fn files(&self, nix: &NixRoot) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut dirs: Vec<PathBuf> = self.paths.iter().map(|path| nix.host_path(path)).collect();
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).expect("made here").map(|entry| entry.expect("made here").path()) {
+                if entry.is_dir() { dirs.push(entry) } else { files.push(entry) }
+            }
+        }
+        files.sort_unstable();
+        files
+    }
+}
+
+fn path_of(name: &str, n: u64, version: u64) -> anyhow::Result<StorePath> {
+    Ok(StorePath::from_source(name, &Sha256Hash::of(format!("{n} {version}").as_bytes()))?)
+}
+
+fn write_file(
+    file: &Path,
+    content: &Content,
+    random: &mut Random,
+    size: usize,
+    references: &[StorePath],
+) -> anyhow::Result<()> {
+    fs::create_dir_all(file.parent().expect("below a root"))?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, File::create(file)?);
+    for part in 0..=references.len() {
+        content.write(random, size / (references.len() + 1), &mut out)?;
+        if let Some(reference) = references.get(part) {
+            write!(out, "\0{reference}/lib\0")?;
+        }
+    }
+    let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    file.set_permissions(fs::Permissions::from_mode(0o444))?;
+    Ok(())
+}
+
+/// Equal files are the same ones: nothing here writes to them again.
+fn link_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let at = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => link_tree(&entry.path(), &at)?,
+            false => fs::hard_link(entry.path(), at)?,
+        }
+    }
+    Ok(())
+}

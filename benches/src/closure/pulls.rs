@@ -1,0 +1,97 @@
+//! Pulling whole closures, near and far.
+
+use std::time::Duration;
+
+use calve_store::push::DEFAULT_LEVEL;
+
+use super::bound::Bound;
+use super::make::{Made, Maker};
+use super::nix::NixRoot;
+use super::proxy::Proxy;
+use super::{Bench, faster};
+use crate::table::Table;
+use crate::times::Times;
+
+/// How many times faster than Nix's quickest way over loopback, and than the machine's own bound.
+const NEAR_LEAST: f64 = 1.0;
+const BOUND_LEAST: f64 = 0.6;
+/// Round trips at which many paths are pulled, in milliseconds.
+const FAR_MILLIS: [u64; 2] = [20, 50];
+/// How many times faster than `nix copy`, and than `nix-store -r` with as many jobs as help.
+const COPY_LEAST: f64 = 4.0;
+const SUBSTITUTE_LEAST: f64 = 1.2;
+/// The round trip at which what is known of a closure is asked for, and how long that may take.
+const METADATA_MILLIS: u64 = 100;
+const METADATA_MOST: f64 = 0.5;
+
+impl Bench {
+    pub(super) fn pull(&mut self, what: &str, made: &Made, table: &mut Table) -> anyhow::Result<()> {
+        let bound = Bound::new(&made.files(&self.nix), DEFAULT_LEVEL)?;
+        let files = tempfile::tempdir()?;
+        let cache = format!("file://{}", files.path().display());
+        self.nix.copy_to(&cache, &made.root, DEFAULT_LEVEL)?;
+        let (mut ours, mut from_files, mut from_server) = (Times::new(), Times::new(), Times::new());
+        let mut least = Times::new();
+        for _ in 0..self.size.runs {
+            least.push(bound.measure()?);
+            let target = NixRoot::new()?;
+            let cost = super::call("pull", &target, (&self.server, &self.server.url), &made.root, 0)?;
+            ours.push(cost.time);
+            self.peak_kib = self.peak_kib.max(cost.peak_kib);
+            target.verify(&made.root)?;
+            from_files.push(NixRoot::new()?.copy_from(&cache, &made.root)?);
+            from_server.push(NixRoot::new()?.copy_from(&self.server.url, &made.root)?);
+        }
+        let row = |from: &str| format!("pull, {what}, loopback; Nix from {from}");
+        faster(table, &row("the same cache"), &ours, "nix copy", &from_server, Some(NEAR_LEAST));
+        faster(table, &row("files"), &ours, "nix copy", &from_files, Some(NEAR_LEAST));
+        let row = format!("pull, {what}, loopback; of the machine's bound");
+        faster(table, &row, &ours, "decompress, hash, write", &least, Some(BOUND_LEAST));
+        Ok(())
+    }
+
+    pub(super) async fn pull_far(&mut self, made: &Made, table: &mut Table) -> anyhow::Result<()> {
+        for millis in FAR_MILLIS {
+            let proxy = Proxy::start(self.server.port(), Duration::from_millis(millis)).await?;
+            let (mut ours, mut copied, mut substituted) = (Times::new(), Times::new(), Times::new());
+            for _ in 0..self.size.far_runs {
+                tokio::task::block_in_place(|| -> anyhow::Result<()> {
+                    let target = NixRoot::new()?;
+                    let cost = super::call("pull", &target, (&self.server, &proxy.url), &made.root, 0)?;
+                    ours.push(cost.time);
+                    self.peak_kib = self.peak_kib.max(cost.peak_kib);
+                    copied.push(NixRoot::new()?.copy_from(&proxy.url, &made.root)?);
+                    substituted.push(NixRoot::new()?.substitute(&proxy.url, &made.root)?);
+                    Ok(())
+                })?;
+            }
+            let row = format!("pull, {} paths, {millis} ms", self.size.paths);
+            faster(table, &row, &ours, "nix copy", &copied, Some(COPY_LEAST));
+            faster(table, &row, &ours, "nix-store -r, 128 jobs", &substituted, Some(SUBSTITUTE_LEAST));
+        }
+        Ok(())
+    }
+
+    /// What has to be known of many paths before the first of their chunks can be asked for.
+    pub(super) async fn metadata(&mut self, table: &mut Table) -> anyhow::Result<()> {
+        let count = self.size.metadata_paths;
+        let made = Maker::new(&self.nix).many_paths("tiny", count, 4 << 10, 0)?;
+        let url = self.server.url.clone();
+        self.keep(&made, &url)?;
+        let proxy = Proxy::start(self.server.port(), Duration::from_millis(METADATA_MILLIS)).await?;
+        let (mut ours, mut theirs) = (Times::new(), Times::new());
+        for _ in 0..self.size.far_runs {
+            tokio::task::block_in_place(|| -> anyhow::Result<()> {
+                let nix = NixRoot::new()?;
+                ours.push(super::call("metadata", &nix, (&self.server, &proxy.url), &made.root, 0)?.inner);
+                theirs.push(nix.path_info(&proxy.url, &made.root)?);
+                Ok(())
+            })?;
+        }
+        let row = format!("metadata of {count} paths, {METADATA_MILLIS} ms");
+        faster(table, &row, &ours, "nix path-info -r", &theirs, None);
+        let seconds = ours.median().as_secs_f64();
+        table.limit(&row, format!("{seconds:.3} s"), seconds, METADATA_MOST, "s");
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! Pushing whole closures, and what little changed of them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use calve_store::push::DEFAULT_LEVEL;
+
+use super::make::{Made, Maker};
+use super::nix::NixRoot;
+use super::proxy::Proxy;
+use super::server::Server;
+use super::{Bench, Closures, SAME_LEVEL, faster, mebibytes};
+use crate::table::Table;
+use crate::times::Times;
+
+/// How many times faster than `nix copy` at the same level, and at our default.
+const SAME_LEVEL_LEAST: f64 = 1.8;
+const DEFAULT_LEVEL_LEAST: f64 = 4.0;
+/// Bytes at our default level, of Nix's at its own.
+const DEFAULT_BYTES_MOST: f64 = 1.2;
+/// What a change of one file moves, of the closure, beyond that file.
+const ONE_FILE_SHARE: f64 = 0.01;
+const ONE_FILE_MOST: Duration = Duration::from_secs(1);
+/// What a rebuild moves that changes nothing but hashes.
+const REBUILT_SHARE: f64 = 0.005;
+
+impl Bench {
+    pub(super) fn push(&mut self, what: &str, made: &Made, table: &mut Table) -> anyhow::Result<()> {
+        let (mut same, mut default) = (Times::new(), Times::new());
+        let (mut to_files, mut to_server) = (Times::new(), Times::new());
+        let (mut our_bytes, mut same_bytes, mut their_bytes) = (0, 0, 0);
+        for _ in 0..self.size.runs {
+            for (level, times, bytes) in
+                [(SAME_LEVEL, &mut same, &mut same_bytes), (DEFAULT_LEVEL, &mut default, &mut our_bytes)]
+            {
+                let server = Server::start()?;
+                // Nothing is known from before.
+                let _ = std::fs::remove_file(self.nix.dir().join("chunks.sqlite"));
+                let nix = &self.nix;
+                let cost = super::call("push", nix, (&server, &server.url), &made.root, level)?;
+                times.push(cost.time);
+                *bytes = cost.bytes_moved;
+                self.peak_kib = self.peak_kib.max(cost.peak_kib);
+                self.server_peak_kib = self.server_peak_kib.max(server.peak_kib()?);
+            }
+            let files = tempfile::tempdir()?;
+            let cache = format!("file://{}", files.path().display());
+            to_files.push(self.nix.copy_to(&cache, &made.root, SAME_LEVEL)?);
+            their_bytes = size_of(&files.path().join("nar"))?;
+            let server = Server::start()?;
+            self.nix.allow(&server.token)?;
+            to_server.push(self.nix.copy_to(&server.url, &made.root, SAME_LEVEL)?);
+            self.server_peak_kib = self.server_peak_kib.max(server.peak_kib()?);
+        }
+        let _ = std::fs::remove_file(self.nix.dir().join("chunks.sqlite"));
+        let row = |level: i32, to: &str| format!("push, {what}, zstd -{level}; Nix -{SAME_LEVEL} to {to}");
+        for (times, level, least) in
+            [(&same, SAME_LEVEL, SAME_LEVEL_LEAST), (&default, DEFAULT_LEVEL, DEFAULT_LEVEL_LEAST)]
+        {
+            faster(table, &row(level, "the same cache"), times, "nix copy", &to_server, Some(least));
+            faster(table, &row(level, "files"), times, "nix copy", &to_files, None);
+        }
+        for (level, bytes) in [(SAME_LEVEL, same_bytes), (DEFAULT_LEVEL, our_bytes)] {
+            let ratio = bytes as f64 / their_bytes as f64;
+            let (ours, theirs) = (mebibytes(bytes), format!("nix copy {}", mebibytes(their_bytes)));
+            table.ratio(
+                &format!("push, {what}, bytes, zstd -{level}"),
+                ours,
+                theirs,
+                ratio,
+                Some(DEFAULT_BYTES_MOST),
+            );
+        }
+        let url = self.server.url.clone();
+        self.keep(made, &url)?;
+        Ok(())
+    }
+
+    /// One file changed in a closure that both sides had before.
+    pub(super) async fn one_file(&mut self, closures: &Closures, table: &mut Table) -> anyhow::Result<()> {
+        let maker = Maker::new(&self.nix);
+        let small = maker.changed(&closures.small, "dir-7/file-351")?;
+        let large = maker.changed(&closures.large, "lib/lib1.so")?;
+        for (what, before, (after, file)) in
+            [("small files", &closures.small, small), ("large files", &closures.large, large)]
+        {
+            let most = (after.archive_bytes as f64 * ONE_FILE_SHARE) as u64 + file;
+            self.change(&format!("one file of {what}"), before, &after, most, true, table).await?;
+        }
+        Ok(())
+    }
+
+    /// All path hashes new, as after a change at the bottom.
+    pub(super) async fn rebuilt(&mut self, before: &Made, table: &mut Table) -> anyhow::Result<()> {
+        let (paths, bytes) = (self.size.paths, self.size.path_bytes);
+        let after = Maker::new(&self.nix).many_paths("many", paths, bytes, 1)?;
+        let most = (after.archive_bytes as f64 * REBUILT_SHARE) as u64;
+        self.change("a rebuild of many paths", before, &after, most, false, table).await
+    }
+
+    async fn change(
+        &mut self,
+        what: &str,
+        before: &Made,
+        after: &Made,
+        most: u64,
+        in_time: bool,
+        table: &mut Table,
+    ) -> anyhow::Result<()> {
+        let target = NixRoot::new()?;
+        let pulled = super::call("pull", &target, (&self.server, &self.server.url), &before.root, 0)?;
+        self.peak_kib = self.peak_kib.max(pulled.peak_kib);
+        for verb in ["push", "pull"] {
+            let proxy = Proxy::start(self.server.port(), Duration::ZERO).await?;
+            let nix = if verb == "push" { &self.nix } else { &target };
+            let server = (&self.server, proxy.url.as_str());
+            let cost =
+                tokio::task::block_in_place(|| super::call(verb, nix, server, &after.root, DEFAULT_LEVEL))?;
+            self.peak_kib = self.peak_kib.max(cost.peak_kib);
+            let moved = proxy.bytes();
+            let ratio = moved as f64 / most as f64;
+            let target = format!("at most {}", mebibytes(most));
+            table.ratio(
+                &format!("{verb}, {what}, bytes on the line"),
+                mebibytes(moved),
+                target,
+                ratio,
+                Some(1.0),
+            );
+            let (seconds, row) = (cost.time.as_secs_f64(), format!("{verb}, {what}, time"));
+            match in_time {
+                true => {
+                    table.limit(&row, format!("{seconds:.3} s"), seconds, ONE_FILE_MOST.as_secs_f64(), "s")
+                }
+                false => table.note(&row, format!("{seconds:.3} s")),
+            }
+        }
+        target.verify(&after.root)
+    }
+}
+
+fn size_of(dir: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,77 @@
+//! `calve cache serve` in a directory of its own.
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use calve_server::cache::tokens::{Right, Tokens};
+
+use crate::home::Home;
+
+/// How long it may take until it listens.
+const START_MAX: Duration = Duration::from_secs(60);
+
+/// A cache that everybody may pull from; told to stop, and gone, when it is dropped.
+pub struct Server {
+    child: Child,
+    pub url: String,
+    pub token: String,
+    pub key: String,
+    _home: Home,
+}
+
+impl Server {
+    pub fn start() -> anyhow::Result<Self> {
+        let home = Home::new()?;
+        let dir = home.path().join("cache");
+        let token = Tokens::new(&dir).add("bench", &Right::Push)?;
+        let (dir, file) = (dir.display().to_string(), home.path().join("address"));
+        let mut command =
+            home.command(&["cache", "serve", "--public", "--listen", "127.0.0.1:0", "--dir", &dir]);
+        command.arg("--address-file").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().context("calve starts")?;
+        let mut server = Self { child, url: String::new(), token, key: String::new(), _home: home };
+        server.url = server.wait_for(&file)?;
+        server.key = server._home.calve(&["cache", "key", "--dir", &dir])?.trim().to_owned();
+        Ok(server)
+    }
+
+    fn wait_for(&mut self, file: &Path) -> anyhow::Result<String> {
+        let begun = Instant::now();
+        loop {
+            match std::fs::read_to_string(file) {
+                Ok(address) if !address.is_empty() => return Ok(address.trim().to_owned()),
+                _ => {}
+            }
+            ensure!(self.child.try_wait()?.is_none(), "calve cache serve ended");
+            ensure!(begun.elapsed() < START_MAX, "calve cache serve does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address has a port")
+    }
+
+    /// The most memory that it ever had, in KiB.
+    pub fn peak_kib(&self) -> anyhow::Result<u64> {
+        peak_kib(&self.child.id().to_string())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// The most memory that a process ever had, in KiB (`proc_pid_status(5)`).
+pub fn peak_kib(process: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).context("a peak")?;
+    Ok(line.split_ascii_whitespace().nth(1).context("a number")?.parse()?)
+}
