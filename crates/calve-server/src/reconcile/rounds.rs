@@ -46,6 +46,8 @@ type Found = BTreeMap<DriverName, Result<BTreeMap<MachineId, Listed>, EffectErro
 pub(super) struct Rounds {
     state: Arc<dyn State>,
     view: View,
+    /// The moment that the last round planned for.
+    planned: Revision,
     effects: Arc<dyn Effects>,
     node: NodeName,
     since: Timestamp,
@@ -90,6 +92,7 @@ impl Rounds {
         Self {
             since: effects.now(),
             state,
+            planned: view.seen(),
             view,
             effects,
             node: NODE.parse().expect("the node's name is a DNS label"),
@@ -154,6 +157,8 @@ impl Rounds {
         let view = self.view.clone();
         let (plan, records, lost, unheard, living) = {
             let content = view.content();
+            // What came after it is for the next round, also where a request has read it since.
+            self.planned = content.seen;
             let machines = &content.machines;
             let lost = self.known.hear(&reports, machines, &*self.effects, now);
             self.known.hurry(machines);
@@ -300,7 +305,7 @@ impl Rounds {
 
     async fn wait(&mut self, wake: Timestamp) -> Woken {
         let (state, effects) = (self.state.clone(), self.effects.clone());
-        let seen = self.view.seen();
+        let seen = self.planned;
         let woken = tokio::select! {
             biased;
             Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => {

@@ -21,7 +21,7 @@ pub struct View(Arc<Mutex<Content>>);
 #[derive(Default)]
 pub(in crate::reconcile) struct Content {
     /// The moment.
-    seen: Revision,
+    pub seen: Revision,
     records: BTreeMap<MachineId, (Revision, Kept)>,
     /// The records as decisions see them.
     pub machines: BTreeMap<MachineId, Machine>,
