@@ -142,8 +142,12 @@ async fn collecting_beside_pushes_and_reads_loses_nothing() {
             assert_intact(&writer, &paths).await;
         }
     });
-    while !pushing.is_finished() {
-        collector.collect(&GcPolicy::default()).await.unwrap();
+    // Mostly with a grace: without any, again and again, a slow push would never come to its end.
+    for grace in [0, 100, 100, 100].into_iter().map(Duration::from_millis).cycle() {
+        if pushing.is_finished() {
+            break;
+        }
+        collector.collect(&GcPolicy { grace: Some(grace), ..GcPolicy::default() }).await.unwrap();
     }
     pushing.await.unwrap();
     assert_eq!(collector.verify(None).await.unwrap().damage, []);

@@ -13,8 +13,8 @@ use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::time::Duration;
 
-use super::index::chunks;
 use super::index::paths::{self, PathRow};
+use super::index::{WriteError, chunks};
 use super::{Cache, CacheError, now_ms};
 use crate::chunk::ChunkId;
 
@@ -96,7 +96,9 @@ impl Cache {
     /// Removes what nothing needs any more. One collection at a time runs in a cache.
     pub async fn collect(&self, policy: &GcPolicy) -> Result<Collected, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage")?;
-        let now_ms = now_ms();
+        // As a writer: whoever stamped an earlier time has committed, so that `mark` sees it, and whoever comes later is
+        // spared. Taken beside a commit in flight, its chunks would look untouched though nothing has marked them.
+        let now_ms = self.0.index.write(|_| Ok::<_, WriteError>(now_ms())).await?;
         let grace = policy.grace.unwrap_or(self.0.grace);
         let times = Times { now_ms, spared_ms: now_ms.saturating_sub(millis(grace)) };
         let (live, dead) = self.mark(policy, times).await?;

@@ -54,8 +54,8 @@ impl Cache {
 
     /// Which chunks are not there, in the same order; those that are stay for the grace.
     pub(super) fn missing_now(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, CacheError> {
-        let (now_ms, since_ms) = (now_ms(), self.touch_since_ms());
         self.0.index.write_now(|index| {
+            let (now_ms, since_ms) = (now_ms(), self.touch_since_ms());
             let mut missing = Vec::new();
             for id in ids {
                 if !chunks::touch_since(index, id, now_ms, since_ms)? {
