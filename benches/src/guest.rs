@@ -16,7 +16,7 @@ use calve_store::{Closure, ClosurePath};
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Remaining, ToAgent};
 use calve_wire::frame::{Channel, Decoder, Frame, Incoming, Token};
 use calve_wire::guard::PROBE_MARKER;
-use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::machine::{MachineSpec, Program, Restart, Workload};
 
 use crate::Effort;
 use crate::home::beside;
@@ -103,16 +103,8 @@ impl Bench {
             attempt: 1,
             token: TOKEN.into(),
             spec: MachineSpec {
-                kind: Kind::Job,
-                workload: Workload::Program(program()),
                 driver: Some(DriverName::Qemu),
-                restart: Restart::Never,
-                health: None,
-                limits: Limits::default(),
-                network: Network::None,
-                store: None,
-                ports: vec![],
-                source: Source::default(),
+                ..MachineSpec::new(Kind::Job, Workload::Program(program()))
             },
             closure: self.closure.clone(),
             remaining: LEASE,

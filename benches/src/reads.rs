@@ -16,7 +16,7 @@ use calve_server::reconcile::records::{NAMES, machine_key};
 use calve_server::state::{Durability, EmbeddedState, Expect, State};
 use calve_wire::event::What;
 use calve_wire::frame::{Channel, LogEntry};
-use calve_wire::machine::{Exit, Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::machine::{Exit, MachineSpec, Program, Restart, Source, Workload};
 use calve_wire::record::{MachineRecord, NameRecord, RECORD_VERSION, Stop};
 
 use crate::Effort;
@@ -145,16 +145,10 @@ fn record(n: u128, lives: bool, now: Timestamp) -> anyhow::Result<MachineRecord>
     let requested = Stop { since_unix_ms: created, grace_ms: 0, reason: StopReason::Requested };
     let source = Source { given: format!("./app-{n}/bin/app"), revision: None };
     let spec = MachineSpec {
-        kind: Kind::Service,
-        workload: Workload::Program(program),
         driver: Some(DriverName::Qemu),
         restart: Restart::Always,
-        health: None,
-        limits: Limits::default(),
-        network: Network::None,
-        store: None,
-        ports: vec![],
         source,
+        ..MachineSpec::new(Kind::Service, Workload::Program(program))
     };
     Ok(MachineRecord {
         version: RECORD_VERSION,

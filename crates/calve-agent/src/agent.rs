@@ -29,7 +29,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use calve_wire::agent::{FromAgent, Phase, Remaining, Status};
+use calve_wire::agent::{FromAgent, Remaining, Status};
 use calve_wire::frame::Token;
 use calve_wire::machine::{HealthCheck, Program, Restart};
 use tokio::sync::mpsc;
@@ -82,15 +82,7 @@ async fn supervise(config: Config) -> io::Result<()> {
         stdin: stdin::Stdin::default(),
         environment: RefCell::default(),
         takes_commands: Cell::new(true),
-        status: RefCell::new(Status {
-            phase: Phase::Waiting,
-            starts: 0,
-            last_exit: None,
-            healthy: None,
-            expired: false,
-            notes: Vec::new(),
-            log_seq: 0,
-        }),
+        status: RefCell::new(Status::waiting()),
         events,
     });
     agent.status.borrow_mut().notes = agent.enclosure.notes();

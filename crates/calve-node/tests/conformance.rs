@@ -9,7 +9,7 @@ use calve_core::MachineId;
 use calve_node::driver::sandbox::SandboxDriver;
 use calve_node::{Driver, DriverErrorKind, Found, Order};
 use calve_wire::agent::{Phase, Remaining};
-use support::{Client, agent_binary, cgroups_named, new_id, order, processes_with, wait_for};
+use support::{Client, agent_program, cgroups_named, new_id, order, processes_with, wait_for};
 
 /// How the suite gets at one driver.
 trait Subject {
@@ -203,7 +203,7 @@ struct Sandbox;
 
 impl Subject for Sandbox {
     fn open(runtime_dir: &Path) -> Arc<dyn Driver> {
-        Arc::new(SandboxDriver::new(runtime_dir, agent_binary()))
+        Arc::new(SandboxDriver::new(runtime_dir, agent_program()))
     }
 
     /// A store path that is not there any more.

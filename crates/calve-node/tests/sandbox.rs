@@ -11,7 +11,7 @@ use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, Found, Order};
 use calve_store::ClosurePath;
 use calve_wire::machine::Exit;
-use support::{Client, agent_binary, new_id, order, processes_with, wait_for};
+use support::{Client, agent_program, new_id, order, processes_with, wait_for};
 
 const BASE_NAME: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 
@@ -27,7 +27,7 @@ impl Bench {
         let bin = dir.path().join(BASE_NAME).join("bin");
         fs::create_dir_all(&bin).expect("made");
         fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
-        Self { driver: SandboxDriver::new(&dir.path().join("run"), agent_binary()), dir }
+        Self { driver: SandboxDriver::new(&dir.path().join("run"), agent_program()), dir }
     }
 
     fn order(&self) -> Order {
@@ -170,7 +170,7 @@ async fn a_supervisor_whose_driver_dies_too_early_undoes_everything() {
     fs::create_dir_all(&dir).expect("made");
     fs::write(dir.join("sandbox.json"), spec).expect("written");
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
-    let mut supervisor = std::process::Command::new(agent_binary())
+    let mut supervisor = std::process::Command::new(agent_program())
         .args(["sandbox", "--ready-fd", "0", "--run-dir"])
         .arg(&dir)
         .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(theirs)))

@@ -11,7 +11,7 @@ use calve_node::{Driver, Found, Order};
 use calve_store::ClosurePath;
 use calve_wire::machine::Network;
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Client, agent_binary, cgroups_named, new_id, order, processes_with, wait_for};
+use support::{Client, agent_program, cgroups_named, new_id, order, processes_with, wait_for};
 
 const BASE_NAME: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 
@@ -30,7 +30,7 @@ impl Bench {
         fs::create_dir_all(&bin).expect("made");
         fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
         let agent = dir.path().join("calve-agent");
-        fs::copy(agent_binary(), &agent).expect("copied");
+        fs::copy(agent_program(), &agent).expect("copied");
         let driver = SandboxDriver::new(&dir.path().join("run"), agent.clone());
         let bench = Self { dir, agent, driver };
         let first = bench.order();
@@ -171,7 +171,7 @@ async fn one_of_another_program_is_not_used() {
     let bench = Bench::new().await;
     let standby = bench.standby().await;
     let new = bench.dir.path().join("new");
-    fs::copy(agent_binary(), &new).expect("copied");
+    fs::copy(agent_program(), &new).expect("copied");
     fs::rename(new, &bench.agent).expect("replaced");
     let (supervisor, _) = bench.run(&bench.order(), "echo up").await;
     assert_ne!(supervisor, standby);
@@ -194,7 +194,7 @@ async fn it_ends_with_its_driver() {
 #[test]
 fn it_ends_when_nobody_is_left_to_ask() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
-    let mut supervisor = std::process::Command::new(agent_binary())
+    let mut supervisor = std::process::Command::new(agent_program())
         .args(["standby", "--ready-fd", "0", "--room", "-"])
         .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(theirs)))
         .spawn()
@@ -231,7 +231,7 @@ fn without_root_its_sandbox_goes_when_the_hosts_mounts_change() {
     let mut host = Killed(
         std::process::Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount", "sh", "-c", SCRIPT])
-            .arg(agent_binary())
+            .arg(agent_program())
             .arg(dir.path())
             .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .spawn()

@@ -18,6 +18,7 @@ pub mod cache;
 pub mod daemon;
 pub mod dirs;
 pub mod events;
+mod http1;
 pub mod logs;
 pub mod ports;
 mod random;
@@ -25,14 +26,4 @@ pub mod reconcile;
 pub mod state;
 pub mod world;
 
-/// An error with everything behind it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
+use calve_store::chain;

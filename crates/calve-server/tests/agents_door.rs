@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use agent_client::agent_program;
 use async_trait::async_trait;
 use calve_core::{DriverName, MachineId};
 use calve_node::{Driver, DriverError, Found, Order};
@@ -101,17 +102,6 @@ impl Driver for Elsewhere {
     fn console_log(&self, _: MachineId) -> Option<PathBuf> {
         None
     }
-}
-
-/// The agent that was built with these tests, or the one that `CALVE_AGENT` names.
-fn agent_program() -> PathBuf {
-    if let Some(path) = std::env::var_os("CALVE_AGENT") {
-        return path.into();
-    }
-    let test = std::env::current_exe().unwrap();
-    let program = test.ancestors().nth(2).unwrap().join("calve-agent");
-    assert!(program.exists(), "{} is missing: `cargo build -p calve-agent` makes it", program.display());
-    program
 }
 
 /// The line between agents and the server, of which the first connections are cut.

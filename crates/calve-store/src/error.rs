@@ -170,3 +170,15 @@ fn repair(path: &str) -> String {
     }
     "check the Nix store, for example with: nix-store --verify".to_owned()
 }
+
+/// An error with everything behind it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

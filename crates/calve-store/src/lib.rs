@@ -45,7 +45,7 @@ mod tree;
 pub mod unpack;
 
 pub use closure::{Closure, ClosurePath};
-pub use error::StoreError;
+pub use error::{StoreError, chain};
 #[cfg(feature = "http")]
 pub use http::{Address, HttpRemote};
 pub use image::prune_images;

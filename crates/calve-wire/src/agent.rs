@@ -214,6 +214,19 @@ pub struct Status {
 }
 
 impl Status {
+    /// That of an agent which was told nothing yet.
+    pub fn waiting() -> Self {
+        Self {
+            phase: Phase::Waiting,
+            starts: 0,
+            last_exit: None,
+            healthy: None,
+            expired: false,
+            notes: Vec::new(),
+            log_seq: 0,
+        }
+    }
+
     /// Why the program was not started, where that is how it ended last.
     pub fn why_not_started(&self) -> Option<String> {
         let unstarted = self.last_exit.is_some_and(|exit| exit.cause == ExitCause::NotStarted);

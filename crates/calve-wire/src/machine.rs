@@ -220,6 +220,24 @@ pub struct MachineSpec {
     pub source: Source,
 }
 
+impl MachineSpec {
+    /// A machine of which nothing more is asked: any driver, no limits, no network, never started again.
+    pub fn new(kind: Kind, workload: Workload) -> Self {
+        Self {
+            kind,
+            workload,
+            driver: None,
+            restart: Restart::Never,
+            health: None,
+            limits: Limits::default(),
+            network: Network::None,
+            store: None,
+            ports: Vec::new(),
+            source: Source::default(),
+        }
+    }
+}
+
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

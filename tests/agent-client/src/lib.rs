@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Phase, Remaining, Status, Target, ToAgent};
@@ -21,6 +21,15 @@ pub const TOKEN: &str = "00112233445566778899aabbccddeeff";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A lease that no test sees the end of.
 pub const HOUR: Remaining = Remaining { until_deadline_ms: Some(3_600_000), grace_ms: 1000 };
+
+/// The agent that was built beside the running test, or the one that `CALVE_AGENT` names.
+pub fn agent_program() -> PathBuf {
+    let own = std::env::current_exe().expect("known");
+    let dir = own.parent().and_then(Path::parent).expect("tests lie in deps/");
+    let program = std::env::var_os("CALVE_AGENT").map_or_else(|| dir.join("calve-agent"), PathBuf::from);
+    assert!(program.exists(), "{} is missing: `cargo build -p calve-agent` makes it", program.display());
+    program
+}
 
 /// What came on one stream.
 #[derive(Debug, Default)]

@@ -93,10 +93,8 @@ impl Vm {
             phase: self.phase,
             starts: self.starts,
             last_exit: self.last_exit,
-            healthy: None,
             expired: self.expired,
-            notes: Vec::new(),
-            log_seq: 0,
+            ..Status::waiting()
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use calve_core::{Kind, MachineId, StopReason, Timestamp};
 use calve_server::reconcile::records::{self, NewMachine, RecordsError, View};
 use calve_server::state::State;
-use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::machine::{MachineSpec, Program, Restart, Workload};
 use calve_wire::record::MachineRecord;
 
 use crate::rng::Rng;
@@ -96,16 +96,11 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
         agent_token: String::new(),
         name,
         spec: MachineSpec {
-            kind,
-            workload: if kind == Kind::System { Workload::Base } else { Workload::Program(program) },
-            driver: None,
             restart: if kind == Kind::Service { Restart::Always } else { Restart::Never },
-            health: None,
-            limits: Limits::default(),
-            network: Network::None,
-            store: None,
-            ports: Vec::new(),
-            source: Source::default(),
+            ..MachineSpec::new(
+                kind,
+                if kind == Kind::System { Workload::Base } else { Workload::Program(program) },
+            )
         },
         ttl: (!rng.chance(100)).then(|| Duration::from_millis(rng.range(1_000, 120_000))),
         grace: Duration::from_millis(rng.range(0, 10_000)),

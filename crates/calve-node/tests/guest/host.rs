@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_client::agent_program;
+pub use agent_client::{HOUR, TOKEN};
 use calve_core::{DriverName, Kind, MachineId, Timestamp};
 use calve_nix::StorePath;
 use calve_node::driver::qemu::{ImageMaker, QemuDriver, QemuOptions};
@@ -13,12 +15,10 @@ use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_store::{Closure, ClosurePath};
 use calve_wire::agent::{Remaining, SandboxCgroups};
 use calve_wire::guard::GuardProcesses;
-use calve_wire::machine::{Limits, MachineSpec, Network, Program, Restart, Source, Workload};
+use calve_wire::machine::{MachineSpec, Program, Workload};
 
 /// Longest wait for anything: a guest boots in two seconds, on a crowded host in twenty.
 pub const PATIENCE: Duration = Duration::from_secs(90);
-pub const TOKEN: &str = "00112233445566778899aabbccddeeff";
-pub const HOUR: Remaining = Remaining { until_deadline_ms: Some(3_600_000), grace_ms: 1000 };
 /// Base name of the store path that holds the host's static busybox.
 pub const BUSYBOX: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 
@@ -50,7 +50,7 @@ impl Host {
         QemuDriver::new(QemuOptions {
             runtime_dir: self.dir.path().join("run"),
             images_dir: images_dir(),
-            agent_binary: agent_binary(),
+            agent_binary: agent_program(),
             kernel: None,
             store_image,
         })
@@ -64,16 +64,8 @@ impl Host {
             attempt: 1,
             token: TOKEN.into(),
             spec: MachineSpec {
-                kind: Kind::Job,
-                workload: Workload::Program(busybox(&["true"])),
                 driver: Some(DriverName::Qemu),
-                restart: Restart::Never,
-                health: None,
-                limits: Limits::default(),
-                network: Network::None,
-                store: None,
-                ports: vec![],
-                source: Source::default(),
+                ..MachineSpec::new(Kind::Job, Workload::Program(busybox(&["true"])))
             },
             closure: Closure { paths: vec![self.path(BUSYBOX)] },
             remaining,
@@ -140,18 +132,6 @@ pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 /// Kernels and initrds are made once for all tests.
 fn images_dir() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("images")
-}
-
-/// The agent, built by the cargo that runs these tests.
-fn agent_binary() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "calve-agent"]).status();
-        assert!(built.expect("cargo runs").success(), "calve-agent does not build");
-        let test = std::env::current_exe().expect("this test is a program");
-        test.parent().and_then(Path::parent).expect("target/…/deps").join("calve-agent")
-    };
-    BUILT.get_or_init(build).clone()
 }
 
 fn store_image(closure: &Closure, dir: &Path) -> Result<PathBuf, DriverError> {

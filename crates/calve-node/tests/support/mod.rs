@@ -11,7 +11,7 @@ use calve_node::Order;
 use calve_store::Closure;
 use calve_wire::machine::{Limits, MachineSpec, Network, Restart, Source, Workload};
 
-pub use agent_client::{Client, HOUR, TOKEN, wait_for};
+pub use agent_client::{Client, HOUR, TOKEN, agent_program, wait_for};
 
 /// An id that no other test has.
 pub fn new_id() -> MachineId {
@@ -28,30 +28,10 @@ pub fn order(id: MachineId, attempt: u32) -> Order {
         name: "berg".parse().expect("a name"),
         attempt,
         token: TOKEN.to_owned(),
-        spec: MachineSpec {
-            kind: Kind::System,
-            workload: Workload::Base,
-            driver: None,
-            limits: Limits::default(),
-            network: Network::None,
-            store: None,
-            ports: vec![],
-            health: None,
-            restart: Restart::Never,
-            source: Source::default(),
-        },
+        spec: MachineSpec::new(Kind::System, Workload::Base),
         closure: Closure::default(),
         remaining: HOUR,
     }
-}
-
-/// The agent's program beside the tests' own.
-pub fn agent_binary() -> PathBuf {
-    let own = std::env::current_exe().expect("known");
-    let dir = own.parent().and_then(Path::parent).expect("tests lie in deps/");
-    let agent = std::env::var_os("CALVE_AGENT").map_or_else(|| dir.join("calve-agent"), PathBuf::from);
-    assert!(agent.exists(), "{} is missing: cargo build -p calve-agent", agent.display());
-    agent
 }
 
 /// Processes whose command line holds the text: supervisors name their run directory there.

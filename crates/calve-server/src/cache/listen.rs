@@ -1,6 +1,5 @@
 //! A cache on an address of its own.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -12,9 +11,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -23,14 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-/// Time in which the head of a request must have come; also how long an idle connection is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+use crate::http1;
+
 /// How long a client may take none of the bytes that are there for it.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a request's head, and of a body that are read at once.
 const BUFFER_MAX_BYTES: usize = 64 * 1024;
-/// Most headers of a request.
-const HEADERS_MAX: usize = 64;
 /// Most connections at once: each may hold some hundred KB while it sends; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 512;
 /// Pause after the kernel would not accept, most likely for want of descriptors.
@@ -71,32 +65,17 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
 
 async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let answer = move |request: Request<Incoming>| {
         let mut router = router.clone();
         async move {
             let answer = router.call(request.map(Body::new)).await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(|never| match never {}))
-        }
-    });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(BUFFER_MAX_BYTES)
-        .max_headers(HEADERS_MAX)
-        // Who says that no more comes still hears what was wrong with what came.
-        .half_close(true)
-        .serve_connection(TokioIo::new(Patient::new(stream)), service);
-    tokio::pin!(serving);
-    let result = tokio::select! {
-        result = &mut serving => result,
-        () = shutdown.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+            answer.unwrap_or_else(|never| match never {})
         }
     };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection broke");
-    }
+    let mut builder = http1::builder();
+    // Who says that no more comes still hears what was wrong with what came.
+    builder.max_buf_size(BUFFER_MAX_BYTES).half_close(true);
+    http1::serve(&builder, Patient::new(stream), answer, shutdown).await;
 }
 
 /// A stream that breaks where the other side takes nothing for too long.

@@ -1,7 +1,4 @@
-//! One HTTP connection: limits on hostile clients, who is at the other end, and the router.
-
-use std::convert::Infallible;
-use std::time::Duration;
+//! One HTTP connection of the server: who is at the other end, and the router.
 
 use axum::Router;
 use axum::body::Body;
@@ -9,9 +6,6 @@ use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use calve_wire::api::{CACHE_PREFIX, ProblemKind};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
@@ -20,13 +14,10 @@ use super::connections::Connection;
 use super::token::Token;
 use crate::api::{ApiError, Principal};
 use crate::cache::token_of;
+use crate::http1;
 
-/// Time in which the head of a request must have come; also how long an idle connection is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of a request's head: a path, a token and a handful of headers need hundreds.
 const HEAD_MAX_BYTES: usize = 32 * 1024;
-/// Most headers of a request.
-const HEADERS_MAX: usize = 64;
 
 /// Who may ask over a connection.
 #[derive(Clone)]
@@ -47,28 +38,11 @@ pub async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let answer = move |request: Request<Incoming>| {
         let (gate, mut router, connection) = (gate.clone(), router.clone(), connection.clone());
-        async move { Ok::<_, Infallible>(answer(request, &gate, &mut router, connection).await) }
-    });
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_MAX_BYTES)
-        .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(serving);
-    let result = tokio::select! {
-        result = &mut serving => result,
-        () = shutdown.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
+        async move { answer(request, &gate, &mut router, connection).await }
     };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection broke");
-    }
+    http1::serve(http1::builder().max_buf_size(HEAD_MAX_BYTES), stream, answer, shutdown).await;
 }
 
 async fn answer(

@@ -46,6 +46,9 @@ impl GcRoots {
     /// Holds what the machine runs until [`Self::release`]. Repeated, it changes nothing. A machine whose closure cannot be
     /// held runs all the same: the log says that a garbage collection would end it.
     pub(super) async fn hold(&self, order: &Order, store: &Arc<Store>) {
+        if !order.closure.paths.iter().any(|path| is_in_nix(&path.host_path)) {
+            return;
+        }
         let mut paths = roots_of(&order.spec);
         match private_references(&order.closure, store).await {
             Ok(references) => paths.extend(references),

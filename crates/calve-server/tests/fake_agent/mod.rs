@@ -96,7 +96,7 @@ pub fn entry(seq: u64, bytes: &[u8]) -> LogEntry {
 }
 
 pub fn status(phase: Phase, log_seq: u64) -> Status {
-    Status { phase, starts: 1, last_exit: None, healthy: None, expired: false, notes: Vec::new(), log_seq }
+    Status { phase, starts: 1, log_seq, ..Status::waiting() }
 }
 
 /// Listens where the server connects.

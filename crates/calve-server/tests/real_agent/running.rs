@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use agent_client::agent_program;
 use calve_core::MachineId;
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, SandboxSpec, ToAgent};
 use calve_wire::machine::{Limits, Network, Program, Restart};
@@ -58,17 +59,6 @@ impl Drop for RunningAgent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// The agent that was built with these tests, or the one that `CALVE_AGENT` names.
-fn agent_program() -> PathBuf {
-    if let Some(path) = std::env::var_os("CALVE_AGENT") {
-        return path.into();
-    }
-    let test = std::env::current_exe().unwrap();
-    let program = test.ancestors().nth(2).unwrap().join("calve-agent");
-    assert!(program.exists(), "{} is missing: `cargo build -p calve-agent` makes it", program.display());
-    program
 }
 
 /// The message that starts a shell script as the workload.

@@ -106,17 +106,8 @@ struct FakeAgent {
 
 impl FakeAgent {
     fn new(token: Token) -> Self {
-        let status = Status {
-            phase: Phase::Waiting,
-            starts: 0,
-            last_exit: None,
-            healthy: None,
-            expired: false,
-            notes: Vec::new(),
-            log_seq: 0,
-        };
         let script = Vec::new().into_iter();
-        Self { token, log: Vec::new(), status, script, reads_input: false, archive: None }
+        Self { token, log: Vec::new(), status: Status::waiting(), script, reads_input: false, archive: None }
     }
 
     async fn run(mut self, listener: UnixListener) {

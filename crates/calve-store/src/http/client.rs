@@ -21,6 +21,7 @@ use super::address::Address;
 use super::connect::{Sender, connect};
 use super::pool::Pool;
 use super::problem::{Problem, printable};
+use crate::chain;
 use crate::remote::RemoteError;
 
 /// How long a cache may neither take nor give a byte before it counts as stalled.
@@ -212,18 +213,6 @@ enum Broken {
     Closed(String),
     /// Nothing happens on it.
     Stalled,
-}
-
-/// An error with everything behind it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// A successful answer.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_core::{Kind, MachineId, StopReason, Timestamp};
-use calve_wire::machine::{Limits, MachineSpec, Network, Restart, Source, Workload};
+use calve_wire::machine::{MachineSpec, Workload};
 use futures_util::future::join_all;
 
 use super::*;
@@ -20,18 +20,7 @@ fn new(n: u128, name: Option<&str>) -> NewMachine {
         id: MachineId::new(NOW, n),
         agent_token: "00".repeat(16),
         name: name.map(|name| name.parse().unwrap()),
-        spec: MachineSpec {
-            kind: Kind::System,
-            workload: Workload::Base,
-            driver: None,
-            restart: Restart::Never,
-            health: None,
-            limits: Limits::default(),
-            network: Network::None,
-            store: None,
-            ports: Vec::new(),
-            source: Source::default(),
-        },
+        spec: MachineSpec::new(Kind::System, Workload::Base),
         ttl: Some(Duration::from_secs(60)),
         grace: Duration::from_secs(10),
     }
