@@ -20,12 +20,15 @@ use support::{Host, names};
 /// How long the test waits for what must happen at some time.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// When a cache counts as stalled: long enough for a sound one on a busy machine.
+const STALL: Duration = Duration::from_secs(2);
+
 /// Pulls from a cache that does something wrong; nothing may be left.
 fn refused(lie: impl FnOnce(&Chain, &Memory)) -> TransferError {
     let (_from, chain, cache) = pushed();
     lie(&chain, &cache);
     let to = Host::new();
-    let options = PullOptions { stall_timeout: Duration::from_millis(200), ..trusting(&[&cache]) };
+    let options = PullOptions { stall_timeout: STALL, ..trusting(&[&cache]) };
     let error = pull_from(&to, &[&cache], &chain.program, options).0.unwrap_err();
     assert!(!to.path("store").join(chain.program.base_name()).exists());
     assert!(!to.private_entries().contains(&chain.program.base_name().to_owned()));
@@ -144,7 +147,7 @@ fn the_next_cache_gives_what_the_first_cannot() {
         push_to(&from, &bad, &chain.program, PushOptions::default());
         *bad.faults.lock().unwrap() = faults;
         let to = Host::new();
-        let options = PullOptions { stall_timeout: Duration::from_millis(200), ..trusting(&[&good]) };
+        let options = PullOptions { stall_timeout: STALL, ..trusting(&[&good]) };
         pull_from(&to, &[&bad, &good], &chain.program, options).0.unwrap();
         assert_equal(&from, &to, &chain);
     }
