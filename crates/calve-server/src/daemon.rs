@@ -271,8 +271,7 @@ async fn reap_roots(state: &Arc<dyn State>, view: &View, world: &World) {
     match view.refresh(&**state).await {
         // An unreadable record may be a living machine's.
         Ok(()) if view.unreadable().is_empty() => {
-            let living = view.all_living().iter().map(|record| record.id).collect();
-            world.reap_roots(living).await;
+            world.reap_roots(view.living_ids()).await;
         }
         Ok(()) => {}
         Err(error) => tracing::warn!(error = crate::chain(&error), "leftover roots are not known"),

@@ -7,11 +7,10 @@ use std::time::Duration;
 use calve_core::plan::{Action, Change, Drivers, Listed, On, Plan, Tick, World, plan};
 use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
 use calve_wire::event::What;
-use calve_wire::record::MachineRecord;
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::known::{Doing, Known, broken};
-use super::records::{self, View};
+use super::records::{self, Row, View};
 use super::step::{Effect, Outcome, Step};
 use super::{DriverState, EffectError, Effects};
 use crate::state::{Revision, State, StateError};
@@ -39,7 +38,7 @@ const LIST_REST: u32 = 10;
 const STATE_PAUSE: Duration = Duration::from_secs(1);
 
 type Lists = BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>;
-type Records = BTreeMap<MachineId, (Revision, Arc<MachineRecord>)>;
+type Rows = BTreeMap<MachineId, Row>;
 type Found = BTreeMap<DriverName, Result<BTreeMap<MachineId, Listed>, EffectError>>;
 
 /// The loop's own state; all of it can be lost.
@@ -155,7 +154,7 @@ impl Rounds {
         let reports = self.effects.agents();
         let now = self.effects.now();
         let view = self.view.clone();
-        let (plan, records, lost, unheard, living) = {
+        let (plan, rows, lost, unheard, living) = {
             let content = view.content();
             // What came after it is for the next round, also where a request has read it since.
             self.planned = content.seen;
@@ -180,26 +179,26 @@ impl Rounds {
             let living = living.count() > 0;
             // The very records that were planned for: a newer one must lose its compare-and-set.
             let ids = plan.actions.iter().map(Action::id);
-            let records: Records = ids.filter_map(|id| Some((id, content.record(id)?))).collect();
-            (plan, records, lost, unheard, living)
+            let rows: Rows = ids.filter_map(|id| Some((id, content.row(id)?))).collect();
+            (plan, rows, lost, unheard, living)
         };
         self.view.set_waits(&plan.waits);
         let mut wake = now.after(ROUND_EVERY);
         wake = wake.min(plan.next_wake.unwrap_or(wake));
         wake = wake.min(self.look_at_machines(&plan, lost, unheard, living, now).unwrap_or(wake));
         wake = wake.min(self.look_at_drivers(&plan, woken, now).unwrap_or(wake));
-        self.execute(plan, &records, now);
+        self.execute(plan, &rows, now);
         Ok(wake)
     }
 
     /// Sets the plan's actions going, those of one machine as one step.
-    fn execute(&mut self, plan: Plan, records: &Records, now: Timestamp) {
+    fn execute(&mut self, plan: Plan, rows: &Rows, now: Timestamp) {
         let creating = |doing: &&Doing| matches!(doing.effect, Some(Effect::Create { .. }));
         let mut creates = self.doing.values().filter(creating).count();
         let mut actions = plan.actions.into_iter().peekable();
         while let Some(first) = actions.next() {
             let id = first.id();
-            let mut step = self.step(id, records, now);
+            let mut step = self.step(id, rows, now);
             let mut next = Some(first);
             while let Some(action) = next {
                 step.effect = step.effect.or(Effect::of(&action));
@@ -219,13 +218,13 @@ impl Rounds {
         }
     }
 
-    fn step(&self, id: MachineId, records: &Records, now: Timestamp) -> Step {
+    fn step(&self, id: MachineId, rows: &Rows, now: Timestamp) -> Step {
         Step {
             state: self.state.clone(),
             view: self.view.clone(),
             effects: self.effects.clone(),
             id,
-            record: records.get(&id).cloned(),
+            record: rows.get(&id).map(|row| (row.revision, row.record())),
             changes: Vec::new(),
             link: false,
             effect: None,
