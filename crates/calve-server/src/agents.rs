@@ -21,6 +21,7 @@ mod streams;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use calve_core::MachineId;
@@ -75,7 +76,7 @@ pub enum LinkError {
 /// The links to all machines' agents.
 pub struct Agents {
     logs: Arc<Logs>,
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
     links: Mutex<BTreeMap<MachineId, LinkHandle>>,
     dialer: Dialer,
 }
@@ -83,6 +84,7 @@ pub struct Agents {
 impl Agents {
     /// No links yet. What agents say goes to `logs`; `bell` rings whenever a report has changed.
     pub fn new(logs: Arc<Logs>, bell: Arc<Notify>) -> Arc<Self> {
+        let bell = Arc::new(Bell { rung: bell, count: AtomicU64::new(0) });
         Arc::new(Self { logs, bell, links: Mutex::default(), dialer: Dialer::default() })
     }
 
@@ -119,6 +121,7 @@ impl Agents {
     ) -> Result<(), LinkError> {
         let token = token.parse().map_err(|_| LinkError::BadToken)?;
         lock(&self.links).entry(id).or_insert_with(|| {
+            self.bell.count();
             let link = Link::new(id, token, remaining, self.logs.clone(), self.bell.clone(), socket);
             LinkHandle::start(link, way)
         });
@@ -129,11 +132,17 @@ impl Agents {
     pub fn unlink(&self, id: MachineId) {
         let link = lock(&self.links).remove(&id);
         drop(link);
+        self.bell.count();
     }
 
     /// What is known of each linked machine's agent.
     pub fn reports(&self) -> BTreeMap<MachineId, AgentReport> {
         lock(&self.links).iter().map(|(id, handle)| (*id, handle.link.report())).collect()
+    }
+
+    /// Counts changes of the [`Self::reports`]: while this stays the same, so do they.
+    pub fn changes(&self) -> u64 {
+        self.bell.count.load(Ordering::SeqCst)
     }
 
     /// What is known of one machine's agent.
@@ -178,6 +187,24 @@ impl Agents {
             }
         }
         found
+    }
+}
+
+/// Tells that a report has changed.
+struct Bell {
+    rung: Arc<Notify>,
+    count: AtomicU64,
+}
+
+impl Bell {
+    /// To be called after the change.
+    fn ring(&self) {
+        self.count();
+        self.rung.notify_one();
+    }
+
+    fn count(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -293,6 +293,10 @@ impl Effects for World {
         self.agents.reports()
     }
 
+    fn agents_changes(&self) -> Option<u64> {
+        Some(self.agents.changes())
+    }
+
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let driver = self.driver(placed(record)?)?;
         let closure = self.closure(&record.spec).await?;

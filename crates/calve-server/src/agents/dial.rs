@@ -15,11 +15,13 @@ use super::{connect, lock};
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// Longest pause: so late is a machine found that comes back.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Tries a second at most of all machines together, but for [`QUICK_MAX`] and the first of each: where more machines are away
-/// than that, each is tried less often, so that they do not take the processor from those that are there.
+/// About so many tries a second of all machines together, but for the quick ones and the first of each: where more machines
+/// are away than that, each is tried less often, so that they do not take the processor from those that are there.
 const TRIES_MAX_PER_SECOND: u32 = 1000;
 /// So many machines are tried as often as if they were alone, however many are away: the newest, which are about to come.
 const QUICK_MAX: usize = 64;
+/// Until their pause is this long, some second after the first try; then others may be quick.
+const QUICK_PAUSE_MAX: Duration = Duration::from_millis(250);
 /// Pauses from [`PAUSE_MAX`] on end at multiples of this: the thread is woken for many tries at once, which together take less
 /// than a millisecond.
 const PAUSE_STEP: Duration = Duration::from_millis(50);
@@ -70,7 +72,7 @@ impl Dialer {
         let mut waiting = lock(&self.0.waiting);
         let crowd = u32::try_from(waiting.tries.len()).unwrap_or(u32::MAX);
         let crowded = Duration::from_secs(1) * crowd / TRIES_MAX_PER_SECOND;
-        failed.quick = failed.pause < crowded && waiting.quick < QUICK_MAX;
+        failed.quick = failed.pause < crowded.min(QUICK_PAUSE_MAX) && waiting.quick < QUICK_MAX;
         if failed.quick {
             waiting.quick += 1;
         } else {
@@ -160,5 +162,67 @@ struct Running(Dialer);
 impl Drop for Running {
     fn drop(&mut self) {
         lock(&self.0.0.waiting).running = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use calve_core::{MachineId, Timestamp};
+    use calve_wire::agent::Remaining;
+
+    use super::*;
+    use crate::agents::Agents;
+    use crate::logs::{LogOptions, Logs};
+
+    const AWAY: u64 = 2000;
+    const SECONDS: u64 = 5;
+
+    fn agents(dir: &std::path::Path) -> Arc<Agents> {
+        Agents::new(Arc::new(Logs::open(dir.join("logs"), LogOptions::default())), Arc::default())
+    }
+
+    fn link(agents: &Agents, n: u64, socket: std::path::PathBuf) {
+        let id = MachineId::new(Timestamp(1), n.into());
+        let remaining = Arc::new(|| Remaining { until_deadline_ms: None, grace_ms: 0 });
+        agents.link(id, socket, "0".repeat(32), remaining).unwrap();
+    }
+
+    fn tries(agents: &Agents) -> u64 {
+        lock(&agents.dialer.0.waiting).count
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thousands_that_are_away_are_tried_now_and_then_and_a_new_one_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let agents = agents(dir.path());
+        (0..AWAY).for_each(|n| link(&agents, n, dir.path().join("none")));
+        tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+        let first = tries(&agents);
+        let quick = QUICK_MAX as u64 * 100;
+        assert!(first < AWAY + quick + SECONDS * 2 * u64::from(TRIES_MAX_PER_SECOND), "{first} tries");
+        tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+        let then = tries(&agents) - first;
+        assert!(then >= SECONDS * AWAY / 4, "each is tried, {then} times in all");
+        assert!(then < SECONDS * 2 * u64::from(TRIES_MAX_PER_SECOND), "{then} tries");
+
+        let begun = Instant::now();
+        let socket = dir.path().join("new");
+        link(&agents, AWAY, socket.clone());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let listener = tokio::net::UnixListener::bind(socket).unwrap();
+        listener.accept().await.unwrap();
+        assert!(begun.elapsed() < PAUSE_MAX, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_looked_for_whose_link_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let agents = agents(dir.path());
+        link(&agents, 1, dir.path().join("none"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        agents.unlink(MachineId::new(Timestamp(1), 1));
+        tokio::time::sleep(PAUSE_MAX * 2).await;
+        let waiting = lock(&agents.dialer.0.waiting);
+        assert!(waiting.tries.is_empty() && !waiting.running && waiting.quick == 0);
     }
 }

@@ -7,12 +7,12 @@ use calve_core::MachineId;
 use calve_wire::agent::Status;
 use calve_wire::frame::Token;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::dial::Dialer;
 use super::session::{self, Session, SessionEnd};
-use super::{RemainingNow, lock};
+use super::{Bell, RemainingNow, lock};
 use crate::logs::{LogError, Logs};
 use crate::reconcile::AgentReport;
 
@@ -42,7 +42,7 @@ pub(super) struct Link {
     pub(super) logs: Arc<Logs>,
     /// Where the agent listens; empty where it dials.
     pub(super) socket: Box<Path>,
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
     state: Mutex<LinkState>,
 }
 
@@ -109,7 +109,7 @@ impl Link {
         token: Token,
         remaining: RemainingNow,
         logs: Arc<Logs>,
-        bell: Arc<Notify>,
+        bell: Arc<Bell>,
         socket: PathBuf,
     ) -> Self {
         Self { id, token, remaining, logs, socket: socket.into(), bell, state: Mutex::default() }
@@ -168,18 +168,18 @@ impl Link {
             state.session = Some(session);
             state.status = Some(status);
         }
-        self.bell.notify_one();
+        self.bell.ring();
     }
 
     pub(super) fn session_ended(&self) {
         if lock(&self.state).session.take().is_some() {
-            self.bell.notify_one();
+            self.bell.ring();
         }
     }
 
     pub(super) fn heard(&self, status: Status) {
         lock(&self.state).status = Some(status);
-        self.bell.notify_one();
+        self.bell.ring();
     }
 
     /// Notes that the log is kept up to `seq`.
@@ -191,7 +191,7 @@ impl Link {
             !was_complete && state.log_complete()
         };
         if completes {
-            self.bell.notify_one();
+            self.bell.ring();
         }
     }
 
@@ -209,7 +209,7 @@ impl Link {
             }
             state.log_failure = failure;
             drop(state);
-            self.bell.notify_one();
+            self.bell.ring();
         }
     }
 

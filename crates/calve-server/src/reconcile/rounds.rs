@@ -51,6 +51,8 @@ pub(super) struct Rounds {
     node: NodeName,
     since: Timestamp,
     known: Known,
+    /// How many changes the reports of agents had when they were last heard.
+    heard: Option<u64>,
     drivers: Drivers,
     lists: Lists,
     tasks: JoinSet<Done>,
@@ -96,6 +98,7 @@ impl Rounds {
             effects,
             node: NODE.parse().expect("the node's name is a DNS label"),
             known: Known::default(),
+            heard: None,
             drivers: Drivers::default(),
             lists: Lists::new(),
             tasks: JoinSet::new(),
@@ -151,16 +154,21 @@ impl Rounds {
     /// Observes, plans, and sets everything going that the plan says. Gives when to look again at the latest.
     async fn round(&mut self, woken: Woken) -> Result<Timestamp, StateError> {
         self.view.refresh(&*self.state).await?;
-        let reports = self.effects.agents();
+        // Taken before the reports: what changes in between is heard again.
+        let changes = self.effects.agents_changes();
+        let news = changes.is_none() || changes != self.heard;
+        let reports = news.then(|| self.effects.agents());
+        self.heard = changes;
         let now = self.effects.now();
         let view = self.view.clone();
-        let (plan, rows, lost, unheard, living) = {
+        let (mut plan, rows, lost, unheard, living) = {
             let content = view.content();
             // What came after it is for the next round, also where a request has read it since.
-            self.planned = content.seen;
+            let changed = std::mem::replace(&mut self.planned, content.seen) != content.seen;
             let machines = &content.machines;
-            let lost = self.known.hear(&reports, machines, &*self.effects, now);
-            self.known.hurry(machines);
+            let lost =
+                reports.is_some_and(|reports| self.known.hear(&reports, machines, &*self.effects, now));
+            self.known.hurry(machines, changed);
             self.known.drop_ended(machines, self.listed_at(), now);
             let world = World {
                 node: &self.node,
@@ -182,11 +190,11 @@ impl Rounds {
             let rows: Rows = ids.filter_map(|id| Some((id, content.row(id)?))).collect();
             (plan, rows, lost, unheard, living)
         };
-        self.view.set_waits(&plan.waits);
         let mut wake = now.after(ROUND_EVERY);
         wake = wake.min(plan.next_wake.unwrap_or(wake));
         wake = wake.min(self.look_at_machines(&plan, lost, unheard, living, now).unwrap_or(wake));
         wake = wake.min(self.look_at_drivers(&plan, woken, now).unwrap_or(wake));
+        self.view.set_waits(std::mem::take(&mut plan.waits));
         self.execute(plan, &rows, now);
         Ok(wake)
     }

@@ -12,19 +12,16 @@ const GAP: usize = 2;
 /// Text in a colour.
 #[derive(Debug, Clone)]
 pub struct Cell<'a> {
-    text: Cow<'a, str>,
-    colour: Colour,
+    /// The text.
+    pub text: Cow<'a, str>,
+    /// The colour.
+    pub colour: Colour,
 }
 
 impl<'a> Cell<'a> {
     /// Plain text. Control characters, which would move the cursor, are shown as dots.
     pub fn new(text: impl Into<Cow<'a, str>>) -> Self {
-        let mut text = text.into();
-        // Only a text with other than printable ASCII is looked at character by character.
-        if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && text.contains(char::is_control) {
-            text = text.chars().map(|c| if c.is_control() { '·' } else { c }).collect();
-        }
-        Self { text, colour: Colour::Plain }
+        Self { text: text.into(), colour: Colour::Plain }
     }
 
     /// The same in a colour.
@@ -32,10 +29,6 @@ impl<'a> Cell<'a> {
     pub fn colour(mut self, colour: Colour) -> Self {
         self.colour = colour;
         self
-    }
-
-    fn width(&self) -> usize {
-        if self.text.is_ascii() { self.text.len() } else { self.text.chars().count() }
     }
 }
 
@@ -70,13 +63,17 @@ impl<const N: usize> Table<N> {
 
     /// Adds a row.
     pub fn row(&mut self, cells: [Cell<'_>; N]) {
-        let mut places = [Place { end: 0, width: 0, colour: Colour::Plain }; N];
-        for ((cell, place), widest) in cells.iter().zip(&mut places).zip(&mut self.widths) {
-            self.text.push_str(&cell.text);
-            *place = Place { end: self.text.len(), width: cell.width(), colour: cell.colour };
-            *widest = place.width.max(*widest);
+        let mut row = self.begin_row();
+        for cell in &cells {
+            row.cell(cell.colour, |text| text.push_str(&cell.text));
         }
-        self.rows.push(places);
+    }
+
+    /// Adds a row whose cells are written one after the other, without texts of their own; those that are not are empty.
+    pub fn begin_row(&mut self) -> Row<'_, N> {
+        let begin = self.text.len();
+        self.rows.push([Place { end: begin, width: 0, colour: Colour::Plain }; N]);
+        Row { table: self, next: 0, begin }
     }
 
     /// Prints it to standard output.
@@ -106,6 +103,49 @@ impl<const N: usize> Table<N> {
             text.push('\n');
         }
         text
+    }
+}
+
+/// A row that is being written.
+pub struct Row<'a, const N: usize> {
+    table: &'a mut Table<N>,
+    next: usize,
+    begin: usize,
+}
+
+impl<const N: usize> Row<'_, N> {
+    /// Writes the next cell.
+    pub fn cell(&mut self, colour: Colour, write: impl FnOnce(&mut String)) {
+        let text = &mut self.table.text;
+        write(text);
+        let mut width = text.len() - self.begin;
+        if !is_plain(&text[self.begin..]) {
+            let shown = clean(text.split_off(self.begin).into());
+            width = shown.chars().count();
+            text.push_str(&shown);
+        }
+        let end = text.len();
+        self.begin = end;
+        let row = self.table.rows.last_mut().expect("this row");
+        row[self.next] = Place { end, width, colour };
+        // What is not written yet is empty.
+        row[self.next + 1..].iter_mut().for_each(|place| place.end = end);
+        let widest = &mut self.table.widths[self.next];
+        *widest = width.max(*widest);
+        self.next += 1;
+    }
+}
+
+/// Whether every byte is a character that takes one place.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+/// Control characters, which would move the cursor, as dots.
+fn clean(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text.contains(char::is_control) {
+        true => text.chars().map(|c| if c.is_control() { '·' } else { c }).collect(),
+        false => text,
     }
 }
 

@@ -32,7 +32,8 @@ pub(in crate::reconcile) struct Content {
     /// Keys whose values no version that this program knows wrote.
     unreadable: BTreeMap<String, Revision>,
     voids: BTreeMap<MachineId, (Revision, Timestamp)>,
-    waits: BTreeMap<MachineId, Wait>,
+    /// In the order of their machines.
+    waits: Vec<Wait>,
 }
 
 /// A number that nobody else in this process claims; dropped, it is free again.
@@ -178,7 +179,9 @@ impl View {
 
     /// What the loop waits for with this machine, in words for people.
     pub fn waits_for(&self, id: MachineId) -> Option<&'static str> {
-        self.content().waits.get(&id).map(|wait| wait.on.as_str())
+        let content = self.content();
+        let at = content.waits.binary_search_by_key(&id, |wait| wait.id).ok()?;
+        Some(content.waits[at].on.as_str())
     }
 
     /// Keys of records that cannot be read.
@@ -195,8 +198,11 @@ impl View {
         }
     }
 
-    pub(in crate::reconcile) fn set_waits(&self, waits: &[Wait]) {
-        self.content().waits = waits.iter().map(|wait| (wait.id, *wait)).collect();
+    pub(in crate::reconcile) fn set_waits(&self, mut waits: Vec<Wait>) {
+        // They come in order, which costs next to nothing to sort.
+        waits.sort_by_key(|wait| wait.id);
+        let former = std::mem::replace(&mut self.content().waits, waits);
+        drop(former);
     }
 
     pub(in crate::reconcile) fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
