@@ -31,6 +31,8 @@ const RECORDS: u128 = 10_000;
 const READ_MS: f64 = 50.0;
 /// Events of each machine: what happens from a declaration to its end.
 const EVENTS_EACH: u32 = 9;
+/// Pause after the records were made: nobody's last second has a hundred thousand events.
+const SEED_PAST: Duration = Duration::from_secs(3);
 /// The machine that has a log.
 const LOGGED: &str = "run-5000";
 
@@ -51,6 +53,7 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
 async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let home = Home::new()?;
     seed(&home.dirs(), living).await?;
+    tokio::time::sleep(SEED_PAST).await;
     let listed = home.calve(&["ps", "--all", "--json"])?;
     let listed: Vec<serde_json::Value> = serde_json::from_str(&listed)?;
     let running = listed.iter().filter(|machine| machine["state"] == "running").count();

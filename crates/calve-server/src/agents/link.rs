@@ -49,7 +49,8 @@ pub(super) struct Link {
 #[derive(Default)]
 struct LinkState {
     session: Option<Arc<Session>>,
-    status: Option<Status>,
+    /// What the agent said last; by itself, as machines that are away have none.
+    status: Option<Box<Status>>,
     /// The last log entry that was kept.
     kept_seq: u64,
     /// Why the log is not being kept.
@@ -131,7 +132,7 @@ impl Link {
     /// What the loop shall know.
     pub(super) fn report(&self) -> AgentReport {
         let state = lock(&self.state);
-        let mut status = state.status.clone();
+        let mut status = state.status.as_deref().cloned();
         if let (Some(status), Some(failure)) = (&mut status, &state.log_failure) {
             status.notes.push(failure.clone());
         }
@@ -140,7 +141,7 @@ impl Link {
 
     /// What `part` takes of the last status.
     pub(super) fn said<T>(&self, part: impl FnOnce(Option<&Status>) -> T) -> T {
-        part(lock(&self.state).status.as_ref())
+        part(lock(&self.state).status.as_deref())
     }
 
     /// The session, while the agent is heard.
@@ -166,7 +167,7 @@ impl Link {
         {
             let mut state = lock(&self.state);
             state.session = Some(session);
-            state.status = Some(status);
+            state.status = Some(Box::new(status));
         }
         self.bell.ring();
     }
@@ -178,7 +179,7 @@ impl Link {
     }
 
     pub(super) fn heard(&self, status: Status) {
-        lock(&self.state).status = Some(status);
+        lock(&self.state).status = Some(Box::new(status));
         self.bell.ring();
     }
 

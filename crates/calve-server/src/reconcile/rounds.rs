@@ -31,6 +31,12 @@ const DRIVERS_PAUSE: Duration = Duration::from_secs(1);
 const ROUND_EVERY: Duration = Duration::from_secs(60);
 /// Longest rest after a round: beyond it the host is so busy that waiting would not help requests either.
 const REST_MAX: Duration = Duration::from_millis(100);
+/// A round of at least so long is felt by requests, and followed by a rest of [`LONG_REST`] times as long as it took.
+const ROUND_SHORT: Duration = Duration::from_millis(4);
+/// See [`ROUND_SHORT`].
+const LONG_REST: u32 = 3;
+/// Steps that are begun before requests and other steps have their turn: together they take a millisecond or so.
+const BEGUN_AT_ONCE: usize = 32;
 /// A list is followed by a pause of at least so many times as long as it took: listing thousands of machines means looking
 /// at thousands of processes.
 const LIST_REST: u32 = 10;
@@ -124,11 +130,12 @@ impl Rounds {
                     self.effects.now().after(STATE_PAUSE)
                 }
             };
-            // A round over thousands of machines takes milliseconds, in which requests wait for the records: it is followed
-            // by a rest as long as itself, in which what happens gathers for the next.
+            // A round over thousands of machines takes milliseconds, in which requests wait: it is followed by a rest at least
+            // as long as itself, in which what happens gathers for the next.
             let took = self.effects.now().since(began);
             if !took.is_zero() {
-                tokio::time::sleep(took.min(REST_MAX)).await;
+                let rest = if took < ROUND_SHORT { took } else { took * LONG_REST };
+                tokio::time::sleep(rest.min(REST_MAX)).await;
             }
             woken = self.wait(wake).await;
         }
@@ -195,15 +202,16 @@ impl Rounds {
         wake = wake.min(self.look_at_machines(&plan, lost, unheard, living, now).unwrap_or(wake));
         wake = wake.min(self.look_at_drivers(&plan, woken, now).unwrap_or(wake));
         self.view.set_waits(std::mem::take(&mut plan.waits));
-        self.execute(plan, &rows, now);
+        self.execute(plan, &rows, now).await;
         Ok(wake)
     }
 
     /// Sets the plan's actions going, those of one machine as one step.
-    fn execute(&mut self, plan: Plan, rows: &Rows, now: Timestamp) {
+    async fn execute(&mut self, plan: Plan, rows: &Rows, now: Timestamp) {
         let creating = |doing: &&Doing| matches!(doing.effect, Some(Effect::Create { .. }));
         let mut creates = self.doing.values().filter(creating).count();
         let mut actions = plan.actions.into_iter().peekable();
+        let mut begun = 0;
         while let Some(first) = actions.next() {
             let id = first.id();
             let mut step = self.step(id, rows, now);
@@ -222,6 +230,10 @@ impl Rounds {
             if self.doing.len() < STEPS_MAX && !(create && creates >= CREATES_MAX) {
                 creates += usize::from(create);
                 self.begin(step);
+                begun += 1;
+                if begun % BEGUN_AT_ONCE == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::args::show_duration_behind;
 use crate::client::Client;
 use crate::failure::{ExitStatus, Outcome};
 use crate::ui::{self, Cell, Colour, Table};
-use row::Row;
+use row::{Reader, Row};
 
 /// Lists the machines.
 #[derive(Debug, clap::Args)]
@@ -33,10 +33,11 @@ pub async fn run(args: Args) -> Outcome {
         return Ok(ExitStatus::Success);
     }
     let now = now();
+    let mut reader = Reader::default();
     let mut table = Table::new(["NAME", "KIND", "STATE", "DRIVER", "AGE", "LEASE", "PORTS", "RUNS"]);
     client
         .get_each(path, |text| {
-            let (machine, length) = Row::read(text)?;
+            let (machine, length) = reader.read(text)?;
             show(&machine, now, &mut table);
             Ok(length)
         })
@@ -169,7 +170,7 @@ mod tests {
         let mut table = Table::without_headings();
         show(&read, Timestamp(61_000), &mut table);
         let line = "web  service  running (backing off, 4 restarts)  sandbox  1m  none    /nix/store/\"x\"\n";
-        assert_eq!(table.render(), line);
+        assert_eq!(table.shown(), line);
     }
 
     #[test]
@@ -177,7 +178,7 @@ mod tests {
         let text = |ready, condition, restarts| {
             let mut table = Table::without_headings();
             table.row([state(State::Running, ready, condition, restarts)]);
-            table.render().trim_end().to_owned()
+            table.shown().trim_end().to_owned()
         };
         assert_eq!(text(None, None, 0), "running");
         assert_eq!(text(None, None, 1), "running (1 restart)");

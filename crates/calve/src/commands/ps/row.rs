@@ -8,6 +8,7 @@ use std::str::FromStr;
 use calve_core::{DriverName, State};
 use calve_wire::api::Condition;
 use calve_wire::machine::{Exit, PortMapping};
+use memchr::memchr2;
 use serde::{Deserialize, Deserializer, de};
 
 /// The part of a [`calve_wire::api::MachineSummary`].
@@ -34,10 +35,17 @@ pub struct Row<'a> {
     pub ports: Vec<PortMapping>,
 }
 
-impl<'a> Row<'a> {
+/// Reads rows one after the other.
+#[derive(Default)]
+pub struct Reader {
+    /// The last end of a program that was parsed, and how it was written: most are alike.
+    exit: Option<(Box<[u8]>, Exit)>,
+}
+
+impl Reader {
     /// The row at the beginning of `text`, and its length in bytes.
-    pub fn read(text: &'a [u8]) -> serde_json::Result<(Self, usize)> {
-        let mut scan = Scan { text, at: 0 };
+    pub fn read<'a>(&mut self, text: &'a [u8]) -> serde_json::Result<(Row<'a>, usize)> {
+        let mut scan = Scan { text, at: 0, reader: self };
         if let Some(row) = scan.row() {
             return Ok((row, scan.at));
         }
@@ -62,33 +70,34 @@ fn optional_word<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
 }
 
 /// Goes over a text. Nothing is given wherever it is other than expected, or ends.
-struct Scan<'a> {
+struct Scan<'a, 'r> {
     text: &'a [u8],
     at: usize,
+    reader: &'r mut Reader,
 }
 
-impl<'a> Scan<'a> {
+impl<'a> Scan<'a, '_> {
     fn row(&mut self) -> Option<Row<'a>> {
         let (mut name, mut kind, mut state, mut runs) = (None, None, None, None);
         let (mut ready, mut condition, mut restarts, mut driver) = (None, None, 0, None);
         let (mut created_unix_ms, mut deadline_unix_ms, mut exit, mut ports) = (None, None, None, None);
         self.expect(b'{')?;
         loop {
-            let key = self.string()?;
+            let key = self.bytes()?;
             self.expect(b':')?;
             match key {
-                "name" => name = Some(Cow::Borrowed(self.string()?)),
-                "kind" => kind = Some(Cow::Borrowed(self.string()?)),
-                "runs" => runs = Some(Cow::Borrowed(self.string()?)),
-                "state" => state = Some(self.string()?.parse().ok()?),
-                "driver" => driver = Some(self.driver()?),
-                "created_unix_ms" => created_unix_ms = Some(self.number()?),
-                "deadline_unix_ms" if !self.is_null() => deadline_unix_ms = Some(self.number()?),
-                "restarts" => restarts = u32::try_from(self.number()?).ok()?,
-                "ready" => ready = self.parsed()?,
-                "condition" => condition = self.parsed()?,
-                "exit" => exit = self.parsed()?,
-                "ports" => ports = Some(self.ports()?),
+                b"name" => name = Some(Cow::Borrowed(self.string()?)),
+                b"kind" => kind = Some(Cow::Borrowed(self.string()?)),
+                b"runs" => runs = Some(Cow::Borrowed(self.string()?)),
+                b"state" => state = Some(self.string()?.parse().ok()?),
+                b"driver" => driver = Some(self.driver()?),
+                b"created_unix_ms" => created_unix_ms = Some(self.number()?),
+                b"deadline_unix_ms" if !self.is_null() => deadline_unix_ms = Some(self.number()?),
+                b"restarts" => restarts = u32::try_from(self.number()?).ok()?,
+                b"ready" => ready = self.parsed()?,
+                b"condition" => condition = self.parsed()?,
+                b"exit" => exit = self.exit()?,
+                b"ports" => ports = Some(self.ports()?),
                 _ => drop(self.value()?),
             }
             match self.next()? {
@@ -129,12 +138,30 @@ impl<'a> Scan<'a> {
 
     /// A string that has no escapes.
     fn string(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+
+    /// The same without a look at what its bytes are.
+    fn bytes(&mut self) -> Option<&'a [u8]> {
         self.expect(b'"')?;
         let rest = &self.text[self.at..];
-        let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        let end = memchr2(b'"', b'\\', rest)?;
         self.at += end;
         self.expect(b'"')?;
-        std::str::from_utf8(&rest[..end]).ok()
+        Some(&rest[..end])
+    }
+
+    fn exit(&mut self) -> Option<Option<Exit>> {
+        let value = self.value()?;
+        match &self.reader.exit {
+            _ if value == b"null" => Some(None),
+            Some((known, exit)) if **known == *value => Some(Some(*exit)),
+            _ => {
+                let exit = serde_json::from_slice(value).ok()?;
+                self.reader.exit = Some((value.into(), exit));
+                Some(Some(exit))
+            }
+        }
     }
 
     fn driver(&mut self) -> Option<Option<DriverName>> {
@@ -175,7 +202,7 @@ impl<'a> Scan<'a> {
         let mut depth = 0_usize;
         loop {
             match *self.text.get(self.at)? {
-                b'"' => drop(self.string()?),
+                b'"' => drop(self.bytes()?),
                 b'{' | b'[' => {
                     depth += 1;
                     self.at += 1;
@@ -221,12 +248,16 @@ mod tests {
     fn read(summary: &MachineSummary, scanned: bool) {
         let json = serde_json::to_vec(summary).unwrap();
         let by_serde: Row<'_> = serde_json::from_slice(&json).unwrap();
-        let mut scan = Scan { text: &json, at: 0 };
+        let mut reader = Reader::default();
+        let mut scan = Scan { text: &json, at: 0, reader: &mut reader };
         assert_eq!(scan.row().is_some(), scanned);
         let both = [&json[..], b",{"].concat();
-        assert_eq!(Row::read(&both).unwrap(), (by_serde, json.len()));
+        assert_eq!(Reader::default().read(&both).unwrap(), (by_serde, json.len()));
         for cut in 0..json.len() {
-            assert!(Row::read(&json[..cut]).is_err_and(|error| cut == 0 || error.is_eof()), "{cut}");
+            assert!(
+                Reader::default().read(&json[..cut]).is_err_and(|error| cut == 0 || error.is_eof()),
+                "{cut}"
+            );
         }
     }
 
@@ -257,7 +288,7 @@ mod tests {
             ("\"ports\":[]", "\"ports\":{}"),
             ("\"ports\":[]", "\"ports\":null"),
         ] {
-            assert!(Row::read(json.replace(part, other).as_bytes()).is_err(), "{other}");
+            assert!(Reader::default().read(json.replace(part, other).as_bytes()).is_err(), "{other}");
         }
     }
 }
