@@ -7,7 +7,7 @@ use crate::support::{Served, made, push};
 
 fn post(what: &str, token: &str, length: usize, body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "POST /calve/v1/{what} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
+        "POST /calve/v1/{what} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
 }
@@ -18,7 +18,7 @@ async fn bodies_that_are_too_large_cut_short_or_nonsense_are_refused_in_words() 
     let token = served.token("ci", &Right::Push);
     let huge = served.say(post("upload", &token, 2 * UPLOAD_BYTES_MAX, b"")).await;
     assert!(huge.starts_with("HTTP/1.1 413"), "{huge}");
-    let short = served.say(post("upload", &token, 1000, &[1; 10])).await;
+    let short = served.break_off(post("upload", &token, 1000, &[1; 10])).await;
     assert!(short.starts_with("HTTP/1.1 400") && short.contains("1000 were announced"), "{short}");
     let cut = served.say(post("upload", &token, 60, &[1; 60])).await;
     assert!(cut.starts_with("HTTP/1.1 400"), "{cut}");
@@ -57,6 +57,6 @@ async fn odd_paths_and_methods_lead_nowhere() {
     }
     let delete = served.say("DELETE /nix-cache-info HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n").await;
     assert!(delete.starts_with("HTTP/1.1 404"), "{delete}");
-    let put = "PUT /nar/x.nar HTTP/1.1\r\nHost: c\r\nContent-Length: 0\r\n\r\n";
+    let put = "PUT /nar/x.nar HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     assert!(served.say(put).await.starts_with("HTTP/1.1 401"));
 }

@@ -63,19 +63,30 @@ impl Served {
         HttpRemote::new(self.url().parse().unwrap(), token).unwrap()
     }
 
-    /// Says these bytes over a connection of its own, says no more, and gives what comes back.
+    /// Says these bytes over a connection of its own and gives what comes back until the server closes it.
     pub async fn say(&self, bytes: impl Into<Vec<u8>>) -> String {
         String::from_utf8_lossy(&self.ask(bytes).await).into_owned()
     }
 
+    /// Says these bytes and that no more come.
+    pub async fn break_off(&self, bytes: impl Into<Vec<u8>>) -> String {
+        String::from_utf8_lossy(&self.exchange(bytes.into(), true).await).into_owned()
+    }
+
     pub async fn ask(&self, bytes: impl Into<Vec<u8>>) -> Vec<u8> {
-        let (addr, bytes) = (self.addr.clone(), bytes.into());
+        self.exchange(bytes.into(), false).await
+    }
+
+    async fn exchange(&self, bytes: Vec<u8>, breaks_off: bool) -> Vec<u8> {
+        let addr = self.addr.clone();
         tokio::task::spawn_blocking(move || {
             let mut stream = TcpStream::connect(addr).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             // A server that refuses early may have closed already.
             let _ = stream.write_all(&bytes);
-            let _ = stream.shutdown(std::net::Shutdown::Write);
+            if breaks_off {
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+            }
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
             answer
