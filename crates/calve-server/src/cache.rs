@@ -29,6 +29,7 @@ pub use access::{Gate, Visibility};
 use answer::{Answered, Refusal};
 pub use embedded::{Embedded, MaterialiseError};
 use kept::Kept;
+pub use kept::{KEPT_GRACE, collect_kept};
 pub use listen::serve;
 use tokens::Tokens;
 pub use upstream::Upstreams;
