@@ -38,7 +38,8 @@ impl Store {
     /// Removes the paths of the private store that neither one of `keep` nor a path used within `unused_for` (at least
     /// [`UNUSED_MIN`]) needs. Safe beside everything else that happens in the store.
     pub fn prune(&self, keep: &[StorePath], unused_for: Duration) -> Result<PrunedPaths, StoreError> {
-        let since = SystemTime::now().checked_sub(unused_for.max(UNUSED_MIN)).unwrap_or(SystemTime::UNIX_EPOCH);
+        let since =
+            SystemTime::now().checked_sub(unused_for.max(UNUSED_MIN)).unwrap_or(SystemTime::UNIX_EPOCH);
         let lock = self.lock()?;
         let mut references = References::new();
         let mut sizes = HashMap::new();
@@ -51,7 +52,8 @@ impl Store {
         let used = |path: &&StorePath| self.register.used(path).is_some_and(|used| used >= since);
         let used: Vec<_> = references.keys().filter(used).cloned().collect();
         mark(&references, keep.iter().chain(&used), &mut live);
-        let dead: Vec<_> = referrers_first(&references).into_iter().filter(|path| !live.contains(path)).collect();
+        let dead: Vec<_> =
+            referrers_first(&references).into_iter().filter(|path| !live.contains(path)).collect();
         let scratch = Scratch::new(&self.tmp(), &lock)?;
         let aside = scratch.path().join("entry");
         let mut pruned = PrunedPaths::default();
@@ -98,13 +100,14 @@ fn referrers_first(references: &References) -> Vec<StorePath> {
             }
         }
     }
-    let mut ready: Vec<_> =
-        waiting.iter().filter(|(_, count)| **count == 0).map(|(path, _)| *path).collect();
+    let mut ready: Vec<_> = waiting.iter().filter(|(_, count)| **count == 0).map(|(path, _)| *path).collect();
     let mut order = Vec::with_capacity(references.len());
     while let Some(path) = ready.pop() {
         order.push(path.clone());
         for target in references[path].iter().filter(|target| *target != path) {
-            if let Some((target, count)) = waiting.get_key_value(target).map(|(target, count)| (*target, *count)) {
+            if let Some((target, count)) =
+                waiting.get_key_value(target).map(|(target, count)| (*target, *count))
+            {
                 waiting.insert(target, count - 1);
                 if count == 1 {
                     ready.push(target);

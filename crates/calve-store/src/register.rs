@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use calve_nix::StorePath;
-use rustix::fs::{AtFlags, CWD, UTIME_NOW, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use serde::{Deserialize, Serialize};
 
 use crate::{PathInfo, StoreError};

@@ -167,7 +167,11 @@ fn leases_records_and_events() {
     assert_eq!(stdout(&fake.run(&["extend", "web", "30m"])), "web until 2026-01-02T03:04:05.678Z\n");
     assert_eq!(fake.body("POST /v1/machines/web/extend"), json!({"by_ms": 1_800_000}));
     assert_eq!(fake.run(&["extend", "web", "30"]).status.code(), Some(2));
-    fake.answer("POST /v1/prune", 200, &json!({"machines": ["run-1"], "store_paths": ["/nix/store/x"], "freed_bytes": 2048}));
+    fake.answer(
+        "POST /v1/prune",
+        200,
+        &json!({"machines": ["run-1"], "store_paths": ["/nix/store/x"], "freed_bytes": 2048}),
+    );
     let output = fake.run(&["prune", "--unused-for", "2h"]);
     assert_eq!(fake.body("POST /v1/prune"), json!({"unused_ms": 7_200_000}));
     assert_eq!(

@@ -195,7 +195,8 @@ mod tests {
     /// A realisation of an output that became `path`.
     fn realisation(path: &str) -> (String, String) {
         let id = format!("{}!out", calve_nix::Sha256Hash::of(path.as_bytes()));
-        let text = format!(r#"{{"dependentRealisations":{{}},"id":"{id}","outPath":"{path}","signatures":[]}}"#);
+        let text =
+            format!(r#"{{"dependentRealisations":{{}},"id":"{id}","outPath":"{path}","signatures":[]}}"#);
         (format!("{id}.doi"), text)
     }
 

@@ -1,5 +1,6 @@
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
+use calve_store::chunk::ChunkId;
 use calve_store::http::message::Message;
 use calve_store::remote::{ITEMS_MAX, UPLOAD_BYTES_MAX};
 
@@ -24,7 +25,8 @@ async fn bodies_that_are_too_large_cut_short_or_nonsense_are_refused_in_words() 
     assert!(cut.starts_with("HTTP/1.1 400"), "{cut}");
     let nonsense = served.say(post("closure", &token, 3, b"abc")).await;
     assert!(nonsense.starts_with("HTTP/1.1 400") && nonsense.contains("damaged"), "{nonsense}");
-    let many = vec![calve_store::chunk::ChunkId([0; 32]); ITEMS_MAX + 1].encode();
+    let ids = (0..=ITEMS_MAX as u64).map(|n| ChunkId::of(&n.to_le_bytes()));
+    let many = ids.collect::<Vec<_>>().encode();
     let many = served.say(post("missing-chunks", &token, many.len(), &many)).await;
     assert!(many.starts_with("HTTP/1.1 400") && many.contains("at most"), "{many}");
     let bomb = zstd::bulk::compress(&vec![0; 200 << 20], 3).unwrap();
