@@ -62,3 +62,34 @@ async fn odd_paths_and_methods_lead_nowhere() {
     let put = "PUT /nar/x.nar HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     assert!(served.say(put).await.starts_with("HTTP/1.1 401"));
 }
+
+#[tokio::test]
+async fn a_narinfo_that_leads_out_of_the_store_or_of_the_uploads_is_refused() {
+    let served = Served::new(Visibility::Private).await;
+    let token = served.token("ci", &Right::Push);
+    let hash = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq";
+    let good = format!("/nix/store/{hash}-a");
+    for (path, url, reference) in [
+        ("/etc/passwd", "nar/x.nar", "a"),
+        (&*format!("/nix/store/{hash}-../../etc"), "nar/x.nar", "a"),
+        (&*format!("/tmp/{hash}-a"), "nar/x.nar", "a"),
+        (&*format!("/nix/store/{}-a", "1".repeat(32)), "nar/x.nar", "a"),
+        (&good, "../key", "a"),
+        (&good, "nar/../../key", "a"),
+        (&good, "http://127.0.0.1/x.nar", "a"),
+        (&good, "nar/x.nar", "../../etc/passwd"),
+    ] {
+        let text = format!(
+            "StorePath: {path}\nURL: {url}\nCompression: none\nNarHash: {}\nNarSize: 1\nReferences: {reference}\n",
+            calve_nix::Sha256Hash::of(b"x")
+        );
+        let head = format!(
+            "PUT /{hash}.narinfo HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n",
+            text.len()
+        );
+        let answer = served.say(head + &text).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{path} {url} {reference}: {answer}");
+    }
+    assert_eq!(served.cache.stats().await.unwrap().paths, 0);
+}
