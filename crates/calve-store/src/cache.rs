@@ -13,6 +13,7 @@ mod answer;
 mod commit;
 mod error;
 mod gc;
+mod heal;
 mod index;
 mod keys;
 mod manifest;
