@@ -52,8 +52,7 @@ pub async fn doctor(State(api): State<Api>) -> Json<Vec<Check>> {
     Json(checks)
 }
 
-/// Removes the records, names and logs of ended machines, guests' images that no living machine needs, and store paths of
-/// the server's own that none needs and nobody has used for a while.
+/// Removes what ended machines left, and images and store paths that no living machine needs.
 #[utoipa::path(post, path = "/v1/prune", request_body = Prune, responses(
     (status = 200, body = Pruned), (status = "default", body = Problem)))]
 pub async fn prune(
