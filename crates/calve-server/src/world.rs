@@ -16,6 +16,7 @@ use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_nix::StorePath;
 use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
+use calve_store::prune::PrunedPaths;
 use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::Check;
@@ -168,6 +169,18 @@ impl World {
                 living.iter().map(|spec| Ok(store.closure(&roots(spec))?.digest())).collect();
             calve_store::prune_images(&dir, &keep?)
         });
+        pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Removes store paths of the private store that none of the living machines needs and nobody has used for so long.
+    pub async fn prune_store(
+        &self,
+        living: Vec<MachineSpec>,
+        unused_for: Duration,
+    ) -> Result<PrunedPaths, StoreError> {
+        let store = self.store.clone();
+        let keep: Vec<_> = living.iter().flat_map(roots).collect();
+        let pruning = tokio::task::spawn_blocking(move || store.prune(&keep, unused_for));
         pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 

@@ -30,6 +30,7 @@ mod path_info;
 mod place;
 pub mod program;
 pub mod progress;
+pub mod prune;
 pub mod pull;
 pub mod push;
 pub mod recipe;

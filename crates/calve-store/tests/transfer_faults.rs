@@ -242,3 +242,19 @@ fn what_a_killed_pull_has_landed_stays() {
     assert_eq!(pulled, std::slice::from_ref(&chain.program));
     assert_equal(&from, &to, &chain);
 }
+
+#[test]
+fn two_pulls_of_one_closure_at_once_both_succeed_with_one_result() {
+    let (from, chain, cache) = pushed();
+    let to = Host::new();
+    std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0))
+            .collect();
+        for pull in pulls {
+            pull.join().unwrap().unwrap();
+        }
+    });
+    assert_equal(&from, &to, &chain);
+    assert_eq!(to.private_entries().len(), 3);
+}

@@ -417,3 +417,6 @@ async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,6 +177,11 @@ impl View {
         self.content().machines.values().filter(|machine| !machine.state.is_terminal()).count()
     }
 
+    /// Whether every record could be read.
+    pub fn is_complete(&self) -> bool {
+        self.content().complete()
+    }
+
     /// What the loop waits for with this machine, in words for people.
     pub fn waits_for(&self, id: MachineId) -> Option<&'static str> {
         let content = self.content();
