@@ -15,6 +15,7 @@ mod error;
 mod gc;
 mod index;
 mod keys;
+mod listing;
 mod manifest;
 mod nar;
 mod objects;
