@@ -210,7 +210,8 @@ impl World {
         if record.spec.store == Some(StoreDelivery::Lazy) {
             let held = self.lazy.of(&roots).hold(placed(record)?, record.id);
             let gone = || EffectError {
-                message: "the process that served the machine's closure lazily is gone; run it again".to_owned(),
+                message: "the process that served the machine's closure lazily is gone; run it again"
+                    .to_owned(),
                 retry: false,
             };
             return held.ok().flatten().ok_or_else(gone);

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use calve_nix::StorePath;
 use calve_nix::sign::{SecretKey, TrustedKeys};
+use calve_store::Destination;
 use calve_store::cache::{Cache, CacheOptions};
 use calve_store::chunk::{ChunkId, StoredChunk};
 use calve_store::lazy::{Chunks, ChunksOptions, LazyClosure, LazyError, Mount, Proof};
@@ -23,7 +24,6 @@ use calve_store::pull::{PullOptions, Source};
 use calve_store::push::{PushOptions, push};
 use calve_store::recipe::{Recipe, RecipeId};
 use calve_store::remote::{CacheInfo, Manifest, Remote, RemoteError};
-use calve_store::Destination;
 use futures_util::stream::{BoxStream, StreamExt};
 use support::closures::{Chain, path, text};
 use support::{Host, file, listing, odd_tree};
@@ -106,7 +106,9 @@ impl Way {
     fn asked(&self) -> Result<(), RemoteError> {
         self.requests.fetch_add(1, Ordering::SeqCst);
         match self.away.load(Ordering::SeqCst) {
-            true => Err(RemoteError::Unreachable { cache: "test".to_owned(), message: "it is away".to_owned() }),
+            true => {
+                Err(RemoteError::Unreachable { cache: "test".to_owned(), message: "it is away".to_owned() })
+            }
             false => Ok(()),
         }
     }
@@ -137,10 +139,13 @@ impl Scene {
         let (from, to) = (Host::new(), Host::new());
         let root = fill(&from);
         let cache = runtime.block_on(async {
-            let options = CacheOptions { name: "test-1".to_owned(), ..CacheOptions::local(&to.path("cache")) };
+            let options =
+                CacheOptions { name: "test-1".to_owned(), ..CacheOptions::local(&to.path("cache")) };
             let cache = Cache::open(options).await.unwrap();
             let remote = Arc::new(cache.clone());
-            push(from.store.clone(), &[root.clone()], remote, PushOptions::default(), Arc::default()).await.unwrap();
+            push(from.store.clone(), &[root.clone()], remote, PushOptions::default(), Arc::default())
+                .await
+                .unwrap();
             cache
         });
         let way = Way {
@@ -166,7 +171,8 @@ impl Scene {
 
     fn chunks(&self, read_max: Duration) -> Chunks {
         let source = Source { name: "test".to_owned(), remote: self.way.clone() };
-        let options = ChunksOptions { dir: Some(self.to.path("")), read_max, ..ChunksOptions::new(vec![source]) };
+        let options =
+            ChunksOptions { dir: Some(self.to.path("")), read_max, ..ChunksOptions::new(vec![source]) };
         let _entered = self.runtime.enter();
         Chunks::new(options)
     }

@@ -6,7 +6,9 @@ use calve_core::limits::{ARG_MAX_BYTES, ENV_MAX_BYTES, GRACE_MAX, PORTS_MAX, TTL
 use calve_core::{DriverName, Kind, MachineId};
 use calve_nix::StorePath;
 use calve_wire::api::CreateMachine;
-use calve_wire::machine::{HealthCheck, Limits, MachineSpec, PortMapping, Probe, Program, Restart, StoreDelivery, Workload};
+use calve_wire::machine::{
+    HealthCheck, Limits, MachineSpec, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
+};
 
 use super::problem::{ApiError, ApiResult};
 use crate::state::VALUE_MAX_BYTES;

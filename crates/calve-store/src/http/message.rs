@@ -136,8 +136,10 @@ impl Message for Vec<Manifest> {
         let mut manifests: Vec<_> = manifests.collect::<Result<_, _>>()?;
         for (number, listing, signatures) in proofs {
             let manifest = manifests.get_mut(number as usize);
-            let manifest = manifest.ok_or_else(|| MessageError(format!("it has no manifest number {number}")))?;
-            let signatures = signatures.into_iter().map(|it| reader.signature(it)).collect::<Result<_, _>>()?;
+            let manifest =
+                manifest.ok_or_else(|| MessageError(format!("it has no manifest number {number}")))?;
+            let signatures =
+                signatures.into_iter().map(|it| reader.signature(it)).collect::<Result<_, _>>()?;
             manifest.lazy = Some(Proof { listing, signatures });
         }
         Ok(manifests)

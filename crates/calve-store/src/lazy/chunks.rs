@@ -112,7 +112,10 @@ impl Chunks {
     pub fn new(options: ChunksOptions) -> Self {
         let ring = options.dir.as_deref().and_then(|dir| {
             let ring = Ring::new(dir, RING_BYTES);
-            ring.inspect_err(|error| tracing::warn!(dir = %dir.display(), %error, "no chunks are kept on disk")).ok()
+            ring.inspect_err(
+                |error| tracing::warn!(dir = %dir.display(), %error, "no chunks are kept on disk"),
+            )
+            .ok()
         });
         let inner = Inner {
             options,
@@ -183,7 +186,9 @@ impl Chunks {
 
     /// Fetches chunks that are likely to be read at once.
     pub fn want_now(&self, pieces: &[Piece]) {
-        self.0.want_urgently(pieces.iter().filter(|piece| !self.is_here(&piece.id)).map(|piece| (*piece, None)));
+        self.0.want_urgently(
+            pieces.iter().filter(|piece| !self.is_here(&piece.id)).map(|piece| (*piece, None)),
+        );
     }
 
     /// Fetches chunks that may be read next, when there is nothing better to do.
@@ -347,7 +352,8 @@ impl Inner {
                 Ok(None) => return Err(damaged(piece.id, "it did not come")),
                 Err(_) => return Err(stalled(source, timeout)),
             };
-            if chunk.id != piece.id || chunk.len != piece.len || chunk.zstd.len() > CHUNK_STORED_MAX as usize {
+            if chunk.id != piece.id || chunk.len != piece.len || chunk.zstd.len() > CHUNK_STORED_MAX as usize
+            {
                 return Err(damaged(piece.id, "a chunk of another id or size came in its place"));
             }
             let plain = decode::plain(&chunk).map_err(|error| damaged(error.id, &error.message))?;

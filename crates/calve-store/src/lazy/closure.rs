@@ -116,7 +116,8 @@ impl LazyClosure {
                 proven.push((proven_listing(source, &manifest, trusted)?, manifest));
             }
         }
-        let ids: HashSet<_> = proven.iter().flat_map(|(listing, manifest)| [*listing, manifest.recipe]).collect();
+        let ids: HashSet<_> =
+            proven.iter().flat_map(|(listing, manifest)| [*listing, manifest.recipe]).collect();
         let recipes = recipes(source, chunks, ids.into_iter().collect()).await?;
         let listings = proven.iter().map(|(listing, _)| (*listing, &recipes[listing]));
         let blocks = blocks(chunks, listings).await?;
@@ -148,7 +149,10 @@ impl LazyPath {
         };
         if recipe.nar_size() != info.nar_size {
             let sizes = (recipe.nar_size(), info.nar_size);
-            return Err(damaged("recipe", format!("it gives {} bytes, but {} were signed", sizes.0, sizes.1)));
+            return Err(damaged(
+                "recipe",
+                format!("it gives {} bytes, but {} were signed", sizes.0, sizes.1),
+            ));
         }
         let references = info.counted_references();
         let restorer = Restorer::new(&recipe.positions, &references);
@@ -277,6 +281,7 @@ async fn blocks(
     let pieces: Vec<_> = pieces.into_values().collect();
     // All at once, so that they come in few requests.
     chunks.want_now(&pieces);
-    let blocks = pieces.iter().map(|piece| async { Ok::<_, ChunkFailure>((piece.id, chunks.get(*piece).await?)) });
+    let blocks =
+        pieces.iter().map(|piece| async { Ok::<_, ChunkFailure>((piece.id, chunks.get(*piece).await?)) });
     Ok(try_join_all(blocks).await?.into_iter().collect())
 }

@@ -242,7 +242,9 @@ impl Inner {
         let skip = usize::try_from(offset).unwrap_or(usize::MAX);
         let dots = move |own: Option<FileAttr>, parent: u64| {
             let parent = self.attr_of(parent);
-            [(".", own), ("..", parent)].into_iter().filter_map(|(name, attr)| Some((OsStr::new(name), attr?)))
+            [(".", own), ("..", parent)]
+                .into_iter()
+                .filter_map(|(name, attr)| Some((OsStr::new(name), attr?)))
         };
         let own = self.attr_of(number);
         match self.inodes.get(number) {
@@ -254,7 +256,8 @@ impl Inner {
             }
             None => {
                 let roots = self.inodes.roots();
-                let entries = roots.map(|root| (OsStr::new(root.path.info.path.base_name()), self.attr(&root)));
+                let entries =
+                    roots.map(|root| (OsStr::new(root.path.info.path.base_name()), self.attr(&root)));
                 let all = dots(own, ROOT).chain(entries);
                 Box::new((1..).zip(all).skip(skip).map(|(next, (name, attr))| (next, name, attr)))
             }

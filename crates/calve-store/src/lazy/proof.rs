@@ -32,7 +32,12 @@ impl Proof {
     }
 
     /// Whether a trusted key has signed it.
-    pub fn verify(&self, info: &PathInfo, recipe: &RecipeId, trusted: &TrustedKeys) -> Result<(), VerifyError> {
+    pub fn verify(
+        &self,
+        info: &PathInfo,
+        recipe: &RecipeId,
+        trusted: &TrustedKeys,
+    ) -> Result<(), VerifyError> {
         let signatures = self.signatures.iter().take(PROOF_SIGNATURES_MAX);
         let signatures: Vec<Signature> = signatures.filter_map(|text| text.parse().ok()).collect();
         trusted.verify(&Self::text(info, recipe, &self.listing), &signatures).map(drop)

@@ -6,7 +6,9 @@
 use std::io::Read;
 
 use calve_nix::StorePath;
-use calve_nix::nar::{DEPTH_MAX, NAME_MAX_BYTES, NarEvent, NarReadError, NarReader, TARGET_MAX_BYTES, is_entry_name};
+use calve_nix::nar::{
+    DEPTH_MAX, NAME_MAX_BYTES, NarEvent, NarReadError, NarReader, TARGET_MAX_BYTES, is_entry_name,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::StoredChunk;
@@ -109,7 +111,9 @@ impl Tree {
     pub fn decode(bytes: &[u8], nar_size: u64) -> Result<Self, TreeError> {
         let (version, rest) = bytes.split_first().ok_or_else(|| TreeError("it is empty".to_owned()))?;
         if *version != VERSION {
-            return Err(TreeError(format!("it has version {version}, and this calve reads version {VERSION}")));
+            return Err(TreeError(format!(
+                "it has version {version}, and this calve reads version {VERSION}"
+            )));
         }
         let (tree, rest): (Self, _) =
             postcard::take_from_bytes(rest).map_err(|error| TreeError(error.to_string()))?;

@@ -22,11 +22,13 @@ use crate::ui;
 
 /// Time from the mount to the prefetch of what was not touched: a program that starts shall have the line for itself.
 const PREFETCH_AFTER: Duration = Duration::from_secs(2);
+/// Variable that keeps what is not touched from coming, with the value `never`: for lines that cost, and for tests.
+const PREFETCH: &str = "CALVE_PREFETCH";
 
 /// Mounts store paths with everything that they refer to before they are here, read-only.
 ///
 /// What is read comes out of the caches as it is touched, each block verified; the rest follows into calve's own store while
-/// nothing is read. Paths that are on this host already are linked to. Ends when the directory is unmounted, or with Ctrl-C.
+/// nothing is read, unless CALVE_PREFETCH=never. Paths that are on this host already are linked to. Ends when the directory is unmounted, or with Ctrl-C.
 ///
 /// A path counts only if a trusted key signed it: those given, those in CALVE_TRUSTED_KEYS, and those that Nix on this host
 /// trusts.
@@ -111,17 +113,20 @@ impl Mounted {
             .map(|path| ClosurePath { path: path.clone(), host_path: on.join(path.base_name()) })
             .collect();
         for path in &lazy.present {
-            let host_path = store.host_path_of(path).ok_or_else(|| {
-                Failure::failed(format!("{path} was here and is gone")).hint("try again")
-            })?;
+            let host_path = store
+                .host_path_of(path)
+                .ok_or_else(|| Failure::failed(format!("{path} was here and is gone")).hint("try again"))?;
             paths.push(ClosurePath { path: path.clone(), host_path });
         }
         let mount = Arc::new(Mount::new(lazy, chunks, on).map_err(refused)?);
         Ok(Self { closure: Closure::new(paths), mount, store, trusted, dirs })
     }
 
-    /// Pulls the rest into the private store, beginning in a moment.
+    /// Pulls the rest into the private store, beginning in a moment; not where the environment forbids it.
     fn prefetch_soon(&self) {
+        if std::env::var_os(PREFETCH).is_some_and(|value| value == "never") {
+            return;
+        }
         let options = PullOptions {
             trusted: self.trusted.clone(),
             index: caches::chunk_index().ok().flatten(),
@@ -137,9 +142,8 @@ impl Mounted {
 
     /// Waits until nothing uses the mount any more, or this process is told to end.
     async fn wait_for_end(&self) -> Outcome<()> {
-        let hear = |kind| {
-            signal(kind).map_err(|error| Failure::failed("signals cannot be heard").caused_by(error))
-        };
+        let hear =
+            |kind| signal(kind).map_err(|error| Failure::failed("signals cannot be heard").caused_by(error));
         let (mut interrupt, mut terminate) = (hear(SignalKind::interrupt())?, hear(SignalKind::terminate())?);
         tokio::select! {
             () = self.mount.ended() => {}

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use e2e::{Home, Ran, wait_until};
 
 /// `calve cache serve` that ends with the test.
-struct Serving {
+pub struct Serving {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Drop for Serving {
@@ -18,7 +18,7 @@ impl Drop for Serving {
     }
 }
 
-fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
+pub fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
     let address = home.path().join(format!("{}.address", dir.file_name().unwrap().display()));
     let mut command = home.command(["cache", "serve", "--listen", "127.0.0.1:0", "--dir"]);
     command.arg(dir).arg("--address-file").arg(&address).args(args).stderr(Stdio::null());

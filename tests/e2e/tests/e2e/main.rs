@@ -4,6 +4,7 @@ mod cache;
 mod cli;
 mod faults;
 mod guest;
+mod lazy;
 mod lease;
 mod nested;
 mod nix;
