@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use calve_core::{DriverName, MachineId};
 use calve_nix::{HashWriter, StorePath};
@@ -202,6 +202,11 @@ impl LazyDir {
             }
         }
         used
+    }
+
+    /// When a machine last came or went; for telling whether any did since.
+    pub fn changed(&self) -> Option<SystemTime> {
+        fs::metadata(self.path.join("users")).and_then(|users| users.modified()).ok()
     }
 
     /// Takes the mount out of sight and removes the directory; only for who has the lock.

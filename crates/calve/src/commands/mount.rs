@@ -2,6 +2,7 @@
 
 mod machines;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ const PREFETCH: &str = "CALVE_PREFETCH";
 /// Mounts store paths with everything that they refer to before they are here, read-only.
 ///
 /// What is read comes out of the caches as it is touched, each block verified; the rest follows into calve's own store while
-/// nothing is read, unless CALVE_PREFETCH=never. Paths that are on this host already are linked to. Ends when the directory is unmounted, or with Ctrl-C.
+/// nothing is read, unless CALVE_PREFETCH=never. Ends when the directory is unmounted, or with Ctrl-C.
 ///
 /// A path counts only if a trusted key signed it: those given, those in CALVE_TRUSTED_KEYS, and those that Nix on this host
 /// trusts.
@@ -105,7 +106,11 @@ impl Mounted {
         let sources: Vec<_> = sources.collect();
         let options = ChunksOptions { dir: Some(dirs.store()), ..ChunksOptions::new(sources.clone()) };
         let chunks = Chunks::new(options);
-        let here = |paths: &[StorePath]| store.present(paths).map_err(TransferError::from);
+        // Machines use what is on this host from there.
+        let here = |paths: &[StorePath]| match args.for_machines {
+            true => store.present(paths).map_err(TransferError::from),
+            false => Ok(BTreeSet::new()),
+        };
         let lazy = LazyClosure::open(&sources, &chunks, &args.paths, &trusted, here).await;
         let lazy = lazy.map_err(not_lazy)?;
         let own = lazy.paths.iter().map(|path| &path.info.path);

@@ -55,12 +55,15 @@ pub async fn serve(args: &Args) -> Outcome {
     }
     mounted.prefetch_soon();
     let unused = async {
-        let (mut used_once, mut unused_since) = (false, Instant::now());
+        let made = dir.changed();
+        let mut unused_since = Instant::now();
         loop {
             tokio::time::sleep(LOOK_PAUSE).await;
+            // Also of machines that lived between two looks.
+            let used_once = dir.changed() != made;
             let max = if used_once { NEXT_MACHINE_MAX } else { FIRST_MACHINE_MAX };
             if dir.is_used() {
-                (used_once, unused_since) = (true, Instant::now());
+                unused_since = Instant::now();
             } else if unused_since.elapsed() > max {
                 dir.retract();
                 // A machine that came just now has seen it still.
