@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use calve_nix::StorePath;
 use calve_nix::sign::{SecretKey, TrustedKeys};
+use calve_nix::{Compression, StorePath};
 use calve_store::Destination;
-use calve_store::cache::{Cache, CacheOptions};
+use calve_store::cache::{Cache, CacheOptions, GcPolicy, NarEncoding};
 use calve_store::chunk::{ChunkId, StoredChunk};
 use calve_store::lazy::{Chunks, ChunksOptions, LazyClosure, LazyError, Mount, Proof};
 use calve_store::pull::{PullOptions, Source};
@@ -134,6 +134,10 @@ impl Scene {
             eprintln!("skipped: only root may mount without fusermount3");
             return None;
         }
+        Some(Self::without_mount(fill))
+    }
+
+    fn without_mount(fill: impl FnOnce(&Host) -> StorePath) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.unwrap();
         let (from, to) = (Host::new(), Host::new());
@@ -158,7 +162,7 @@ impl Scene {
             requests: AtomicUsize::default(),
         };
         std::fs::create_dir(to.path("mount")).unwrap();
-        Some(Self { from, root, way: Arc::new(way), to, runtime })
+        Self { from, root, way: Arc::new(way), to, runtime }
     }
 
     fn chain() -> Option<Self> {
@@ -264,6 +268,49 @@ fn programs_are_started_from_a_mount() {
     let output = Command::new(program).args(["--list", "--format", "terse"]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("programs_are_started_from_a_mount"));
+}
+
+#[test]
+fn listings_stay_with_their_paths_in_a_cache() {
+    let scene = Scene::without_mount(|host| Chain::new(host, 1).program);
+    let cache = &scene.way.cache;
+    let opens = || {
+        let chunks = scene.chunks(DEADLINE);
+        scene.open(&chunks, &scene.trusted()).unwrap().paths.len()
+    };
+    assert_eq!(opens(), 3);
+    let library = scene.runtime.block_on(async {
+        // What is pinned keeps its listing, whatever else goes.
+        cache.pin("kept", &scene.root, None).await.unwrap();
+        let all =
+            GcPolicy { max_age: Some(Duration::ZERO), grace: Some(Duration::ZERO), ..GcPolicy::default() };
+        let collected = cache.collect(&all).await.unwrap();
+        assert_eq!((collected.paths_kept, collected.chunks_removed), (3, 0));
+        assert_eq!(cache.verify(None).await.unwrap().damage, []);
+        let closure = cache.closure(std::slice::from_ref(&scene.root)).await.unwrap();
+        closure.into_iter().find(|manifest| manifest.info.path.name() == "library-1.0").unwrap()
+    });
+    assert_eq!(opens(), 3);
+    scene.runtime.block_on(async {
+        // An index that is built anew from the packs finds them again.
+        let dir = scene.to.path("again");
+        std::fs::create_dir(&dir).unwrap();
+        let copied = Command::new("cp").arg("-a").arg(scene.to.path("cache/objects")).arg(&dir).status();
+        assert!(copied.unwrap().success());
+        let again = Cache::open(CacheOptions::local(&dir)).await.unwrap();
+        assert_eq!(again.find(library.info.path.hash_part()).await.unwrap().unwrap(), library);
+        assert_eq!(again.closure(std::slice::from_ref(&scene.root)).await.unwrap().len(), 3);
+
+        // What comes as `nix copy` sends it is listed too, and alike.
+        let other = Cache::open(CacheOptions::local(&scene.to.path("other"))).await.unwrap();
+        let archive = cache.nar_stream(&library, NarEncoding::Plain).await.unwrap();
+        other.stage_nar("library.nar", archive).await.unwrap();
+        let info = library.info.clone();
+        let taken = other.put_nar("library.nar", Compression::None, info).await.unwrap();
+        let (taken, kept) = (taken.lazy.unwrap(), library.lazy.clone().unwrap());
+        assert_eq!(taken.listing, kept.listing);
+        assert_ne!(taken.signatures, kept.signatures, "each vouches with its own key");
+    });
 }
 
 /// The reason why the closure is not mounted after a change to what the cache says.

@@ -189,7 +189,9 @@ impl Cache {
         // Paths known as broken may lack their recipe; what is left of them stays through the recipes of others only.
         let mut recipes = Vec::new();
         for row in rows.into_iter().filter(|row| !row.broken) {
-            let listing = manifest::decode(&row.manifest)?.lazy.map(|proof| proof.listing);
+            // A damaged manifest is for `verify` to name.
+            let proof = manifest::decode(&row.manifest).ok().and_then(|manifest| manifest.lazy);
+            let listing = proof.map(|proof| proof.listing);
             recipes.extend([row.recipe].into_iter().chain(listing));
         }
         recipes.retain(|id| !live.chunks.contains(&short(id)));

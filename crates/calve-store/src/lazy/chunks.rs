@@ -77,8 +77,8 @@ struct Inner {
     options: ChunksOptions,
     state: Mutex<State>,
     ring: Mutex<Option<Ring>>,
-    /// Rings when there is something to fetch.
-    work: Notify,
+    /// Rings when there is something to fetch; not only in here, as who waits for it must not hold the rest.
+    work: Arc<Notify>,
     progress: Progress,
 }
 
@@ -87,7 +87,8 @@ struct State {
     memory: Memory,
     pending: HashMap<ChunkId, Pending>,
     urgent: VecDeque<ChunkId>,
-    ahead: VecDeque<ChunkId>,
+    /// With their lengths, which are counted in `ahead_bytes` until they leave.
+    ahead: VecDeque<Piece>,
     ahead_bytes: u64,
     ahead_requests: usize,
     /// Why caches failed last; none since one answered.
@@ -121,12 +122,12 @@ impl Chunks {
             options,
             state: Mutex::default(),
             ring: Mutex::new(ring),
-            work: Notify::new(),
+            work: Arc::new(Notify::new()),
             progress: Progress::default(),
         };
         let inner = Arc::new(inner);
         for _ in 0..REQUESTS_MAX {
-            tokio::spawn(work(Arc::downgrade(&inner)));
+            tokio::spawn(work(Arc::downgrade(&inner), inner.work.clone()));
         }
         Self(inner)
     }
@@ -263,12 +264,14 @@ impl Inner {
                 continue;
             }
             state.pending.insert(piece.id, Pending::new(piece.len));
-            state.ahead.push_back(piece.id);
+            state.ahead.push_back(piece);
             state.ahead_bytes += u64::from(piece.len);
         }
         while state.ahead_bytes > AHEAD_BYTES_MAX {
-            let Some(id) = state.ahead.pop_front() else { break };
-            state.forget_ahead(&id);
+            let Some(piece) = state.next_ahead() else { break };
+            if state.pending.get(&piece.id).is_some_and(|it| !it.in_flight && !it.urgent) {
+                state.pending.remove(&piece.id);
+            }
         }
         let ring = !state.ahead.is_empty();
         drop(state);
@@ -289,12 +292,9 @@ impl Inner {
         let ahead = batch.is_empty();
         if ahead && state.ahead_requests < AHEAD_REQUESTS_MAX {
             while bytes < BATCH_BYTES
-                && let Some(id) = state.ahead.pop_front()
+                && let Some(piece) = state.next_ahead()
             {
-                if let Some(pending) = state.pending.get(&id).filter(|it| !it.in_flight && !it.urgent) {
-                    state.ahead_bytes -= u64::from(pending.len);
-                    bytes += state.begin(id, &mut batch);
-                }
+                bytes += state.begin(piece.id, &mut batch);
             }
         }
         if batch.is_empty() {
@@ -419,11 +419,10 @@ impl State {
         pending.len
     }
 
-    fn forget_ahead(&mut self, id: &ChunkId) {
-        if let Some(pending) = self.pending.get(id).filter(|it| !it.in_flight && !it.urgent) {
-            self.ahead_bytes -= u64::from(pending.len);
-            self.pending.remove(id);
-        }
+    fn next_ahead(&mut self) -> Option<Piece> {
+        let piece = self.ahead.pop_front()?;
+        self.ahead_bytes -= u64::from(piece.len);
+        Some(piece)
     }
 }
 
@@ -434,7 +433,7 @@ impl Pending {
 }
 
 /// Fetches one batch after the other while anybody may want one.
-async fn work(inner: Weak<Inner>) {
+async fn work(inner: Weak<Inner>, bell: Arc<Notify>) {
     loop {
         let Some(this) = inner.upgrade() else { return };
         match this.next_batch() {
@@ -445,11 +444,9 @@ async fn work(inner: Weak<Inner>) {
                 }
             }
             None => {
-                // Held no longer than it takes to register, so that the last user's going ends this.
-                let woken = this.work.notified();
-                if tokio::time::timeout(BACKOFF_MAX, woken).await.is_err() {
-                    continue;
-                }
+                // The last user's going is seen after this at the latest.
+                drop(this);
+                let _ = tokio::time::timeout(BACKOFF_MAX, bell.notified()).await;
             }
         }
     }
