@@ -15,7 +15,7 @@ mod memory;
 mod token;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -155,6 +155,11 @@ impl ServeError {
 pub fn init_log(dirs: &Dirs) -> Result<(), ServeError> {
     dirs.create()?;
     log_file::init(&dirs.server_log()).map_err(ServeError::io("the server's log"))
+}
+
+/// Writes what this process traces to a file from now on, as a server does to its log.
+pub fn init_log_at(path: &Path) -> std::io::Result<()> {
+    log_file::init(path)
 }
 
 /// Serves until SIGTERM, SIGINT, `POST /v1/server/stop` or idleness. `ready` is called once clients are served.

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_nix::StorePath;
+use calve_node::lazy::LazyDirs;
 use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
 use calve_store::prune::PrunedPaths;
@@ -21,7 +22,7 @@ use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::Check;
 use calve_wire::event::{Event, What};
-use calve_wire::machine::{MachineSpec, PortMapping, Workload};
+use calve_wire::machine::{MachineSpec, PortMapping, StoreDelivery, Workload};
 use calve_wire::record::MachineRecord;
 use futures_util::future::join_all;
 use memchr::memmem;
@@ -55,6 +56,7 @@ pub struct World {
     ports: Ports,
     leases: Leases,
     events: EventLog,
+    lazy: LazyDirs,
     run_dir: PathBuf,
     /// Counts what may have changed outside of the records.
     changes: watch::Sender<u64>,
@@ -106,6 +108,7 @@ impl World {
             agents,
             logs: parts.logs,
             events: parts.events,
+            lazy: LazyDirs::new(&parts.run_dir),
             run_dir: parts.run_dir,
             seen: Mutex::new(changes.subscribe()),
             changes,
@@ -126,6 +129,11 @@ impl World {
     /// The server's cache.
     pub fn cache(&self) -> &Arc<Embedded> {
         &self.cache
+    }
+
+    /// The closure of these roots, where a process on this host serves it lazily.
+    pub fn lazy_closure(&self, roots: &[StorePath]) -> Option<Closure> {
+        self.lazy.of(roots).closure()
     }
 
     /// Counts what may have changed outside of the records, for waiting.
@@ -157,6 +165,9 @@ impl World {
     /// Lets go of the store paths of all machines but these, at once or, in the cache, when that is opened.
     pub async fn reap_roots(&self, living: BTreeSet<MachineId>) {
         self.cache.set_living(living.clone());
+        let lazy = self.lazy.clone();
+        // Of processes that were killed; those that live look after themselves.
+        tokio::task::spawn_blocking(move || lazy.reap());
         self.roots.reap(living).await;
     }
 
@@ -208,8 +219,17 @@ impl World {
         self.agents.send(id, message).map_err(|error| link_error(&error))
     }
 
-    async fn closure(&self, spec: &MachineSpec) -> Result<Closure, EffectError> {
-        let roots = roots(spec);
+    async fn closure(&self, record: &MachineRecord) -> Result<Closure, EffectError> {
+        let roots = roots(&record.spec);
+        if record.spec.store == Some(StoreDelivery::Lazy) {
+            let held = self.lazy.of(&roots).hold(placed(record)?, record.id);
+            let gone = || EffectError {
+                message: "the process that served the machine's closure lazily is gone; run it again"
+                    .to_owned(),
+                retry: false,
+            };
+            return held.ok().flatten().ok_or_else(gone);
+        }
         let store = self.store.clone();
         let closure = tokio::task::spawn_blocking(move || store.closure(&roots)).await;
         let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
@@ -312,7 +332,7 @@ impl Effects for World {
 
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let driver = self.driver(placed(record)?)?;
-        let closure = self.closure(&record.spec).await?;
+        let closure = self.closure(record).await?;
         self.publish(record)?;
         let order = Order {
             id: record.id,
@@ -391,6 +411,7 @@ impl Effects for World {
         }
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.agents.unlink(id);
+        self.lazy.release(driver.name(), id);
         self.roots.release(id).await;
         self.cache.unpin(id).await;
         self.ports.unpublish(id);

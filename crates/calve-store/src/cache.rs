@@ -16,6 +16,7 @@ mod gc;
 mod heal;
 mod index;
 mod keys;
+mod listing;
 mod manifest;
 mod nar;
 mod objects;

@@ -19,6 +19,7 @@ pub mod error;
 pub mod http;
 pub mod image;
 pub mod index;
+pub mod lazy;
 mod local;
 mod locate;
 pub mod nar_view;

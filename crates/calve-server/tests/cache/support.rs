@@ -176,7 +176,7 @@ pub fn noise(len: usize) -> Vec<u8> {
 pub async fn push(remote: &dyn Remote, made: &[&Made]) {
     for made in made {
         remote.put_chunks(made.chunks.clone()).await.unwrap();
-        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id() };
+        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id(), lazy: None };
         remote.commit(vec![manifest], vec![made.recipe.clone()]).await.unwrap();
     }
 }

@@ -11,7 +11,7 @@ use super::pack::{self, Kind, PackWriter};
 use super::{Cache, CacheError, blocking, manifest, read, rewrite};
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::recipe::Recipe;
-use crate::remote::Remote;
+use crate::remote::{Manifest, Remote};
 
 /// Paths that are looked at between two looks at the index.
 const PATHS_AT_ONCE: i64 = 1000;
@@ -187,8 +187,15 @@ impl Cache {
                 done.paths += 1;
                 let manifest = manifest::decode(&bytes);
                 // Reading all recipes is as much work as reading their packs was: only where chunks are lost.
-                let whole =
-                    !broken && manifest.is_ok() && (lost.is_empty() || self.is_whole(recipe, lost).await?);
+                let whole = match &manifest {
+                    Ok(_) if broken => false,
+                    Ok(_) if lost.is_empty() => true,
+                    Ok(Manifest { lazy, .. }) => {
+                        let listing = lazy.as_ref().map(|proof| proof.listing);
+                        self.is_whole([Some(recipe), listing].into_iter().flatten().collect(), lost).await?
+                    }
+                    Err(_) => false,
+                };
                 if !whole {
                     self.0.index.write(move |index| Ok(paths::set_broken(index, path, true)?)).await?;
                     match manifest {
@@ -205,9 +212,12 @@ impl Cache {
         }
     }
 
-    async fn is_whole(&self, recipe: ChunkId, lost: &HashSet<ChunkId>) -> Result<bool, CacheError> {
-        match self.read_recipes(vec![recipe]).await {
-            Ok(recipes) => Ok(recipes[0].pieces.iter().all(|piece| !lost.contains(&piece.id))),
+    async fn is_whole(&self, recipes: Vec<ChunkId>, lost: &HashSet<ChunkId>) -> Result<bool, CacheError> {
+        match self.read_recipes(recipes).await {
+            Ok(recipes) => {
+                let mut pieces = recipes.iter().flat_map(|recipe| &recipe.pieces);
+                Ok(pieces.all(|piece| !lost.contains(&piece.id)))
+            }
             Err(CacheError::Missing(_) | CacheError::Damaged { .. }) => Ok(false),
             Err(error) => Err(error),
         }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::MESSAGE_PLAIN_MAX_BYTES;
 use crate::PathInfo;
 use crate::chunk::ChunkId;
+use crate::lazy::Proof;
 use crate::remote::{CacheInfo, ITEMS_MAX, Manifest};
 
 /// Level at which messages are compressed: they are small, and waited for.
@@ -71,6 +72,10 @@ struct Manifests {
     #[serde(deserialize_with = "counted::counted")]
     manifests: Vec<Entry>,
 }
+
+/// The proofs of manifests, behind [`Manifests`]: who knows nothing of them leaves them unread, and where there are none
+/// nothing is written.
+type Proofs = Vec<(u32, ChunkId, Vec<Signature>)>;
 
 /// One manifest; numbers are places in the lists of [`Manifests`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,20 +137,38 @@ impl Message for Vec<Manifest> {
         for manifest in self {
             writer.add(manifest);
         }
-        pack(&writer.written)
+        pack_bytes(&writer.finish())
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        let Manifests { paths, key_names, manifests } = unpack(bytes)?;
+        let plain = decompress(bytes, MESSAGE_PLAIN_MAX_BYTES)?;
+        let damaged = |error: postcard::Error| MessageError(error.to_string());
+        let (Manifests { paths, key_names, manifests }, rest) =
+            postcard::take_from_bytes(&plain).map_err(damaged)?;
+        let proofs: Proofs =
+            if rest.is_empty() { Vec::new() } else { postcard::from_bytes(rest).map_err(damaged)? };
         let paths: Vec<StorePath> = paths.into_iter().map(Path::parse).collect::<Result<_, _>>()?;
         let reader = Reader { paths: &paths, key_names: &key_names };
-        limited(manifests)?.into_iter().map(|entry| reader.read(entry)).collect()
+        let manifests = limited(manifests)?.into_iter().map(|entry| reader.read(entry));
+        let mut manifests: Vec<_> = manifests.collect::<Result<_, _>>()?;
+        for (number, listing, signatures) in proofs {
+            let manifest = manifests.get_mut(number as usize);
+            let manifest =
+                manifest.ok_or_else(|| MessageError(format!("it has no manifest number {number}")))?;
+            let signatures =
+                signatures.into_iter().map(|it| reader.signature(it)).collect::<Result<_, _>>()?;
+            manifest.lazy = Some(Proof { listing, signatures });
+        }
+        Ok(manifests)
     }
 }
 
 fn pack(value: &impl Serialize) -> Vec<u8> {
-    let plain = postcard::to_allocvec(value).expect("messages are plain data");
-    zstd::bulk::compress(&plain, ZSTD_LEVEL).expect("compressing into memory does not fail")
+    pack_bytes(&postcard::to_allocvec(value).expect("messages are plain data"))
+}
+
+fn pack_bytes(plain: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(plain, ZSTD_LEVEL).expect("compressing into memory does not fail")
 }
 
 fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
@@ -201,6 +224,7 @@ struct Writer {
     written: Manifests,
     paths: HashMap<StorePath, u32>,
     key_names: HashMap<String, u32>,
+    proofs: Proofs,
 }
 
 impl Writer {
@@ -216,7 +240,19 @@ impl Writer {
             signatures: info.signatures.iter().map(|text| self.signature(text)).collect(),
             recipe: manifest.recipe,
         };
+        if let Some(proof) = &manifest.lazy {
+            let signatures = proof.signatures.iter().map(|text| self.signature(text)).collect();
+            self.proofs.push((self.written.manifests.len() as u32, proof.listing, signatures));
+        }
         self.written.manifests.push(entry);
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut bytes = postcard::to_allocvec(&self.written).expect("messages are plain data");
+        if !self.proofs.is_empty() {
+            bytes.extend(postcard::to_allocvec(&self.proofs).expect("messages are plain data"));
+        }
+        bytes
     }
 
     fn path(&mut self, path: &StorePath) -> u32 {
@@ -275,7 +311,7 @@ impl Reader<'_> {
         if !info.references.is_sorted_by(|a, b| a < b) {
             return Err(MessageError(format!("the references of {} are not in order", info.path)));
         }
-        Ok(Manifest { info, recipe: entry.recipe })
+        Ok(Manifest { info, recipe: entry.recipe, lazy: None })
     }
 
     fn signature(&self, signature: Signature) -> Result<String, MessageError> {
@@ -312,7 +348,7 @@ mod tests {
         let signature = format!("key-1:{}", STANDARD.encode([9; 64]));
         let first = info('0', &[], &[&signature, "odd", "odd:AAAA"]);
         let second = info('1', &[path('0', "a"), path('1', "a")], &[&signature]);
-        [first, second].map(|info| Manifest { info, recipe: ChunkId([5; 32]) }).to_vec()
+        [first, second].map(|info| Manifest { info, recipe: ChunkId([5; 32]), lazy: None }).to_vec()
     }
 
     /// The example that a release wrote is read as this value.
@@ -335,6 +371,10 @@ mod tests {
         check("paths.1.bin", vec![path('0', "a"), path('1', "b-2.0")]);
         check("ids.1.bin", vec![ChunkId([1; 32]), ChunkId([2; 32])]);
         check("manifests.1.bin", manifests());
+        let mut proven = manifests();
+        let signatures = vec![format!("key-1:{}", STANDARD.encode([7; 64])), "odd".to_owned()];
+        proven[1].lazy = Some(Proof { listing: ChunkId([6; 32]), signatures });
+        check("manifests.2.bin", proven);
     }
 
     #[test]

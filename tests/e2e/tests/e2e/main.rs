@@ -7,6 +7,7 @@ mod cache_verify;
 mod cli;
 mod faults;
 mod guest;
+mod lazy;
 mod lease;
 mod nested;
 mod nix;
