@@ -32,7 +32,7 @@ async fn a_push_to_a_full_disk_is_refused_in_a_sentence_and_goes_on_once_there_i
         "{refused}"
     );
     // Without its chunks it is no path.
-    let manifest = Manifest { recipe: big.recipe.id(), info: big.info.clone() };
+    let manifest = Manifest { recipe: big.recipe.id(), info: big.info.clone(), lazy: None };
     assert!(remote.commit(vec![manifest], vec![big.recipe.clone()]).await.is_err());
     assert_eq!(remote.missing_paths(&[big.info.path.clone()]).await.unwrap(), [big.info.path.clone()]);
     assert_eq!(remote.missing_paths(&[before.info.path.clone()]).await.unwrap(), []);
