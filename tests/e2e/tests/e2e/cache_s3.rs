@@ -105,7 +105,7 @@ fn serves_from(home: &Home, endpoint: &str) {
     let serving = serve_with(home, &dir, &s3, &environment);
     let dir = dir.to_str().unwrap();
     let token = home.ok(&["cache", "token", "add", "ci", "--push", "--dir", dir]);
-    let key = home.ok(&["cache", "key", "--dir", dir]);
+    let key = with_s3(&["cache", "key", "--dir", dir]).stdout;
     let app = home.app();
     let tree = Path::new(&app).parent().unwrap().parent().unwrap().to_str().unwrap();
     let asked = |home: &Home, args: &[&str]| {
