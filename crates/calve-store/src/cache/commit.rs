@@ -14,7 +14,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rusqlite::Connection;
 
 use super::index::{WriteError, chunks, paths};
-use super::nar::{Assembly, NarEncoding};
+use super::nar::Assembly;
 use super::pack::{Kind, PackWriter};
 use super::write::Written;
 use super::{Cache, CacheError, blocking, cpus, manifest, now_ms};
@@ -118,7 +118,7 @@ impl Cache {
 
     async fn check_archive(&self, info: &PathInfo, assembly: &Assembly) -> Result<(), CacheError> {
         let _cpu = self.0.cpus.acquire().await.expect("never closed");
-        let mut archive = self.assemble(assembly, 0..info.nar_size, NarEncoding::Plain);
+        let mut archive = self.assemble_to_hash(assembly);
         let mut hash = HashWriter::default();
         while let Some(bytes) = archive.next().await {
             let bytes = bytes?;
