@@ -56,12 +56,11 @@ pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, NotStart
     Ok(watch(agent, process, input, [output, errors]))
 }
 
-/// Takes over the program that was started before the agent.
-pub fn adopt(agent: &Rc<Agent>, begun: Running) -> Result<Run, NotStarted> {
-    let no_pipe = |error: io::Error| format!("no pipe can be watched: {error}");
+/// Takes over the program that was begun before the agent.
+pub fn adopt(agent: &Rc<Agent>, begun: Running) -> io::Result<Run> {
     let [output, errors] = begun.outputs;
-    let outputs = [Pipe::new(output).map_err(no_pipe)?, Pipe::new(errors).map_err(no_pipe)?];
-    let input = begun.input.map(Pipe::new).transpose().map_err(no_pipe)?;
+    let outputs = [Pipe::new(output)?, Pipe::new(errors)?];
+    let input = begun.input.map(Pipe::new).transpose()?;
     Ok(watch(agent, agent.processes.adopt(begun.id), input, outputs))
 }
 

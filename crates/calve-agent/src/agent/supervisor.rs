@@ -119,7 +119,11 @@ impl Supervisor {
         self.order(Some(program), health);
         // Its action is what was done.
         self.workload.take(Input::Start { program: true, restart }, Instant::now());
-        self.take(Event::Started(started.and_then(|running| program::adopt(&self.agent, running))))
+        let started = match started {
+            Ok(running) => Ok(program::adopt(&self.agent, running)?),
+            Err(why) => Err(why),
+        };
+        self.take(Event::Started(started))
     }
 
     fn order(&mut self, program: Option<Program>, health: Option<HealthCheck>) {

@@ -7,9 +7,10 @@ use std::os::fd::OwnedFd;
 use anyhow::Context as _;
 use calve_wire::machine::ExitCause;
 
+use super::first::First;
 use super::limits::{self, Events, Programs};
 use super::parameters::Parameters;
-use super::{files, first, mounts, network, port, power};
+use super::{files, mounts, network, port, power};
 use crate::agent::begun::Begun;
 use crate::agent::transport::Transport;
 use crate::agent::transport::device::Opened;
@@ -20,16 +21,18 @@ use crate::init::{self, packet};
 
 /// Makes the place, and is its init until the agent has ended.
 pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Result<()> {
-    // What the server has said already comes while the rest is being done.
-    let mut port = first::open_port();
+    let first = First::prepare(&parameters);
     mounts::for_programs()?;
     if let Some(store) = &parameters.store {
         mounts::store(store, "/nix/store")?;
+        if let Some(first) = &first {
+            first.read_ahead();
+        }
     }
     network::name_host(&parameters.hostname)?;
-    network::loopback().context("the loopback cannot be brought up")?;
+    let interfaces = network::loopback().context("the loopback cannot be brought up")?;
     if parameters.network
-        && let Err(error) = network::through_host()
+        && let Err(error) = network::through_host(&interfaces)
     {
         notes.push(format!("the network cannot be reached: {error}"));
     }
@@ -43,11 +46,12 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
         None
     });
     let confine = Enter(programs);
-    let begun = match &mut port {
-        Some(port) => first::begin(&parameters, port, &confine, &notes)?,
-        None => None,
+    let (port, begun) = match first {
+        Some(first) => first.begin(&parameters, &confine, &notes).map(|(port, begun)| (Some(port), begun))?,
+        None => (None, None),
     };
     let program = begun.as_ref().and_then(|begun| Some(begun.started.as_ref().ok()?.pid));
+    drop(interfaces);
     let (here, there) = packet::pair()?;
     // SAFETY: this process has one thread, so the child has all of its memory in a consistent state.
     match unsafe { libc::fork() } {
