@@ -205,7 +205,8 @@ fn first_output(socket: &Path) {
                 Incoming::Frame(Frame::Control(json)) => {
                     let message: FromAgent = serde_json::from_slice(&json).expect("a message");
                     // As a server does: the order came with the guest, unless that is still waiting for it.
-                    if matches!(message, FromAgent::Welcome { status, .. } if status.phase == Phase::Waiting) {
+                    if matches!(message, FromAgent::Welcome { status, .. } if status.phase == Phase::Waiting)
+                    {
                         let start = ToAgent::Start {
                             program: Some(program()),
                             restart: Restart::Never,

@@ -32,8 +32,9 @@ use crate::init::FIRST_ID;
 use crate::init::begin::{self, Image};
 use crate::init::packet::{NotStarted, Work};
 
-/// Time for a hello that was sent before the guest had its first process: QEMU has to hand it over only.
-const HELLO_MAX: Duration = Duration::from_millis(250);
+/// Time for a hello of somebody who is there: it was sent before the guest had its first process, and a busy host has to hand
+/// it over only. Nobody is not waited for.
+const HELLO_MAX: Duration = Duration::from_secs(2);
 /// Time for the program's first words, while nobody else wants anything: a large program in emulation takes longer, and then
 /// the agent's own start is no matter.
 const WORDS_MAX: Duration = Duration::from_secs(1);
