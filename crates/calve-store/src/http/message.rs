@@ -75,7 +75,17 @@ struct Manifests {
 
 /// The proofs of manifests, behind [`Manifests`]: who knows nothing of them leaves them unread, and where there are none
 /// nothing is written.
-type Proofs = Vec<(u32, ChunkId, Vec<Signature>)>;
+#[derive(Default, Serialize, Deserialize)]
+struct Proofs(#[serde(deserialize_with = "counted::counted")] Vec<ProofEntry>);
+
+/// One proof, of the manifest with this number.
+#[derive(Serialize, Deserialize)]
+struct ProofEntry {
+    manifest: u32,
+    listing: ChunkId,
+    #[serde(deserialize_with = "counted::counted")]
+    signatures: Vec<Signature>,
+}
 
 /// One manifest; numbers are places in the lists of [`Manifests`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,17 +151,19 @@ impl Message for Vec<Manifest> {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        let plain = decompress(bytes, MESSAGE_PLAIN_MAX_BYTES)?;
-        let damaged = |error: postcard::Error| MessageError(error.to_string());
-        let (Manifests { paths, key_names, manifests }, rest) =
-            postcard::take_from_bytes(&plain).map_err(damaged)?;
-        let proofs: Proofs =
-            if rest.is_empty() { Vec::new() } else { postcard::from_bytes(rest).map_err(damaged)? };
+        let plain = decompress(bytes, plain_max(bytes.len()))?;
+        let read = counted::within_limit(|| {
+            let (manifests, rest) = postcard::take_from_bytes(&plain)?;
+            let proofs = if rest.is_empty() { Proofs::default() } else { postcard::from_bytes(rest)? };
+            Ok((manifests, proofs))
+        });
+        let (Manifests { paths, key_names, manifests }, Proofs(proofs)) =
+            read.map_err(|error: postcard::Error| MessageError(error.to_string()))?;
         let paths: Vec<StorePath> = paths.into_iter().map(Path::parse).collect::<Result<_, _>>()?;
         let reader = Reader { paths: &paths, key_names: &key_names };
         let manifests = limited(manifests)?.into_iter().map(|entry| reader.read(entry));
         let mut manifests: Vec<_> = manifests.collect::<Result<_, _>>()?;
-        for (number, listing, signatures) in proofs {
+        for ProofEntry { manifest: number, listing, signatures } in proofs {
             let manifest = manifests.get_mut(number as usize);
             let manifest =
                 manifest.ok_or_else(|| MessageError(format!("it has no manifest number {number}")))?;
@@ -242,14 +254,15 @@ impl Writer {
         };
         if let Some(proof) = &manifest.lazy {
             let signatures = proof.signatures.iter().map(|text| self.signature(text)).collect();
-            self.proofs.push((self.written.manifests.len() as u32, proof.listing, signatures));
+            let manifest = self.written.manifests.len() as u32;
+            self.proofs.0.push(ProofEntry { manifest, listing: proof.listing, signatures });
         }
         self.written.manifests.push(entry);
     }
 
     fn finish(self) -> Vec<u8> {
         let mut bytes = postcard::to_allocvec(&self.written).expect("messages are plain data");
-        if !self.proofs.is_empty() {
+        if !self.proofs.0.is_empty() {
             bytes.extend(postcard::to_allocvec(&self.proofs).expect("messages are plain data"));
         }
         bytes
