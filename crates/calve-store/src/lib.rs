@@ -13,6 +13,7 @@ pub mod closure;
 pub mod cut;
 mod decode;
 pub mod diff;
+mod encode;
 pub mod erofs;
 pub mod error;
 #[cfg(feature = "http")]
@@ -31,6 +32,7 @@ mod path_info;
 mod place;
 pub mod program;
 pub mod progress;
+pub mod prune;
 pub mod pull;
 pub mod push;
 pub mod recipe;
