@@ -147,9 +147,15 @@ impl Scene {
                 CacheOptions { name: "test-1".to_owned(), ..CacheOptions::local(&to.path("cache")) };
             let cache = Cache::open(options).await.unwrap();
             let remote = Arc::new(cache.clone());
-            push(from.store.clone(), std::slice::from_ref(&root), remote, PushOptions::default(), Arc::default())
-                .await
-                .unwrap();
+            push(
+                from.store.clone(),
+                std::slice::from_ref(&root),
+                remote,
+                PushOptions::default(),
+                Arc::default(),
+            )
+            .await
+            .unwrap();
             cache
         });
         let way = Way {
