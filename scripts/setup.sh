@@ -92,10 +92,38 @@ need_virtiofsd() {
   fi
 }
 
+# Programs of a Nix newer than the one that is installed, for the tests: the one of Debian 13 with its libraries, unpacked
+# beside the build. Where it cannot be had, the tests that want it say so.
+NEWER_NIX_SUITE=trixie
+need_newer_nix() {
+  [ -n "${CALVE_NEWER_NIX:-}" ] && return
+  local dir=$root/target/newer-nix mode=unshare program
+  [ "$(id -u)" = 0 ] && mode=root
+  if [ ! -x "$dir/bin/nix" ]; then
+    say "fetching a newer Nix"
+    rm -rf "$dir" "$dir.new"
+    if ! mmdebstrap --quiet --skip=output/dev --mode=$mode --variant=extract --include=nix-bin \
+      $NEWER_NIX_SUITE "$dir.new" http://deb.debian.org/debian >/dev/null 2>"$dir.log"; then
+      say "a newer Nix cannot be had here ($(tail -n1 "$dir.log")): its tests are left out"
+      return
+    fi
+    mkdir "$dir.new/bin"
+    for program in nix nix-store nix-hash; do
+      # With its own libraries, and the name by which it knows what to do.
+      printf '#!/bin/sh\nexec "%s" --argv0 %s --library-path "%s" "%s" "$@"\n' "$dir/usr/lib64/ld-linux-x86-64.so.2" \
+        "$program" "$dir/usr/lib/x86_64-linux-gnu" "$dir/usr/bin/nix" >"$dir.new/bin/$program"
+      chmod +x "$dir.new/bin/$program"
+    done
+    mv "$dir.new" "$dir"
+  fi
+  export CALVE_NEWER_NIX=$dir/bin
+}
+
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
   need_virtiofsd
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
+  need_newer_nix
 }
 
 need_bench_peers() {

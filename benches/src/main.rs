@@ -5,6 +5,7 @@ mod closure;
 mod guest;
 mod hold;
 mod home;
+mod lazy;
 mod peers;
 mod reads;
 mod size;
@@ -35,7 +36,7 @@ pub struct Effort {
 const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000, closures: closure::FULL };
 const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100, closures: closure::QUICK };
 
-const PARTS: [&str; 6] = ["start", "guest", "reads", "hold", "closure", "size"];
+const PARTS: [&str; 7] = ["start", "guest", "reads", "hold", "closure", "lazy", "size"];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -70,6 +71,7 @@ async fn measure(
             "reads" => reads::measure(effort, table).await?,
             "hold" => hold::measure(effort, table)?,
             "closure" => closure::measure(effort.closures, table).await?,
+            "lazy" => lazy::measure(effort.closures, table).await?,
             _ => size::measure(table)?,
         }
     }

@@ -10,6 +10,8 @@
 mod bare;
 mod clock;
 mod files;
+mod first;
+mod fw_cfg;
 mod limits;
 mod modules;
 mod mounts;

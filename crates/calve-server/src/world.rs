@@ -14,22 +14,25 @@ use async_trait::async_trait;
 use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_nix::StorePath;
+use calve_node::lazy::LazyDirs;
 use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
+use calve_store::prune::PrunedPaths;
 use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::Check;
-use calve_wire::event::What;
-use calve_wire::machine::{MachineSpec, PortMapping, Workload};
+use calve_wire::event::{Event, What};
+use calve_wire::machine::{MachineSpec, PortMapping, StoreDelivery, Workload};
 use calve_wire::record::MachineRecord;
 use futures_util::future::join_all;
+use memchr::memmem;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agents::{Agents, LinkError};
 use crate::cache::Embedded;
 use crate::chain;
-use crate::events::{Cursor, EventLog};
+use crate::events::{Cursor, EventLog, time_of};
 use crate::logs::Logs;
 use crate::logs::console::Console;
 use crate::ports::Ports;
@@ -53,6 +56,7 @@ pub struct World {
     ports: Ports,
     leases: Leases,
     events: EventLog,
+    lazy: LazyDirs,
     run_dir: PathBuf,
     /// Counts what may have changed outside of the records.
     changes: watch::Sender<u64>,
@@ -104,6 +108,7 @@ impl World {
             agents,
             logs: parts.logs,
             events: parts.events,
+            lazy: LazyDirs::new(&parts.run_dir),
             run_dir: parts.run_dir,
             seen: Mutex::new(changes.subscribe()),
             changes,
@@ -124,6 +129,11 @@ impl World {
     /// The server's cache.
     pub fn cache(&self) -> &Arc<Embedded> {
         &self.cache
+    }
+
+    /// The closure of these roots, where a process on this host serves it lazily.
+    pub fn lazy_closure(&self, roots: &[StorePath]) -> Option<Closure> {
+        self.lazy.of(roots).closure()
     }
 
     /// Counts what may have changed outside of the records, for waiting.
@@ -155,6 +165,9 @@ impl World {
     /// Lets go of the store paths of all machines but these, at once or, in the cache, when that is opened.
     pub async fn reap_roots(&self, living: BTreeSet<MachineId>) {
         self.cache.set_living(living.clone());
+        let lazy = self.lazy.clone();
+        // Of processes that were killed; those that live look after themselves.
+        tokio::task::spawn_blocking(move || lazy.reap());
         self.roots.reap(living).await;
     }
 
@@ -167,6 +180,18 @@ impl World {
                 living.iter().map(|spec| Ok(store.closure(&roots(spec))?.digest())).collect();
             calve_store::prune_images(&dir, &keep?)
         });
+        pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Removes store paths of the private store that none of the living machines needs and nobody has used for so long.
+    pub async fn prune_store(
+        &self,
+        living: Vec<MachineSpec>,
+        unused_for: Duration,
+    ) -> Result<PrunedPaths, StoreError> {
+        let store = self.store.clone();
+        let keep: Vec<_> = living.iter().flat_map(roots).collect();
+        let pruning = tokio::task::spawn_blocking(move || store.prune(&keep, unused_for));
         pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
@@ -194,8 +219,17 @@ impl World {
         self.agents.send(id, message).map_err(|error| link_error(&error))
     }
 
-    async fn closure(&self, spec: &MachineSpec) -> Result<Closure, EffectError> {
-        let roots = roots(spec);
+    async fn closure(&self, record: &MachineRecord) -> Result<Closure, EffectError> {
+        let roots = roots(&record.spec);
+        if record.spec.store == Some(StoreDelivery::Lazy) {
+            let held = self.lazy.of(&roots).hold(placed(record)?, record.id);
+            let gone = || EffectError {
+                message: "the process that served the machine's closure lazily is gone; run it again"
+                    .to_owned(),
+                retry: false,
+            };
+            return held.ok().flatten().ok_or_else(gone);
+        }
         let store = self.store.clone();
         let closure = tokio::task::spawn_blocking(move || store.closure(&roots)).await;
         let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
@@ -292,9 +326,13 @@ impl Effects for World {
         self.agents.reports()
     }
 
+    fn agents_changes(&self) -> Option<u64> {
+        Some(self.agents.changes())
+    }
+
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let driver = self.driver(placed(record)?)?;
-        let closure = self.closure(&record.spec).await?;
+        let closure = self.closure(record).await?;
         self.publish(record)?;
         let order = Order {
             id: record.id,
@@ -373,6 +411,7 @@ impl Effects for World {
         }
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.agents.unlink(id);
+        self.lazy.release(driver.name(), id);
         self.roots.release(id).await;
         self.cache.unpin(id).await;
         self.ports.unpublish(id);
@@ -420,13 +459,19 @@ fn unannounced(cursor: &mut Cursor, ended: Vec<(MachineId, Timestamp)>) -> std::
     let mut oldest = None;
     let mut announced = BTreeSet::new();
     loop {
-        let events = cursor.kept()?;
-        if events.is_empty() {
+        let lines = cursor.kept_lines()?;
+        if lines.is_empty() {
             break;
         }
-        oldest = oldest.or(events.first().map(|event| event.time_unix_ms));
-        let stopped = events.iter().filter(|event| event.what == What::Stopped);
-        announced.extend(stopped.map(|event| event.machine));
+        oldest = oldest.or_else(|| time_of(lines.split(|byte| *byte == b'\n').next()?));
+        // Most events tell something else; a hundred thousand of them are parsed as little as possible.
+        let lines = lines.split(|byte| *byte == b'\n');
+        for line in lines.filter(|line| memmem::find(line, b"\"stopped\"").is_some()) {
+            let event: Event = serde_json::from_slice(line)?;
+            if event.what == What::Stopped {
+                announced.insert(event.machine);
+            }
+        }
     }
     let missing = ended
         .into_iter()

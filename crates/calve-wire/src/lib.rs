@@ -11,6 +11,7 @@ pub mod frame;
 pub mod guard;
 pub mod machine;
 pub mod record;
+pub mod start;
 pub mod text;
 
 pub use calve_core::limits;

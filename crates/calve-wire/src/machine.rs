@@ -54,6 +54,15 @@ pub struct Program {
     pub stdin: bool,
 }
 
+impl Program {
+    /// What a program is called that is a store path by itself: its name without the hash, which nobody typed, and which a
+    /// program that is several by its name would not know. None for any other: it is called as it is found.
+    pub fn own_name(&self) -> Option<String> {
+        let store_path: StorePath = self.path.parse().ok()?;
+        Some(store_path.name().to_owned())
+    }
+}
+
 mod store_paths {
     use super::{Deserialize, StorePath};
     use serde::{Deserializer, Serializer, de};
@@ -147,15 +156,18 @@ pub enum Network {
     Host,
 }
 
-/// How a guest gets the store paths of its closure. A sandbox always has the host's own.
+/// How a machine gets the store paths of its closure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreDelivery {
-    /// As one image, made once for each closure and kept.
+    /// As one image, made once for each closure and kept; guests only, a sandbox has the host's own paths.
     Image,
-    /// Live out of the host's store (virtiofs), read-only and nothing beside the closure; nothing is made.
+    /// Live out of the host's store (virtiofs), read-only and nothing beside the closure; nothing is made. Guests only.
     Live,
+    /// Out of a cache while it runs: the host has mounted the closure, blocks come as they are touched, each verified. A
+    /// process on the host serves it; `calve run` starts that.
+    Lazy,
 }
 
 /// A port of the machine published on the node.
@@ -209,7 +221,8 @@ pub struct MachineSpec {
     pub limits: Limits,
     /// How it sees the network.
     pub network: Network,
-    /// How it gets its store paths, where the user chose; only with the driver `qemu`, which takes an image otherwise.
+    /// How it gets its store paths, where the user chose; `image` and `live` only with the driver `qemu`, which takes an
+    /// image otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreDelivery>,
     /// Its published ports.
@@ -263,5 +276,23 @@ impl From<Exit> for calve_core::Exit {
 impl From<calve_core::Exit> for Exit {
     fn from(exit: calve_core::Exit) -> Self {
         Self { code: exit.code, signal: exit.signal, cause: exit.cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_store_path_by_itself_is_called_otherwise_than_it_is_found() {
+        let own_name = |path: &str| {
+            let text = format!("{{\"path\":{path:?}}}");
+            serde_json::from_str::<Program>(&text).expect("a program").own_name()
+        };
+        let file = "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox-1.36";
+        assert_eq!(own_name(file).as_deref(), Some("busybox-1.36"));
+        for path in [&format!("{file}/bin/busybox"), "/bin/busybox", "busybox"] {
+            assert_eq!(own_name(path), None, "{path}");
+        }
     }
 }

@@ -2,14 +2,18 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
 use calve_wire::machine::ExitCause;
 
+use super::first::First;
 use super::limits::{self, Events, Programs};
 use super::parameters::Parameters;
 use super::{files, mounts, network, port, power};
+use crate::agent::begun::Begun;
 use crate::agent::transport::Transport;
+use crate::agent::transport::device::Opened;
 use crate::agent::{self, Config};
 use crate::confine_api::Confine;
 use crate::enclosure::Enclosure;
@@ -17,14 +21,18 @@ use crate::init::{self, packet};
 
 /// Makes the place, and is its init until the agent has ended.
 pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Result<()> {
+    let first = First::prepare(&parameters);
     mounts::for_programs()?;
     if let Some(store) = &parameters.store {
         mounts::store(store, "/nix/store")?;
+        if let Some(first) = &first {
+            first.read_ahead();
+        }
     }
     network::name_host(&parameters.hostname)?;
-    network::loopback().context("the loopback cannot be brought up")?;
+    let interfaces = network::loopback().context("the loopback cannot be brought up")?;
     if parameters.network
-        && let Err(error) = network::through_host()
+        && let Err(error) = network::through_host(&interfaces)
     {
         notes.push(format!("the network cannot be reached: {error}"));
     }
@@ -37,13 +45,20 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
         });
         None
     });
+    let confine = Enter(programs);
+    let (port, begun) = match first {
+        Some(first) => first.begin(&parameters, &confine, &notes).map(|(port, begun)| (Some(port), begun))?,
+        None => (None, None),
+    };
+    let program = begun.as_ref().and_then(|begun| Some(begun.started.as_ref().ok()?.pid));
+    drop(interfaces);
     let (here, there) = packet::pair()?;
     // SAFETY: this process has one thread, so the child has all of its memory in a consistent state.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()).context("the agent cannot be forked"),
         0 => {
             drop(there);
-            let ended = agent(parameters, here, notes);
+            let ended = agent(parameters, here, notes, port, begun);
             if let Err(error) = &ended {
                 eprintln!("calve-agent: {error:#}");
             }
@@ -51,23 +66,32 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
             unsafe { libc::_exit(i32::from(ended.is_err())) }
         }
         pid => {
-            drop(here);
-            let confine = Enter(programs);
-            init::run(there, &init::Options { confine: &confine, spare: Some(pid) })?;
+            drop((here, port, begun));
+            init::run(there, &init::Options { confine: &confine, spare: Some(pid), first: program })?;
             Ok(())
         }
     }
 }
 
-fn agent(parameters: Parameters, init: std::os::fd::OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {
+fn agent(
+    parameters: Parameters,
+    init: OwnedFd,
+    notes: Vec<String>,
+    opened: Option<Opened>,
+    begun: Option<Begun>,
+) -> anyhow::Result<()> {
     agent::run(Config {
         token: parameters.token.parse()?,
         remaining: parameters.remaining_now(),
-        transport: Box::new(|| Ok(Transport::Device(port::find()?))),
+        transport: Box::new(|| {
+            let path = if opened.is_some() { port::USUAL_DEVICE.into() } else { port::find()? };
+            Ok(Transport::Device { path, opened })
+        }),
         init,
         enclosure: Box::new(BareGuest { notes, before: Cell::default() }),
         announce: Box::new(|| Ok(())),
         run_dir: None,
+        begun,
     })?;
     Ok(())
 }

@@ -19,14 +19,16 @@ pub(super) fn name_host(hostname: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(hostname.as_bytes())?)
 }
 
-/// Brings the loopback up.
-pub(super) fn loopback() -> io::Result<()> {
-    Interfaces::open()?.bring_up("lo")
+/// Brings the loopback up. Through the same one more can be set up; closing it takes a start in emulation 200 blocks of
+/// code, so let that wait.
+pub(super) fn loopback() -> io::Result<Interfaces> {
+    let interfaces = Interfaces::open()?;
+    interfaces.bring_up("lo")?;
+    Ok(interfaces)
 }
 
 /// Gives the first network card its address and makes QEMU its gateway.
-pub(super) fn through_host() -> io::Result<()> {
-    let interfaces = Interfaces::open()?;
+pub(super) fn through_host(interfaces: &Interfaces) -> io::Result<()> {
     let card = fs::read_dir("/sys/class/net")?
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -38,7 +40,8 @@ pub(super) fn through_host() -> io::Result<()> {
     interfaces.add_default_route(GATEWAY)
 }
 
-struct Interfaces {
+/// The network's interfaces.
+pub(super) struct Interfaces {
     socket: OwnedFd,
 }
 

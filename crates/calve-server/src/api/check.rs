@@ -6,7 +6,9 @@ use calve_core::limits::{ARG_MAX_BYTES, ENV_MAX_BYTES, GRACE_MAX, PORTS_MAX, TTL
 use calve_core::{DriverName, Kind, MachineId};
 use calve_nix::StorePath;
 use calve_wire::api::CreateMachine;
-use calve_wire::machine::{HealthCheck, Limits, MachineSpec, PortMapping, Probe, Program, Restart, Workload};
+use calve_wire::machine::{
+    HealthCheck, Limits, MachineSpec, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
+};
 
 use super::problem::{ApiError, ApiResult};
 use crate::state::VALUE_MAX_BYTES;
@@ -39,8 +41,9 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
     workload(spec)?;
     limits(&spec.limits)?;
     ports(&spec.ports)?;
-    if spec.store.is_some() && spec.driver != Some(DriverName::Qemu) {
-        return Err(ApiError::bad_request("how the store is delivered can be chosen for guests only")
+    let for_guests = matches!(spec.store, Some(StoreDelivery::Image | StoreDelivery::Live));
+    if for_guests && spec.driver != Some(DriverName::Qemu) {
+        return Err(ApiError::bad_request("the store is delivered as an image or live for guests only")
             .hint("ask for the driver qemu; a sandbox always has the host's own store paths"));
     }
     if let Some(check) = &spec.health {
