@@ -60,12 +60,12 @@ pub const FULL: Size = Size {
 pub const QUICK: Size = Size {
     small_files: 5000,
     large_files: 4,
-    large_file_bytes: 32 << 20,
+    large_file_bytes: 64 << 20,
     paths: 300,
-    path_bytes: 128 << 10,
+    path_bytes: 512 << 10,
     metadata_paths: 1000,
     stored_paths: 100_000,
-    runs: 3,
+    runs: 1,
     far_runs: 1,
 };
 
@@ -76,6 +76,8 @@ struct Bench {
     server: Server,
     peak_kib: u64,
     server_peak_kib: u64,
+    /// What is removed at the end only.
+    kept: (Vec<tempfile::TempDir>, Vec<NixRoot>),
 }
 
 struct Closures {
@@ -85,8 +87,8 @@ struct Closures {
 }
 
 pub async fn measure(size: Size, table: &mut Table) -> anyhow::Result<()> {
-    let mut bench =
-        Bench { size, nix: NixRoot::new()?, server: Server::start()?, peak_kib: 0, server_peak_kib: 0 };
+    let (nix, server, kept) = (NixRoot::new()?, Server::start()?, Default::default());
+    let mut bench = Bench { size, nix, server, peak_kib: 0, server_peak_kib: 0, kept };
     let closures = {
         let maker = Maker::new(&bench.nix);
         Closures {
@@ -101,7 +103,7 @@ pub async fn measure(size: Size, table: &mut Table) -> anyhow::Result<()> {
     for (what, made) in closures.named() {
         bench.push(what, made, table)?;
     }
-    for (what, made) in closures.named().into_iter().take(2) {
+    for (what, made) in closures.named().into_iter().take(2).rev() {
         bench.pull(what, made, table)?;
     }
     bench.pull_far(&closures.many, table).await?;

@@ -52,18 +52,28 @@ async fn main() -> anyhow::Result<()> {
     }
     let wanted = |part: &str| named.is_empty() || named.contains(&part);
     let mut table = Table::default();
-    for part in PARTS.into_iter().filter(|part| wanted(part)) {
+    let measured = measure(effort, PARTS.into_iter().filter(|part| wanted(part)), &mut table).await;
+    // What was measured before a failure is worth as much.
+    table.print();
+    measured
+}
+
+async fn measure(
+    effort: Effort,
+    parts: impl Iterator<Item = &'static str>,
+    table: &mut Table,
+) -> anyhow::Result<()> {
+    for part in parts {
         eprintln!("measuring: {part}");
         match part {
-            "start" => start::measure(effort, &mut table).await?,
-            "guest" => guest::measure(effort, &mut table).await?,
-            "reads" => reads::measure(effort, &mut table).await?,
-            "hold" => hold::measure(effort, &mut table)?,
-            "closure" => closure::measure(effort.closures, &mut table).await?,
-            "lazy" => lazy::measure(effort.closures, &mut table).await?,
-            _ => size::measure(&mut table)?,
+            "start" => start::measure(effort, table).await?,
+            "guest" => guest::measure(effort, table).await?,
+            "reads" => reads::measure(effort, table).await?,
+            "hold" => hold::measure(effort, table)?,
+            "closure" => closure::measure(effort.closures, table).await?,
+            "lazy" => lazy::measure(effort.closures, table).await?,
+            _ => size::measure(table)?,
         }
     }
-    table.print();
     Ok(())
 }

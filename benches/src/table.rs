@@ -38,7 +38,13 @@ impl Table {
         met: Option<bool>,
     ) {
         let met = met.map_or("", |met| if met { "met" } else { "MISSED" });
-        self.0.push([what.to_owned(), ours, theirs, ratio, target, met.to_owned()]);
+        let row = [what.to_owned(), ours, theirs, ratio, target, met.to_owned()];
+        // A run takes minutes: whoever waits sees what there is.
+        eprintln!(
+            "  {}",
+            row.iter().filter(|cell| !cell.is_empty()).cloned().collect::<Vec<_>>().join(" · ")
+        );
+        self.0.push(row);
     }
 
     pub fn print(&self) {

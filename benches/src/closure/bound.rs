@@ -3,11 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use calve_nix::HashWriter;
+use zstd::bulk::Decompressor;
 
 use super::spent::cpu_of;
 
@@ -48,20 +49,19 @@ impl Bound {
         Ok(Self { jobs, files: files.len() })
     }
 
-    /// Does it once: time, and processor time.
-    pub fn measure(&self) -> anyhow::Result<(Duration, Duration)> {
-        let dir = tempfile::Builder::new().prefix("calve-bench-bound-").tempdir()?;
-        rustix::fs::sync();
+    /// Does it once, into an empty directory: time, and processor time.
+    pub fn measure(&self, dir: &Path) -> anyhow::Result<(Duration, Duration)> {
         let (begun, before) = (Instant::now(), cpu_of(libc::RUSAGE_SELF));
         for n in 0..=self.files / 50 {
-            fs::create_dir(dir.path().join(n.to_string()))?;
+            fs::create_dir(dir.join(n.to_string()))?;
         }
         let next = AtomicUsize::new(0);
         let threads = std::thread::available_parallelism()?.get();
         std::thread::scope(|scope| {
             let work = || -> anyhow::Result<()> {
+                let mut decompressor = Decompressor::new()?;
                 while let Some(job) = self.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    job.run(dir.path())?;
+                    job.run(dir, &mut decompressor)?;
                 }
                 Ok(())
             };
@@ -73,11 +73,11 @@ impl Bound {
 }
 
 impl Job {
-    fn run(&self, dir: &std::path::Path) -> anyhow::Result<()> {
+    fn run(&self, dir: &Path, decompressor: &mut Decompressor<'_>) -> anyhow::Result<()> {
         let mut plain = Vec::with_capacity(self.bytes + BLOCK_BYTES);
         let mut hash = HashWriter::default();
         for block in &self.blocks {
-            let bytes = zstd::bulk::decompress(block, BLOCK_BYTES)?;
+            let bytes = decompressor.decompress(block, BLOCK_BYTES)?;
             hash.write_all(&bytes)?;
             plain.extend_from_slice(&bytes);
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -12,6 +13,9 @@ use crate::home::Home;
 
 /// How long it may take until it listens.
 const START_MAX: Duration = Duration::from_secs(60);
+
+/// Caches that were started so far.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 
 /// A cache that everybody may pull from; told to stop, and gone, when it is dropped.
 pub struct Server {
@@ -32,7 +36,9 @@ impl Server {
     /// Of the cache that lies in this home already, or of a new one.
     pub fn start_in(home: Arc<Home>) -> anyhow::Result<Self> {
         let dir = home.path().join("cache");
-        let token = Tokens::new(&dir).add("bench", &Right::Push)?;
+        // A cache may be started again, and keeps the tokens of before.
+        let name = format!("bench-{}", STARTED.fetch_add(1, Ordering::Relaxed));
+        let token = Tokens::new(&dir).add(&name, &Right::Push)?;
         let (dir, file) = (dir.display().to_string(), home.path().join("address"));
         let mut command =
             home.command(&["cache", "serve", "--public", "--listen", "127.0.0.1:0", "--dir", &dir]);

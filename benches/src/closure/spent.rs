@@ -27,8 +27,6 @@ impl Spent {
         server: Option<&Server>,
         work: impl FnOnce() -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        // What was written before goes to the disk now, and not at the expense of what is measured.
-        rustix::fs::sync();
         let of_server = || server.map_or(Ok(Duration::ZERO), Server::cpu);
         let (before, serving) = (of_programs(), of_server()?);
         let begun = Instant::now();
