@@ -92,9 +92,19 @@ need_virtiofsd() {
   fi
 }
 
+# DigitalOcean's own client, in an environment of its own beside the build.
+need_pydo() {
+  local dir=$root/target/pydo
+  if "$dir/bin/python" -c 'import pydo' 2>/dev/null; then return; fi
+  python3 -c 'import ensurepip' 2>/dev/null || need_packages /usr/share/doc/python3-venv=python3-venv
+  say "fetching pydo"
+  rm -rf "$dir" && python3 -m venv "$dir" && "$dir/bin/pip" install --quiet --disable-pip-version-check pydo
+}
+
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
   need_virtiofsd
+  need_pydo
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
 }
 
