@@ -63,11 +63,37 @@ pub const SIZES: [Size; 4] = [
     },
 ];
 
-/// Number, slug (custom images have none), distribution, name, regions.
-pub const IMAGES: [(u64, Option<&str>, &str, &str, &[&str]); 3] = [
-    (185_000_001, Some("debian-13-x64"), "Debian", "13 x64", EVERYWHERE),
-    (185_000_002, Some("ubuntu-24-04-x64"), "Ubuntu", "24.04 (LTS) x64", EVERYWHERE),
-    (190_000_001, None, "Unknown OS", "calve-base", &["ams3", "fra1"]),
+/// An image; custom ones have no slug.
+pub struct Image {
+    pub id: u64,
+    pub slug: Option<&'static str>,
+    pub distribution: &'static str,
+    pub name: &'static str,
+    pub regions: &'static [&'static str],
+}
+
+pub const IMAGES: [Image; 3] = [
+    Image {
+        id: 185_000_001,
+        slug: Some("debian-13-x64"),
+        distribution: "Debian",
+        name: "13 x64",
+        regions: EVERYWHERE,
+    },
+    Image {
+        id: 185_000_002,
+        slug: Some("ubuntu-24-04-x64"),
+        distribution: "Ubuntu",
+        name: "24.04 (LTS) x64",
+        regions: EVERYWHERE,
+    },
+    Image {
+        id: 190_000_001,
+        slug: None,
+        distribution: "Unknown OS",
+        name: "calve-base",
+        regions: &["ams3", "fra1"],
+    },
 ];
 
 pub fn size(slug: &str) -> Option<&'static Size> {
@@ -90,19 +116,18 @@ pub fn region_json(slug: &str) -> Value {
 }
 
 /// The image that a request names by number or slug.
-pub fn image(
-    named: &Value,
-) -> Option<&'static (u64, Option<&'static str>, &'static str, &'static str, &'static [&'static str])> {
+pub fn image(named: &Value) -> Option<&'static Image> {
     let text = named.as_str().map(str::to_owned).unwrap_or_else(|| named.to_string());
-    IMAGES.iter().find(|image| image.1 == Some(text.as_str()) || image.0.to_string() == text)
+    IMAGES.iter().find(|image| image.slug == Some(text.as_str()) || image.id.to_string() == text)
 }
 
 pub fn image_json(number: u64) -> Value {
-    let (id, slug, distribution, name, regions) =
-        IMAGES.iter().find(|image| image.0 == number).expect("an image of ours");
+    let image = IMAGES.iter().find(|image| image.id == number).expect("an image of ours");
     json!({
-        "id": id, "slug": slug, "distribution": distribution, "name": name, "regions": regions, "public": slug.is_some(),
-        "type": if slug.is_some() { "base" } else { "custom" }, "status": "available", "min_disk_size": 7,
-        "size_gigabytes": 0.5, "created_at": "2026-01-05T00:00:00Z", "tags": [], "description": "", "error_message": "",
+        "id": image.id, "slug": image.slug, "distribution": image.distribution, "name": image.name,
+        "regions": image.regions, "public": image.slug.is_some(),
+        "type": if image.slug.is_some() { "base" } else { "custom" }, "status": "available", "min_disk_size": 7,
+        "size_gigabytes": 0.5, "created_at": "2026-01-05T00:00:00Z", "tags": [], "description": "",
+        "error_message": "",
     })
 }

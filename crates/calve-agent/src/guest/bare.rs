@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
 use calve_wire::machine::ExitCause;
@@ -28,10 +29,20 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
     {
         notes.push(format!("the network cannot be reached: {error}"));
     }
-    files::write(&parameters.hostname, parameters.network)?;
-    let programs = limits::mount().and_then(|()| Ok(parameters.pids.map(Programs::create).transpose()?));
+    let name_servers: &[_] = if parameters.network { &[network::NAME_SERVER.into()] } else { &[] };
+    files::write(&parameters.hostname, name_servers)?;
+    inhabit(parameters.pids, notes, |init, notes| agent(&parameters, init, notes))
+}
+
+/// Forks the agent, whose program may have so many processes, and is its init until it has ended.
+pub(super) fn inhabit(
+    pids: Option<u32>,
+    mut notes: Vec<String>,
+    agent: impl FnOnce(OwnedFd, Vec<String>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let programs = limits::mount().and_then(|()| Ok(pids.map(Programs::create).transpose()?));
     let programs = programs.unwrap_or_else(|error| {
-        notes.push(match parameters.pids {
+        notes.push(match pids {
             Some(_) => format!("processes are not limited: {error:#}"),
             None => format!("there are no cgroups: {error:#}"),
         });
@@ -43,7 +54,7 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
         -1 => Err(io::Error::last_os_error()).context("the agent cannot be forked"),
         0 => {
             drop(there);
-            let ended = agent(parameters, here, notes);
+            let ended = agent(here, notes);
             if let Err(error) = &ended {
                 eprintln!("calve-agent: {error:#}");
             }
@@ -59,13 +70,13 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
     }
 }
 
-fn agent(parameters: Parameters, init: std::os::fd::OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {
+fn agent(parameters: &Parameters, init: OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {
     agent::run(Config {
         token: parameters.token.parse()?,
         remaining: parameters.remaining_now(),
         transport: Box::new(|| Ok(Transport::Device(port::find()?))),
         init,
-        enclosure: Box::new(BareGuest { notes, before: Cell::default() }),
+        enclosure: Box::new(BareGuest::new(notes, power::end_machine)),
         announce: Box::new(|| Ok(())),
         run_dir: None,
     })?;
@@ -81,10 +92,19 @@ impl Confine for Enter {
     }
 }
 
-struct BareGuest {
+/// A guest in which there is nothing but the agent and its programs.
+pub(super) struct BareGuest {
     notes: Vec<String>,
     /// What was told already: nothing has happened before the first program.
     before: Cell<Events>,
+    end: fn(),
+}
+
+impl BareGuest {
+    /// One that ends so.
+    pub fn new(notes: Vec<String>, end: fn()) -> Self {
+        Self { notes, before: Cell::default(), end }
+    }
 }
 
 impl Enclosure for BareGuest {
@@ -112,6 +132,6 @@ impl Enclosure for BareGuest {
     }
 
     fn on_end(&self) {
-        power::end_machine();
+        (self.end)();
     }
 }

@@ -2,6 +2,16 @@
 
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
+/// Sets the clock to what the provider says.
+pub(super) fn set(unix_ms: u64) {
+    let time = Timespec {
+        tv_sec: (unix_ms / 1000).cast_signed(),
+        tv_nsec: (unix_ms % 1000 * 1_000_000).cast_signed(),
+    };
+    // A wrong clock is no reason not to run.
+    let _ = clock_settime(ClockId::Realtime, time);
+}
+
 /// Sets the clock where it lies before the moment at which the host made the machine.
 pub(super) fn set_if_behind(made_unix_ms: u64) {
     let now = clock_gettime(ClockId::Realtime);
@@ -11,11 +21,5 @@ pub(super) fn set_if_behind(made_unix_ms: u64) {
         return;
     }
     let since_boot = clock_gettime(ClockId::Boottime);
-    let unix_ms = made_unix_ms + since_boot.tv_sec.unsigned_abs() * 1000;
-    let time = Timespec {
-        tv_sec: (unix_ms / 1000).cast_signed(),
-        tv_nsec: (unix_ms % 1000 * 1_000_000).cast_signed(),
-    };
-    // A wrong clock is no reason not to run.
-    let _ = clock_settime(ClockId::Realtime, time);
+    set(made_unix_ms + since_boot.tv_sec.unsigned_abs() * 1000);
 }

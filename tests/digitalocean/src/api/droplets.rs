@@ -85,7 +85,7 @@ fn checked(name: &Value, body: &Value) -> Result<New, Refusal> {
     let Some(image) = image(&body["image"]) else {
         return no("You specified an invalid image for Droplet creation.");
     };
-    if !image.4.contains(region) {
+    if !image.regions.contains(region) {
         return no("The image you selected is not available in the region that you selected.");
     }
     let user_data = body["user_data"].as_str().unwrap_or_default().to_owned();
@@ -102,7 +102,7 @@ fn checked(name: &Value, body: &Value) -> Result<New, Refusal> {
         return no("Tags contain invalid characters or are too long");
     };
     let (name, region, size) = (name.to_owned(), (*region).to_owned(), size.slug.to_owned());
-    Ok(New { name, region, size, image: image.0, user_data, tags })
+    Ok(New { name, region, size, image: image.id, user_data, tags })
 }
 
 pub(super) async fn show(

@@ -93,12 +93,15 @@ pub(super) async fn images(
     let private = parameters.get("private").is_some_and(|value| value == "true");
     let distribution = parameters.get("type").is_some_and(|value| value == "distribution");
     let wanted = |custom: bool| if custom { !distribution } else { !private };
-    let items =
-        IMAGES.iter().filter(|image| wanted(image.1.is_none())).map(|image| image_json(image.0)).collect();
+    let items = IMAGES
+        .iter()
+        .filter(|image| wanted(image.slug.is_none()))
+        .map(|image| image_json(image.id))
+        .collect();
     page(&shared, "/v2/images", "images", items, &parameters)
 }
 
 pub(super) async fn image(Path(named): Path<String>) -> Result<Response, Refusal> {
     let found = find_image(&Value::String(named)).ok_or_else(Refusal::not_found)?;
-    Ok(answer(StatusCode::OK, json!({"image": image_json(found.0)})))
+    Ok(answer(StatusCode::OK, json!({"image": image_json(found.id)})))
 }
