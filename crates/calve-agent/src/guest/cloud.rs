@@ -33,6 +33,8 @@ pub(super) fn run(mut notes: Vec<String>) -> anyhow::Result<()> {
     }
     network::name_host(&data.name)?;
     files::write(&data.name, &metadata.dns.nameservers)?;
+    // Closures come over the link.
+    mounts::directory("/nix/store")?;
     let server = Server {
         address: data.server.clone(),
         fingerprint: data.fingerprint.parse().context("the fingerprint in the machine's user data")?,
