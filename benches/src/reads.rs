@@ -1,9 +1,9 @@
 //! Read verbs with as many records as a server keeps, through the binary, as scripts call them.
 
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use bytes::Bytes;
 use calve_core::{
     DriverName, ExitCause, Kind, MachineId, MachineName, NodeName, State as MachineState, StopReason,
@@ -31,8 +31,19 @@ const RECORDS: u128 = 10_000;
 const READ_MS: f64 = 50.0;
 /// Events of each machine: what happens from a declaration to its end.
 const EVENTS_EACH: u32 = 9;
+/// Pause after the records were made: nobody's last second has a hundred thousand events.
+const SEED_PAST: Duration = Duration::from_secs(3);
 /// The machine that has a log.
 const LOGGED: &str = "run-5000";
+
+/// All calls of one verb.
+#[derive(Default, Clone)]
+struct Calls {
+    times: Times,
+    /// Processor time of the client and, meanwhile, of the server: they say more than the clock does on a busy host.
+    client: Duration,
+    server: Duration,
+}
 
 pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     with_living(0, effort, table).await?;
@@ -42,6 +53,7 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
 async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let home = Home::new()?;
     seed(&home.dirs(), living).await?;
+    tokio::time::sleep(SEED_PAST).await;
     let listed = home.calve(&["ps", "--all", "--json"])?;
     let listed: Vec<serde_json::Value> = serde_json::from_str(&listed)?;
     let running = listed.iter().filter(|machine| machine["state"] == "running").count();
@@ -56,14 +68,18 @@ async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow:
         &["events"],
         &["events", "--since", "1s"],
     ];
-    let mut times = vec![Times::default(); verbs.len()];
+    let server = home.server_pid()?;
+    let mut calls = vec![Calls::default(); verbs.len()];
     for _ in 0..effort.reads {
-        for (verb, times) in verbs.iter().zip(&mut times) {
+        for (verb, calls) in verbs.iter().zip(&mut calls) {
             let mut command = home.command(verb);
             command.stdout(Stdio::null());
+            let (client_before, server_before) = (children_worked(), worked(server)?);
             let begun = Instant::now();
             let status = command.status()?;
-            times.push(begun.elapsed());
+            calls.times.push(begun.elapsed());
+            calls.client += children_worked().saturating_sub(client_before);
+            calls.server += worked(server)?.saturating_sub(server_before);
             ensure!(status.success(), "calve {verb:?}: {status}");
         }
     }
@@ -72,10 +88,12 @@ async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow:
     } else {
         format!("{} ended, {living} unreachable", RECORDS - living)
     };
-    for (verb, times) in verbs.iter().zip(&times) {
+    for (verb, Calls { times, client, server }) in verbs.iter().zip(&calls) {
         let p99 = times.quantile(99);
         let what = format!("calve {}, p99; {records}", verb.join(" "));
-        let ours = format!("{} (p50 {})", millis(p99), millis(times.median()));
+        let each = |time: Duration| millis(time / u32::try_from(effort.reads).unwrap_or(1));
+        let worked = format!("processor {} + {}", each(*client), each(*server));
+        let ours = format!("{} (p50 {}; {worked})", millis(p99), millis(times.median()));
         table.limit(&what, ours, p99.as_secs_f64() * 1000.0, READ_MS, "ms");
     }
     let rss = megabytes(home.server_rss_kib()?);
@@ -90,6 +108,29 @@ async fn with_living(living: u128, effort: Effort, table: &mut Table) -> anyhow:
     home.calve(&["server", "stop"])?;
     std::fs::remove_dir_all(home.dirs().data)?;
     Ok(())
+}
+
+/// Processor time of all children that have ended.
+fn children_worked() -> Duration {
+    // SAFETY: a usage is plain numbers, for which zeroes are values.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: getrusage(2) writes the structure that it is handed, and nothing else.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    [usage.ru_utime, usage.ru_stime]
+        .map(|time| Duration::from_micros(time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64))
+        .iter()
+        .sum()
+}
+
+/// Processor time of a process, all threads that it has, as the scheduler counts it (proc(5): `schedstat`, nanoseconds).
+fn worked(pid: i32) -> anyhow::Result<Duration> {
+    let mut nanos = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        nanos += text.split_ascii_whitespace().next().context("a time")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// Writes the records as a server would have. Those that live are on a node that cannot tell what there is, so that the

@@ -1,10 +1,20 @@
-//! Fuzz targets of the formats: `targets` says what they do, Cargo.toml how to run them.
+//! Fuzz targets: of the formats in `targets`, of what caches store and send in `stored`, of caches behind HTTP in `served`.
+//! Cargo.toml says how to run them.
 
 use std::io::{self, Read};
 
+pub mod served;
+pub mod stored;
 pub mod targets;
 
-pub use targets::run;
+/// Does what the target called `name` does.
+pub fn run(name: &str, bytes: &[u8]) {
+    stored::run(name, bytes);
+    served::run(name, bytes);
+    if targets::TARGETS.iter().any(|(known, _)| *known == name) {
+        targets::run(name, bytes);
+    }
+}
 
 /// Runs the target called `name` once, on standard input: what a target's program does without libFuzzer.
 pub fn run_on_stdin(name: &str) -> io::Result<()> {

@@ -62,6 +62,19 @@ impl<'a> Maker<'a> {
         self.register(vec![(path, Vec::new())])
     }
 
+    /// One path with a static program and files like libraries.
+    pub fn program_with_files(&self, count: usize, bytes: usize) -> anyhow::Result<Made> {
+        let path = path_of("program", 0, 0)?;
+        let host = self.nix.host_path(&path);
+        let mut random = Random::new(3);
+        for n in 0..count {
+            write_file(&host.join(format!("lib/lib{n}.so")), &self.elf, &mut random, bytes, &[])?;
+        }
+        fs::create_dir_all(host.join("bin"))?;
+        fs::copy("/bin/busybox", host.join("bin/busybox")).context("busybox-static is installed")?;
+        self.register(vec![(path, Vec::new())])
+    }
+
     /// Many paths of a few files, each of which names some of those before it. `version` changes what they are called and
     /// what their references are called, and nothing else.
     pub fn many_paths(&self, name: &str, count: usize, bytes: usize, version: u64) -> anyhow::Result<Made> {

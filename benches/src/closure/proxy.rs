@@ -1,7 +1,7 @@
 //! A line to a server that takes its time, and counts what goes over it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -28,13 +28,19 @@ impl Proxy {
     /// In front of the server on this port of this host. `round_trip` goes by before an answer can be there, and once more
     /// when a connection is made; bandwidth is as it is, and nobody starts slowly as TCP would.
     pub async fn start(port: u16, round_trip: Duration) -> anyhow::Result<Self> {
+        Self::with_rate(port, round_trip, None).await
+    }
+
+    /// The same with so many bytes a second towards the client, over all connections together.
+    pub async fn with_rate(port: u16, round_trip: Duration, rate: Option<u64>) -> anyhow::Result<Self> {
+        let rate = rate.map(|rate| Arc::new(Rate { bytes: rate as f64, free: Mutex::new(Instant::now()) }));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let bytes = Arc::new(AtomicU64::new(0));
         let counter = bytes.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(connection(client, port, round_trip, counter.clone()));
+                tokio::spawn(connection(client, port, round_trip, counter.clone(), rate.clone()));
             }
         });
         Ok(Self { url, bytes, accepting })
@@ -52,7 +58,29 @@ impl Drop for Proxy {
     }
 }
 
-async fn connection(client: TcpStream, port: u16, round_trip: Duration, bytes: Arc<AtomicU64>) {
+/// What a line carries in a second.
+struct Rate {
+    bytes: f64,
+    /// When it has carried all that was given to it.
+    free: Mutex<Instant>,
+}
+
+impl Rate {
+    /// When so many more bytes have been carried.
+    fn carried(&self, len: usize) -> Instant {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = (*free).max(Instant::now()) + Duration::from_secs_f64(len as f64 / self.bytes);
+        *free
+    }
+}
+
+async fn connection(
+    client: TcpStream,
+    port: u16,
+    round_trip: Duration,
+    bytes: Arc<AtomicU64>,
+    rate: Option<Arc<Rate>>,
+) {
     let made = Instant::now() + round_trip;
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -60,8 +88,8 @@ async fn connection(client: TcpStream, port: u16, round_trip: Duration, bytes: A
     let (from_server, to_server) = server.into_split();
     let one_way = round_trip / 2;
     tokio::join!(
-        carry(from_client, to_server, one_way, made, bytes.clone()),
-        carry(from_server, to_client, one_way, made, bytes)
+        carry(from_client, to_server, one_way, made, bytes.clone(), None),
+        carry(from_server, to_client, one_way, made, bytes, rate)
     );
 }
 
@@ -72,6 +100,7 @@ async fn carry(
     delay: Duration,
     from: Instant,
     bytes: Arc<AtomicU64>,
+    rate: Option<Arc<Rate>>,
 ) {
     let (give, mut take) = mpsc::channel::<(Instant, Bytes)>(READS_MAX);
     let read = async move {
@@ -81,14 +110,15 @@ async fn carry(
             let Ok(1..) = input.read_buf(&mut buffer).await else { return };
             let part = buffer.split().freeze();
             bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
-            if give.send((Instant::now().max(from) + delay, part)).await.is_err() {
+            let carried = rate.as_ref().map_or_else(Instant::now, |rate| rate.carried(part.len()));
+            if give.send((carried.max(from) + delay, part)).await.is_err() {
                 return;
             }
         }
     };
     let write = async move {
         while let Some((due, part)) = take.recv().await {
-            if !delay.is_zero() {
+            if due > Instant::now() {
                 tokio::time::sleep_until(due).await;
             }
             if output.write_all(&part).await.is_err() {

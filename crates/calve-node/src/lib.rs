@@ -9,6 +9,7 @@ mod images;
 pub mod initrd;
 pub mod kernel;
 pub mod kvm;
+pub mod lazy;
 pub mod preflight;
 pub mod run_dir;
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod disk;
+mod fuse;
 mod nix;
 mod tun;
 
@@ -15,13 +16,14 @@ pub fn sandbox(agent_binary: &Path) -> Vec<Check> {
     std::iter::once(found).chain(checks).collect()
 }
 
-/// What the server and the commands need whatever the driver: room on disk, Nix, network devices.
+/// What the server and the commands need whatever the driver: room on disk, Nix, network devices, mounts.
 pub fn host(runtime_dir: &Path, data_dir: &Path) -> Vec<Check> {
     vec![
         disk::room("disk space for data", data_dir),
         disk::room("disk space for run directories", runtime_dir),
         nix::present(),
         tun::present(),
+        fuse::present(),
     ]
 }
 

@@ -6,11 +6,12 @@
 //!      ▲                         └───────────────────────────────────────────────────────┤
 //!      └──────────────── pause: none after a link, then growing to a second ◀────────────┘
 //! ```
-//! One task a machine does this ([`link`]); one connection is a session ([`session`]); what other tasks want of it goes
+//! One task looks for all agents ([`dial`]), and one a machine speaks with it ([`link`]); one connection is a session ([`session`]); what other tasks want of it goes
 //! through its outbox ([`outbox`]) and its table of streams ([`streams`]). Agents on other hosts dial in instead
 //! ([`listen`]). Nothing waits for a slow reader of one stream: each has a window, and who has none left is not sent more.
 
 mod connect;
+mod dial;
 mod identity;
 mod link;
 mod listen;
@@ -20,7 +21,7 @@ mod streams;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use calve_core::MachineId;
@@ -29,6 +30,7 @@ use tokio::sync::Notify;
 
 use crate::logs::Logs;
 use crate::reconcile::AgentReport;
+use dial::Dialer;
 use link::{Link, LinkHandle, Way};
 
 pub use identity::{Identity, IdentityError};
@@ -74,16 +76,16 @@ pub enum LinkError {
 /// The links to all machines' agents.
 pub struct Agents {
     logs: Arc<Logs>,
-    bell: Arc<Notify>,
+    bell: Arc<Bell>,
     links: Mutex<BTreeMap<MachineId, LinkHandle>>,
-    /// How many machines cannot be reached at the moment.
-    away: Arc<AtomicU32>,
+    dialer: Dialer,
 }
 
 impl Agents {
     /// No links yet. What agents say goes to `logs`; `bell` rings whenever a report has changed.
     pub fn new(logs: Arc<Logs>, bell: Arc<Notify>) -> Arc<Self> {
-        Arc::new(Self { logs, bell, links: Mutex::default(), away: Arc::default() })
+        let bell = Arc::new(Bell { rung: bell, count: AtomicU64::new(0) });
+        Arc::new(Self { logs, bell, links: Mutex::default(), dialer: Dialer::default() })
     }
 
     /// Keeps a link to the agent that listens on `socket`, until [`Self::unlink`]. Repeated: nothing changes. To be called
@@ -98,7 +100,7 @@ impl Agents {
         token: String,
         remaining: RemainingNow,
     ) -> Result<(), LinkError> {
-        self.keep(id, &token, remaining, Way::Connect(socket))
+        self.keep(id, &token, remaining, socket, Way::Connect(&self.dialer))
     }
 
     /// Expects the machine's agent to dial in ([`Self::listen`]), until [`Self::unlink`]. Repeated: nothing changes.
@@ -106,14 +108,21 @@ impl Agents {
     /// # Errors
     /// [`LinkError::BadToken`] where `token` is not 32 hexadecimal digits.
     pub fn expect(&self, id: MachineId, token: String, remaining: RemainingNow) -> Result<(), LinkError> {
-        self.keep(id, &token, remaining, Way::Expect)
+        self.keep(id, &token, remaining, PathBuf::new(), Way::Expect)
     }
 
-    fn keep(&self, id: MachineId, token: &str, remaining: RemainingNow, way: Way) -> Result<(), LinkError> {
+    fn keep(
+        &self,
+        id: MachineId,
+        token: &str,
+        remaining: RemainingNow,
+        socket: PathBuf,
+        way: Way<'_>,
+    ) -> Result<(), LinkError> {
         let token = token.parse().map_err(|_| LinkError::BadToken)?;
         lock(&self.links).entry(id).or_insert_with(|| {
-            let link =
-                Link::new(id, token, remaining, self.logs.clone(), self.bell.clone(), self.away.clone());
+            self.bell.count();
+            let link = Link::new(id, token, remaining, self.logs.clone(), self.bell.clone(), socket);
             LinkHandle::start(link, way)
         });
         Ok(())
@@ -123,11 +132,17 @@ impl Agents {
     pub fn unlink(&self, id: MachineId) {
         let link = lock(&self.links).remove(&id);
         drop(link);
+        self.bell.count();
     }
 
     /// What is known of each linked machine's agent.
     pub fn reports(&self) -> BTreeMap<MachineId, AgentReport> {
         lock(&self.links).iter().map(|(id, handle)| (*id, handle.link.report())).collect()
+    }
+
+    /// Counts changes of the [`Self::reports`]: while this stays the same, so do they.
+    pub fn changes(&self) -> u64 {
+        self.bell.count.load(Ordering::SeqCst)
     }
 
     /// What is known of one machine's agent.
@@ -172,6 +187,24 @@ impl Agents {
             }
         }
         found
+    }
+}
+
+/// Tells that a report has changed.
+struct Bell {
+    rung: Arc<Notify>,
+    count: AtomicU64,
+}
+
+impl Bell {
+    /// To be called after the change.
+    fn ring(&self) {
+        self.count();
+        self.rung.notify_one();
+    }
+
+    fn count(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
     }
 }
 

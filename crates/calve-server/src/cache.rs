@@ -29,12 +29,15 @@ pub use access::{Gate, Visibility};
 use answer::{Answered, Refusal};
 pub use embedded::{Embedded, MaterialiseError};
 use kept::Kept;
+pub use kept::{KEPT_GRACE, collect_kept};
 pub use listen::serve;
 use tokens::Tokens;
 pub use upstream::Upstreams;
 
 /// Bytes of requests that are held in memory at once; further requests wait.
 const BODIES_MAX_BYTES: u64 = 128 << 20;
+/// Bytes of messages that are unpacked at once; further ones wait, and nobody who has room here waits for anything else.
+const UNPACKED_MAX_BYTES: u64 = 128 << 20;
 /// What room is counted in.
 const ROOM_UNIT_BYTES: u64 = 1024;
 
@@ -45,13 +48,24 @@ struct Context {
     upstreams: Arc<Upstreams>,
     kept: Kept,
     room: Arc<Semaphore>,
+    unpacked: Arc<Semaphore>,
+}
+
+/// Waits for so many bytes of a room that has `max`.
+async fn wait_for(room: &Arc<Semaphore>, bytes: u64, max: u64) -> OwnedSemaphorePermit {
+    let units = bytes.min(max).div_ceil(ROOM_UNIT_BYTES) as u32;
+    room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
 }
 
 impl Context {
     /// Waits until there is room for a body of so many bytes.
     async fn room(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let units = bytes.min(BODIES_MAX_BYTES).div_ceil(ROOM_UNIT_BYTES) as u32;
-        self.room.clone().acquire_many_owned(units).await.expect("the semaphore is never closed")
+        wait_for(&self.room, bytes, BODIES_MAX_BYTES).await
+    }
+
+    /// Waits until there is room for a message that may have so many bytes unpacked.
+    async fn room_to_unpack(&self, bytes: u64) -> OwnedSemaphorePermit {
+        wait_for(&self.unpacked, bytes, UNPACKED_MAX_BYTES).await
     }
 
     /// The path with this hash part, where it lies here.
@@ -85,12 +99,14 @@ fn routers<const N: usize>(
     upstreams: Upstreams,
 ) -> [Router; N] {
     let room = Arc::new(Semaphore::new((BODIES_MAX_BYTES / ROOM_UNIT_BYTES) as usize));
+    let unpacked = Arc::new(Semaphore::new((UNPACKED_MAX_BYTES / ROOM_UNIT_BYTES) as usize));
     let upstreams = Arc::new(upstreams);
     visibilities.map(|visibility| {
         routes(Context {
             gate: Gate::new(visibility, Tokens::new(cache.dir())),
             kept: Kept::new(cache.dir()),
             room: room.clone(),
+            unpacked: unpacked.clone(),
             upstreams: upstreams.clone(),
             cache: cache.clone(),
         })

@@ -15,7 +15,7 @@ mod memory;
 mod token;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -157,6 +157,11 @@ pub fn init_log(dirs: &Dirs) -> Result<(), ServeError> {
     log_file::init(&dirs.server_log()).map_err(ServeError::io("the server's log"))
 }
 
+/// Writes what this process traces to a file from now on, as a server does to its log.
+pub fn init_log_at(path: &Path) -> std::io::Result<()> {
+    log_file::init(path)
+}
+
 /// Serves until SIGTERM, SIGINT, `POST /v1/server/stop` or idleness. `ready` is called once clients are served.
 pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
     let shutdown = CancellationToken::new();
@@ -178,6 +183,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     trim();
     let looping =
         tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
+    let trimming = tokio::spawn(memory::keep_trimmed());
     let connections = Connections::default();
     let router = api::router(context);
     tracing::info!(listens = ?told.listens, version = config.version, "serving");
@@ -186,6 +192,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     let idle = idle::Idle { state, view, connections: connections.watch(), exit_after: config.idle_exit };
     listeners.serve(router, connections.clone(), idle, &shutdown).await;
     shutdown.cancel();
+    trimming.abort();
     let mut open = connections.watch();
     let ended = open.wait_for(|count| *count == 0);
     if tokio::time::timeout(REQUESTS_END_MAX, ended).await.is_err() {
@@ -271,8 +278,7 @@ async fn reap_roots(state: &Arc<dyn State>, view: &View, world: &World) {
     match view.refresh(&**state).await {
         // An unreadable record may be a living machine's.
         Ok(()) if view.unreadable().is_empty() => {
-            let living = view.all_living().iter().map(|record| record.id).collect();
-            world.reap_roots(living).await;
+            world.reap_roots(view.living_ids()).await;
         }
         Ok(()) => {}
         Err(error) => tracing::warn!(error = crate::chain(&error), "leftover roots are not known"),

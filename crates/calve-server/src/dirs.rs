@@ -87,6 +87,11 @@ impl Dirs {
         self.data.join("server.log")
     }
 
+    /// What the processes that mount closures lazily say.
+    pub fn lazy_log(&self) -> PathBuf {
+        self.data.join("lazy.log")
+    }
+
     /// Events of all machines.
     pub fn events(&self) -> PathBuf {
         self.data.join("events")

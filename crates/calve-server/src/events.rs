@@ -8,9 +8,10 @@
 //! An event is written before it is shown to anybody, so a killed process loses none that was seen.
 
 mod cursor;
+mod search;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +27,9 @@ const SEGMENT_EVENTS: u64 = 5_000;
 /// Segments that are kept: with [`SEGMENT_EVENTS`] the last 95,000 to 100,000 events, 25 MB or so, which is ten thousand
 /// machines from declared to gone.
 const SEGMENTS_MAX: usize = 20;
+/// Two events whose times are further apart than this are in the order of their times: each takes its time before it waits
+/// for its turn to be written.
+const DISORDER_MS: u64 = 1000;
 
 /// The events of one server. Cloning gives another handle.
 #[derive(Clone)]
@@ -95,13 +99,20 @@ impl EventLog {
         Cursor::new(self.clone(), since)
     }
 
-    /// The same for the events that happened then or later, and maybe some that happened a little earlier: whole segments
-    /// are passed over by the time of their first event.
+    /// The same for the events that happened then or later, and maybe some that happened a little earlier: the segment and
+    /// the place in it are searched for by the times of some events, as they are in order.
     pub fn since_time(&self, unix_ms: u64) -> io::Result<Cursor> {
+        let unix_ms = unix_ms.saturating_sub(DISORDER_MS);
         let segments = self.shared.writer().segments.clone();
         for first in segments.into_iter().rev() {
-            if first_time(&segment_path(&self.shared.dir, first))?.is_some_and(|time| time < unix_ms) {
-                return Ok(self.after(first - 1));
+            let path = segment_path(&self.shared.dir, first);
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if let Some((offset, seq)) = search::last_before(&file, unix_ms)? {
+                return Ok(Cursor::at(self.clone(), first, file, offset, seq));
             }
         }
         Ok(self.after(0))
@@ -155,18 +166,6 @@ pub fn time_of(line: &[u8]) -> Option<u64> {
         time_unix_ms: u64,
     }
     serde_json::from_slice(line).ok().map(|Time { time_unix_ms }| time_unix_ms)
-}
-
-/// The time of a segment's first event; none where it has none, or is gone.
-fn first_time(segment: &Path) -> io::Result<Option<u64>> {
-    let file = match File::open(segment) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut line = Vec::new();
-    BufReader::new(file).read_until(b'\n', &mut line)?;
-    Ok(time_of(&line))
 }
 
 fn now() -> Timestamp {
@@ -265,6 +264,38 @@ mod tests {
         assert_eq!(first(u64::MAX), SEGMENT_EVENTS * 2 + 1);
         let lines = log.after(SEGMENT_EVENTS * 2).kept_lines().unwrap();
         assert!(time_of(&lines).is_some() && time_of(b"{}").is_none());
+    }
+
+    #[test]
+    fn within_a_segment_nothing_much_older_than_asked_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, name) = machine();
+        let log = EventLog::open(dir.path()).unwrap();
+        log.append("loop", id, &name, What::Declared);
+        let line = std::fs::read_to_string(segment_path(dir.path(), 1)).unwrap();
+        let now: u64 = time_of(line.as_bytes()).unwrap();
+        let total = 4_000;
+        let lines = (1..=total).map(|seq| {
+            let line = line.replace("\"seq\":1,", &format!("\"seq\":{seq},"));
+            line.replace(&now.to_string(), &(seq * 10_000).to_string())
+        });
+        drop(log);
+        std::fs::write(segment_path(dir.path(), 1), lines.collect::<String>()).unwrap();
+        let log = EventLog::open(dir.path()).unwrap();
+        for since in [1, 2, 17, 1_999, 2_000, 3_999, 4_000] {
+            let events = log.since_time(since * 10_000).unwrap().kept().unwrap();
+            let begin = events[0].seq;
+            assert!(begin <= since, "the event of that very time is read: {since}, {begin}");
+            assert!(begin + 100 > since, "few older ones are: {since}, {begin}");
+            assert_eq!(seqs(&events[..1]), [begin]);
+            assert_eq!(
+                events[0].time_unix_ms,
+                begin * 10_000,
+                "lines are numbered as they number themselves"
+            );
+            let behind = log.since_time(since * 10_000).unwrap().behind(total - 1).kept().unwrap();
+            assert_eq!(seqs(&behind), [total]);
+        }
     }
 
     #[tokio::test]

@@ -15,22 +15,25 @@ use async_trait::async_trait;
 use calve_core::plan::Ended;
 use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_nix::StorePath;
+use calve_node::lazy::LazyDirs;
 use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
+use calve_store::prune::PrunedPaths;
 use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::Check;
-use calve_wire::event::What;
-use calve_wire::machine::{MachineSpec, PortMapping, Workload};
+use calve_wire::event::{Event, What};
+use calve_wire::machine::{MachineSpec, PortMapping, StoreDelivery, Workload};
 use calve_wire::record::MachineRecord;
 use futures_util::future::join_all;
+use memchr::memmem;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agents::{Agents, LinkError};
 use crate::cache::Embedded;
 use crate::chain;
-use crate::events::{Cursor, EventLog};
+use crate::events::{Cursor, EventLog, time_of};
 use crate::logs::Logs;
 use crate::logs::console::Console;
 use crate::ports::Ports;
@@ -56,6 +59,7 @@ pub struct World {
     leases: Leases,
     seeds: Seeds,
     events: EventLog,
+    lazy: LazyDirs,
     run_dir: PathBuf,
     /// Counts what may have changed outside of the records.
     changes: watch::Sender<u64>,
@@ -108,6 +112,7 @@ impl World {
             agents,
             logs: parts.logs,
             events: parts.events,
+            lazy: LazyDirs::new(&parts.run_dir),
             run_dir: parts.run_dir,
             seen: Mutex::new(changes.subscribe()),
             changes,
@@ -128,6 +133,11 @@ impl World {
     /// The server's cache.
     pub fn cache(&self) -> &Arc<Embedded> {
         &self.cache
+    }
+
+    /// The closure of these roots, where a process on this host serves it lazily.
+    pub fn lazy_closure(&self, roots: &[StorePath]) -> Option<Closure> {
+        self.lazy.of(roots).closure()
     }
 
     /// Counts what may have changed outside of the records, for waiting.
@@ -159,6 +169,9 @@ impl World {
     /// Lets go of the store paths of all machines but these, at once or, in the cache, when that is opened.
     pub async fn reap_roots(&self, living: BTreeSet<MachineId>) {
         self.cache.set_living(living.clone());
+        let lazy = self.lazy.clone();
+        // Of processes that were killed; those that live look after themselves.
+        tokio::task::spawn_blocking(move || lazy.reap());
         self.roots.reap(living).await;
     }
 
@@ -171,6 +184,18 @@ impl World {
                 living.iter().map(|spec| Ok(store.closure(&roots(spec))?.digest())).collect();
             calve_store::prune_images(&dir, &keep?)
         });
+        pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Removes store paths of the private store that none of the living machines needs and nobody has used for so long.
+    pub async fn prune_store(
+        &self,
+        living: Vec<MachineSpec>,
+        unused_for: Duration,
+    ) -> Result<PrunedPaths, StoreError> {
+        let store = self.store.clone();
+        let keep: Vec<_> = living.iter().flat_map(roots).collect();
+        let pruning = tokio::task::spawn_blocking(move || store.prune(&keep, unused_for));
         pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
@@ -198,8 +223,17 @@ impl World {
         self.agents.send(id, message).map_err(|error| link_error(&error))
     }
 
-    async fn closure(&self, spec: &MachineSpec) -> Result<Closure, EffectError> {
-        let roots = roots(spec);
+    async fn closure(&self, record: &MachineRecord) -> Result<Closure, EffectError> {
+        let roots = roots(&record.spec);
+        if record.spec.store == Some(StoreDelivery::Lazy) {
+            let held = self.lazy.of(&roots).hold(placed(record)?, record.id);
+            let gone = || EffectError {
+                message: "the process that served the machine's closure lazily is gone; run it again"
+                    .to_owned(),
+                retry: false,
+            };
+            return held.ok().flatten().ok_or_else(gone);
+        }
         let store = self.store.clone();
         let closure = tokio::task::spawn_blocking(move || store.closure(&roots)).await;
         let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
@@ -296,9 +330,13 @@ impl Effects for World {
         self.agents.reports()
     }
 
+    fn agents_changes(&self) -> Option<u64> {
+        Some(self.agents.changes())
+    }
+
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let driver = self.driver(placed(record)?)?;
-        let closure = self.closure(&record.spec).await?;
+        let closure = self.closure(record).await?;
         self.publish(record)?;
         let order = Order {
             id: record.id,
@@ -344,7 +382,7 @@ impl Effects for World {
         let start = ToAgent::Start { program, restart, health };
         let driver = self.driver(placed(record)?)?;
         if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {
-            let closure = self.closure(&record.spec).await?;
+            let closure = self.closure(record).await?;
             self.seeds.begin(&self.agents, record.id, closure, start);
             return Ok(());
         }
@@ -385,6 +423,7 @@ impl Effects for World {
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.seeds.end(id);
         self.agents.unlink(id);
+        self.lazy.release(driver.name(), id);
         self.roots.release(id).await;
         self.cache.unpin(id).await;
         self.ports.unpublish(id);
@@ -432,13 +471,19 @@ fn unannounced(cursor: &mut Cursor, ended: Vec<(MachineId, Timestamp)>) -> std::
     let mut oldest = None;
     let mut announced = BTreeSet::new();
     loop {
-        let events = cursor.kept()?;
-        if events.is_empty() {
+        let lines = cursor.kept_lines()?;
+        if lines.is_empty() {
             break;
         }
-        oldest = oldest.or(events.first().map(|event| event.time_unix_ms));
-        let stopped = events.iter().filter(|event| event.what == What::Stopped);
-        announced.extend(stopped.map(|event| event.machine));
+        oldest = oldest.or_else(|| time_of(lines.split(|byte| *byte == b'\n').next()?));
+        // Most events tell something else; a hundred thousand of them are parsed as little as possible.
+        let lines = lines.split(|byte| *byte == b'\n');
+        for line in lines.filter(|line| memmem::find(line, b"\"stopped\"").is_some()) {
+            let event: Event = serde_json::from_slice(line)?;
+            if event.what == What::Stopped {
+                announced.insert(event.machine);
+            }
+        }
     }
     let missing = ended
         .into_iter()

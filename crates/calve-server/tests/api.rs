@@ -193,6 +193,32 @@ async fn stop_extend_remove_and_prune() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn prune_takes_store_paths_that_no_machine_runs() {
+    let home = Home::new();
+    let server = home.serve().await;
+    let path = home.program.strip_prefix("/nix/store/").unwrap();
+    let entry = home.dirs.store().join(format!(".valid/{path}.json"));
+    let days_ago = std::time::SystemTime::now() - 3 * Duration::from_secs(24 * 3600);
+    let prune = async || {
+        std::fs::File::options().append(true).open(&entry).unwrap().set_modified(days_ago).unwrap();
+        server.ask("POST", "/v1/prune", json!({"unused_ms": 0})).await.1["store_paths"].clone()
+    };
+    server.create(home.job(&["wait"])).await;
+    server.until("run-1", "running").await;
+    assert_eq!(prune().await, json!([]));
+    server.ask("POST", "/v1/machines/run-1/stop", json!({})).await;
+    server.get("/v1/machines/run-1/wait").await;
+    // Used a moment ago is not unused, whatever is asked for.
+    let (_, pruned) = server.ask("POST", "/v1/prune", json!({"unused_ms": 1})).await;
+    assert_eq!(pruned["machines"], json!(["run-1"]));
+    assert_eq!(prune().await, json!([home.program]));
+    assert!(!entry.exists() && !home.dirs.store().join(path).exists());
+    let (_, problem) = server.ask("POST", "/v1/machines", home.job(&["wait"])).await;
+    assert_eq!(problem["type"], json!("not-found"), "{problem}");
+    server.stop().await;
+}
+
 async fn until_unknown(server: &Server, name: &str) {
     let gone = async {
         while server.ask("GET", &format!("/v1/machines/{name}"), Value::Null).await.0 != 404 {

@@ -76,16 +76,16 @@ async fn machines_and_their_logs_go_on_over_servers() {
 #[tokio::test]
 async fn an_idle_server_ends_but_never_while_a_machine_lives_or_somebody_is_connected() {
     let home = Home::new();
-    let idle = || Config { idle_exit: Some(Duration::from_millis(200)), ..home.config() };
+    let idle = || Config { idle_exit: Some(Duration::from_secs(1)), ..home.config() };
     let server = home.serve_with(idle()).await.unwrap();
     server.create(home.job(&["wait"])).await;
     server.until("run-1", "running").await;
-    // Several times the idle time: nothing else can show that it does not end.
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    // More than the idle time: nothing else can show that it does not end.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let connection = tokio::net::UnixStream::connect(server.socket()).await.unwrap();
     server.ask("POST", "/v1/machines/run-1/stop", json!({})).await;
     server.get("/v1/machines/run-1/wait").await;
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(!server.task.is_finished());
     drop(connection);
     let socket = server.socket();

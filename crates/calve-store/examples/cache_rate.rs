@@ -93,7 +93,7 @@ async fn through_cache(
     cache.put_chunks(group).await?;
     rate("put_chunks, one after the other", begin);
     let begin = Instant::now();
-    let manifest = Manifest { info, recipe: recipe.id() };
+    let manifest = Manifest { info, recipe: recipe.id(), lazy: None };
     let manifest = cache.commit(vec![manifest], vec![recipe]).await?.remove(0);
     rate("commit", begin);
     for (what, encoding) in [("archive, plain", NarEncoding::Plain), ("archive, zstd", NarEncoding::Zstd)] {

@@ -13,8 +13,10 @@ mod answer;
 mod commit;
 mod error;
 mod gc;
+mod heal;
 mod index;
 mod keys;
+mod listing;
 mod manifest;
 mod nar;
 mod objects;
@@ -27,6 +29,29 @@ mod upload;
 mod verify;
 mod write;
 
+/// What the fuzz targets read: stored things, of which nothing else outside of this module knows.
+#[doc(hidden)]
+pub mod stored {
+    use super::{CacheError, manifest, pack};
+    use crate::remote::Manifest;
+
+    pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, CacheError> {
+        manifest::decode(bytes)
+    }
+
+    pub fn write_manifest(manifest: &Manifest) -> Vec<u8> {
+        manifest::encode(manifest)
+    }
+
+    /// The bytes of all frames of a whole pack, by its own account.
+    pub fn read_pack(object: &[u8]) -> Result<u64, CacheError> {
+        let (entries, frames) = pack::read_contents(object, object.len() as u64, "pack")?;
+        let intact = pack::frames_intact(object, frames);
+        let bytes = entries.iter().map(|(_, entry)| u64::from(entry.stored)).sum();
+        if intact { Ok(bytes) } else { Err(CacheError::damaged("pack", "its frames")) }
+    }
+}
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,7 +62,7 @@ use tokio::sync::Semaphore;
 use index::Index;
 use objects::Objects;
 
-pub use error::CacheError;
+pub use error::{CacheError, DISK_FULL};
 pub use gc::{Collected, GcPolicy};
 pub use nar::NarEncoding;
 pub use objects::Storage;

@@ -80,8 +80,8 @@ impl Store {
         }
     }
 
-    /// Where the files of a store path lie, wherever they are.
-    pub(crate) fn host_path_of(&self, path: &StorePath) -> Option<PathBuf> {
+    /// Where the files of a store path lie, wherever they are; whether it is valid is not asked.
+    pub fn host_path_of(&self, path: &StorePath) -> Option<PathBuf> {
         let places = [self.private_path(path), self.nix_store_dir.join(path.base_name())];
         places.into_iter().find(|place| place.symlink_metadata().is_ok())
     }

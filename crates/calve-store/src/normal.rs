@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use calve_nix::StorePath;
 use calve_nix::store_path::{BASE32_ALPHABET, HASH_CHARS};
 
-use crate::recipe::{Position, RecipeError};
+use crate::recipe::{POSITIONS_MAX, Position, RecipeError};
 
 /// What stands for a hash part; `e` is not in Nix's base32, so that normalised bytes hold no hash part of their own.
 pub const PLACEHOLDER: [u8; HASH_CHARS] = [b'e'; HASH_CHARS];
@@ -37,6 +37,8 @@ pub struct Normaliser {
     /// Bytes behind the last position's end that are final.
     skip: u64,
     positions: Vec<Position>,
+    /// Most positions; hash parts behind them stay.
+    positions_max: usize,
 }
 
 impl Normaliser {
@@ -47,7 +49,7 @@ impl Normaliser {
         for (count, path) in (0..).zip(references) {
             by_hash.entry(hash_part(path)).or_insert(count);
         }
-        Self { references: by_hash, skip: 0, positions: Vec::new() }
+        Self { references: by_hash, skip: 0, positions: Vec::new(), positions_max: POSITIONS_MAX }
     }
 
     /// Normalises `bytes` in place, which begin at the archive's first byte that is not final yet. Gives how many of
@@ -56,8 +58,10 @@ impl Normaliser {
     pub fn normalise(&mut self, bytes: &mut [u8], last: bool) -> usize {
         let mut at = 0;
         let mut position_end = None;
-        if !self.references.is_empty() {
-            while let Some(window) = bytes.get_mut(at..at + HASH_CHARS) {
+        if !self.is_done() {
+            while let Some(window) = bytes.get_mut(at..at + HASH_CHARS)
+                && !self.is_done()
+            {
                 // From the back: one character that no hash part has rules out every window that holds it.
                 if let Some(bad) = window.iter().rposition(|byte| !IN_HASH[usize::from(*byte)]) {
                     at += bad + 1;
@@ -76,12 +80,17 @@ impl Normaliser {
                 position_end = Some(at);
             }
         }
-        let end = if last || self.references.is_empty() { bytes.len() } else { at.min(bytes.len()) };
+        let end = if last || self.is_done() { bytes.len() } else { at.min(bytes.len()) };
         match position_end {
             Some(position_end) => self.skip = (end - position_end) as u64,
             None => self.skip += end as u64,
         }
         end
+    }
+
+    /// Whether no further hash part is replaced.
+    fn is_done(&self) -> bool {
+        self.references.is_empty() || self.positions.len() >= self.positions_max
     }
 
     /// Where hash parts stood, once all bytes were final.
@@ -260,6 +269,28 @@ mod tests {
             }
         }
         out
+    }
+
+    /// A recipe has a longest list of positions, wherever in a piece it is reached.
+    #[test]
+    fn hash_parts_behind_the_last_position_stay() {
+        let path = path(0);
+        let archive = format!("a{0}b{0}{0}c{0}d", path.hash_part()).into_bytes();
+        let mut seen = Vec::new();
+        for size in [1, 7, 33, 1000] {
+            let mut normaliser = Normaliser { positions_max: 2, ..Normaliser::new(&[&path]) };
+            let (mut out, mut held) = (Vec::new(), Vec::new());
+            for (n, piece) in archive.chunks(size).enumerate() {
+                held.extend_from_slice(piece);
+                let done = normaliser.normalise(&mut held, (n + 1) * size >= archive.len());
+                out.extend(held.drain(..done));
+            }
+            let positions = normaliser.finish();
+            Restorer::new(&positions, &[&path]).unwrap().restore(&mut out, 0);
+            assert!(out == archive && positions.len() == 2, "{positions:?}");
+            seen.push(positions);
+        }
+        assert!(seen.iter().all(|positions| *positions == seen[0]));
     }
 
     #[test]

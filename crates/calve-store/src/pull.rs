@@ -34,6 +34,7 @@ use assemble::Work;
 use fetch::Fetcher;
 use land::Landings;
 use plan::Plan;
+pub(crate) use plan::{stalled, timely};
 use slots::Slots;
 
 /// How long a cache may send nothing before it counts as stalled.

@@ -1,7 +1,10 @@
 //! Recipes: how an archive is put together from chunks.
 
+use std::fmt;
+
 use calve_nix::store_path::HASH_CHARS;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::chunk::{CHUNK_MAX, ChunkId};
 
@@ -9,6 +12,10 @@ use crate::chunk::{CHUNK_MAX, ChunkId};
 pub const RECIPE_CHUNKS_MAX: usize = 1 << 28;
 /// Most bytes of an encoded recipe that anybody reads.
 pub const RECIPE_BYTES_MAX: usize = 1 << 30;
+
+/// Most places of hash parts in one archive: 128 MiB of nothing else. They take 64 MiB in memory, and two bytes each on the
+/// wire; further hash parts stay in the chunks.
+pub const POSITIONS_MAX: usize = 1 << 22;
 
 /// The BLAKE3 hash of an encoded recipe's plain bytes. A rebuild that changes only the hashes in its references has the
 /// same recipe.
@@ -38,6 +45,7 @@ pub struct Recipe {
     /// The chunks, in order.
     pub pieces: Vec<Piece>,
     /// Where the hash parts of references go, in order.
+    #[serde(deserialize_with = "positions")]
     pub positions: Vec<Position>,
 }
 
@@ -98,6 +106,30 @@ impl Recipe {
     }
 }
 
+/// At most [`POSITIONS_MAX`] of them, of which no further one is read.
+fn positions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Position>, D::Error> {
+    struct Limited;
+    impl<'de> Visitor<'de> for Limited {
+        type Value = Vec<Position>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("places of hash parts")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut positions = Vec::new();
+            while let Some(position) = items.next_element()? {
+                if positions.len() == POSITIONS_MAX {
+                    return Err(A::Error::custom("too many places of hash parts"));
+                }
+                positions.push(position);
+            }
+            Ok(positions)
+        }
+    }
+    deserializer.deserialize_seq(Limited)
+}
+
 /// The only version that there is so far.
 const VERSION: u8 = 1;
 
@@ -115,6 +147,16 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         assert_eq!(Recipe::decode(&recipe().encode()), Ok(recipe()));
         assert_eq!(recipe().nar_size(), 100);
+    }
+
+    #[test]
+    fn a_recipe_of_few_bytes_takes_no_gigabytes() {
+        let mut recipe =
+            Recipe { pieces: vec![Piece { id: ChunkId([0; 32]), len: CHUNK_MAX }; 600], ..recipe() };
+        recipe.positions = vec![Position { skip: 0, reference: 0 }; POSITIONS_MAX];
+        assert!(Recipe::decode(&recipe.encode()).is_ok());
+        recipe.positions.push(recipe.positions[0]);
+        assert!(Recipe::decode(&recipe.encode()).is_err());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use calve_nix::StorePath;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW};
 use serde::{Deserialize, Serialize};
 
 use crate::{PathInfo, StoreError};
@@ -12,6 +14,9 @@ use crate::{PathInfo, StoreError};
 /// The only version of an entry that there is so far.
 const VERSION: u32 = 1;
 const SUFFIX: &str = ".json";
+/// How old the note of a path's last use may be before it is written again: a closure of hundreds of paths is looked at many
+/// times while its machine comes to be, and each note is a write to the disk.
+pub const USE_NOTED_EVERY: Duration = Duration::from_secs(600);
 
 /// The directory of entries.
 #[derive(Debug)]
@@ -48,6 +53,45 @@ impl Register {
     /// Whether the path is valid here.
     pub fn contains(&self, path: &StorePath) -> bool {
         self.file(path).exists()
+    }
+
+    /// Whether the path is valid here; if so, that counts as a use of it, which the entry's time of modification tells.
+    pub fn use_path(&self, path: &StorePath) -> bool {
+        let file = self.file(path);
+        let Ok(metadata) = fs::symlink_metadata(&file) else { return false };
+        let is_recent = |time: SystemTime| time.elapsed().is_ok_and(|age| age < USE_NOTED_EVERY);
+        if metadata.modified().is_ok_and(is_recent) {
+            return true;
+        }
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        match rustix::fs::utimensat(CWD, &file, &times, AtFlags::SYMLINK_NOFOLLOW) {
+            // Pruned in this moment.
+            Err(rustix::io::Errno::NOENT) => false,
+            // Who may not write here does not prune here either.
+            _ => true,
+        }
+    }
+
+    /// When the path was last used; none where it is not valid here.
+    pub fn used(&self, path: &StorePath) -> Option<SystemTime> {
+        fs::symlink_metadata(self.file(path)).and_then(|metadata| metadata.modified()).ok()
+    }
+
+    /// Takes the path's entry away, to the file `aside` on the same file system, unless it was used since `since`; gives
+    /// whether it is gone. Whoever asks for the path beside this has either noted its use in time or finds it gone.
+    pub fn take_unused(&self, path: &StorePath, since: SystemTime, aside: &Path) -> Result<bool, StoreError> {
+        let file = self.file(path);
+        if self.used(path).is_none_or(|used| used >= since) {
+            return Ok(false);
+        }
+        fs::rename(&file, aside).map_err(StoreError::io("remove", &file))?;
+        let used = fs::symlink_metadata(aside).and_then(|metadata| metadata.modified());
+        if used.is_ok_and(|used| used < since) {
+            return Ok(true);
+        }
+        fs::rename(aside, &file).map_err(StoreError::io("write", &file))?;
+        Ok(false)
     }
 
     /// The path's entry; none where it is not valid here.

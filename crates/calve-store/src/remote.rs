@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
+use crate::lazy::Proof;
 use crate::recipe::{Recipe, RecipeId};
 
 /// Most items (paths, chunk ids, recipes) that one request may name; longer lists are split by the caller.
@@ -27,6 +28,8 @@ pub struct Manifest {
     pub info: PathInfo,
     /// Its recipe.
     pub recipe: RecipeId,
+    /// What lets it be mounted before it is pulled; older caches have none, nor has what is no archive of files.
+    pub lazy: Option<Proof>,
 }
 
 /// What a cache says of itself.

@@ -110,9 +110,10 @@ impl Store {
         self.root.join(path.base_name())
     }
 
-    /// Whether the path is valid in the private store and its files are there.
+    /// Whether the path is valid in the private store and its files are there. Asking counts as a use of the path: pruning
+    /// spares it for its grace.
     pub(crate) fn is_private(&self, path: &StorePath) -> bool {
-        self.register.contains(path) && fs::symlink_metadata(self.private_path(path)).is_ok()
+        self.register.use_path(path) && fs::symlink_metadata(self.private_path(path)).is_ok()
     }
 
     /// Whether the path is valid in the Nix store and its files are there.

@@ -110,7 +110,7 @@ async fn what_is_wrong_never_appears() {
     // Chunks that were not sent.
     let other = made("other", 1, 200_000, &[]);
     let (recipe, mut stored) = chunks(&other);
-    let manifest = Manifest { info: other.info.clone(), recipe: recipe.id() };
+    let manifest = Manifest { info: other.info.clone(), recipe: recipe.id(), lazy: None };
     let commit = cache.commit(vec![manifest.clone()], vec![recipe.clone()]).await;
     assert!(matches!(commit, Err(RemoteError::Missing { .. })), "{commit:?}");
     assert!(matches!(cache.commit(vec![manifest], vec![]).await, Err(RemoteError::Missing { .. })));

@@ -179,6 +179,32 @@ async fn every_flipped_byte_is_found_and_repaired_from_another_cache() {
     }
 }
 
+/// What a first look found and could not mend is still known to the next, and mended when there is another cache.
+#[tokio::test]
+async fn what_was_found_broken_stays_known_until_another_cache_makes_it_whole() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (cache, other) = (local(dirs[0].path()).await, local(dirs[1].path()).await);
+    let paths = closure(1);
+    push(&cache, &paths).await.unwrap();
+    push(&other, &paths).await.unwrap();
+    for object in objects(dirs[0].path()) {
+        let mut bytes = std::fs::read(&object).unwrap();
+        let end = bytes.len() * 3 / 4;
+        bytes[40..end].iter_mut().step_by(5000).for_each(|byte| *byte ^= 0x40);
+        std::fs::write(&object, bytes).unwrap();
+    }
+    let first = cache.verify(None).await.unwrap();
+    assert!(!first.paths_broken.is_empty());
+    let second = cache.verify(None).await.unwrap();
+    assert_eq!((second.damage, second.paths_broken), (vec![], first.paths_broken.clone()));
+    let mended = cache.verify(Some(&other)).await.unwrap();
+    assert_eq!(mended.paths_broken, []);
+    assert_eq!(mended.damage.len(), first.paths_broken.len());
+    assert!(mended.damage.iter().all(|damage| damage.repaired), "{:?}", mended.damage);
+    assert_intact(&cache, &paths).await;
+    assert_eq!(cache.verify(None).await.unwrap().damage, []);
+}
+
 #[tokio::test]
 async fn damage_without_another_cache_is_healed_by_a_push() {
     let dir = tempfile::tempdir().unwrap();

@@ -20,12 +20,15 @@ use support::{Host, names};
 /// How long the test waits for what must happen at some time.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// When a cache counts as stalled: long enough for a sound one on a busy machine.
+const STALL: Duration = Duration::from_secs(2);
+
 /// Pulls from a cache that does something wrong; nothing may be left.
 fn refused(lie: impl FnOnce(&Chain, &Memory)) -> TransferError {
     let (_from, chain, cache) = pushed();
     lie(&chain, &cache);
     let to = Host::new();
-    let options = PullOptions { stall_timeout: Duration::from_millis(200), ..trusting(&[&cache]) };
+    let options = PullOptions { stall_timeout: STALL, ..trusting(&[&cache]) };
     let error = pull_from(&to, &[&cache], &chain.program, options).0.unwrap_err();
     assert!(!to.path("store").join(chain.program.base_name()).exists());
     assert!(!to.private_entries().contains(&chain.program.base_name().to_owned()));
@@ -144,7 +147,7 @@ fn the_next_cache_gives_what_the_first_cannot() {
         push_to(&from, &bad, &chain.program, PushOptions::default());
         *bad.faults.lock().unwrap() = faults;
         let to = Host::new();
-        let options = PullOptions { stall_timeout: Duration::from_millis(200), ..trusting(&[&good]) };
+        let options = PullOptions { stall_timeout: STALL, ..trusting(&[&good]) };
         pull_from(&to, &[&bad, &good], &chain.program, options).0.unwrap();
         assert_equal(&from, &to, &chain);
     }
@@ -238,4 +241,20 @@ fn what_a_killed_pull_has_landed_stays() {
     let pulled = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
     assert_eq!(pulled, std::slice::from_ref(&chain.program));
     assert_equal(&from, &to, &chain);
+}
+
+#[test]
+fn two_pulls_of_one_closure_at_once_both_succeed_with_one_result() {
+    let (from, chain, cache) = pushed();
+    let to = Host::new();
+    std::thread::scope(|scope| {
+        let pulls: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0))
+            .collect();
+        for pull in pulls {
+            pull.join().unwrap().unwrap();
+        }
+    });
+    assert_equal(&from, &to, &chain);
+    assert_eq!(to.private_entries().len(), 3);
 }

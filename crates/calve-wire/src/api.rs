@@ -128,13 +128,27 @@ pub struct ExtendLease {
     pub by_ms: u64,
 }
 
+/// `POST /v1/prune`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// How long a store path of the server's own must not have been used to be removed; a day where none is given, and at
+    /// least an hour.
+    #[serde(default)]
+    pub unused_ms: Option<u64>,
+}
+
 /// `POST /v1/prune`: what was removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Pruned {
     /// The names of the ended machines whose records and logs were removed.
     pub machines: Vec<String>,
-    /// Bytes of logs and images that were freed.
+    /// Store paths of the server's own that no living machine needs, removed.
+    #[serde(default)]
+    pub store_paths: Vec<String>,
+    /// Bytes of logs, images and store paths that were freed.
     pub freed_bytes: u64,
 }
 

@@ -147,15 +147,18 @@ pub enum Network {
     Host,
 }
 
-/// How a guest gets the store paths of its closure. A sandbox always has the host's own.
+/// How a machine gets the store paths of its closure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreDelivery {
-    /// As one image, made once for each closure and kept.
+    /// As one image, made once for each closure and kept; guests only, a sandbox has the host's own paths.
     Image,
-    /// Live out of the host's store (virtiofs), read-only and nothing beside the closure; nothing is made.
+    /// Live out of the host's store (virtiofs), read-only and nothing beside the closure; nothing is made. Guests only.
     Live,
+    /// Out of a cache while it runs: the host has mounted the closure, blocks come as they are touched, each verified. A
+    /// process on the host serves it; `calve run` starts that.
+    Lazy,
 }
 
 /// Where a provider makes the machine, and from what.
@@ -223,7 +226,8 @@ pub struct MachineSpec {
     pub limits: Limits,
     /// How it sees the network.
     pub network: Network,
-    /// How it gets its store paths, where the user chose; only with the driver `qemu`, which takes an image otherwise.
+    /// How it gets its store paths, where the user chose; `image` and `live` only with the driver `qemu`, which takes an
+    /// image otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreDelivery>,
     /// Where a provider makes it; only with a driver that is one.

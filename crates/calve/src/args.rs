@@ -9,7 +9,9 @@ mod size;
 mod words;
 
 pub use cpus::parse_cpus;
-pub use duration::{Ttl, parse_duration, parse_ttl, show as show_duration};
+pub use duration::{
+    Ttl, parse_duration, parse_ttl, show as show_duration, show_behind as show_duration_behind,
+};
 pub use environment::gather as gather_environment;
 pub use ports::{Forward, HttpProbe, parse_forward, parse_http_probe, parse_port_mapping};
 pub use size::{parse_size, show as show_size};

@@ -44,7 +44,7 @@ pub fn parse_key(text: &str) -> Result<PublicKey, String> {
 }
 
 /// How a cache's token is told.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct TokenArgs {
     /// File of the cache's token; the environment's CALVE_CACHE_TOKEN holds the token itself.
     #[arg(long, value_name = "FILE")]
@@ -85,6 +85,11 @@ pub async fn open(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
 }
 
 impl TokenArgs {
+    /// The token's file, where one is named.
+    pub fn file(&self) -> Option<&Path> {
+        self.token_file.as_deref()
+    }
+
     /// The token, where one is told.
     fn read(&self) -> Outcome<Option<String>> {
         let text = match &self.token_file {

@@ -29,6 +29,9 @@ const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
 /// How often a request that changes nothing is sent again where the server died before it answered: the next one is
 /// started, and may itself be killed.
 const READ_TRIES_MAX: u32 = 3;
+/// Most bytes that are read at once: the allocator hands out the same memory again for the next, where more would be mapped
+/// anew each time, which takes longer than to read it.
+const READ_BYTES: usize = 64 * 1024;
 /// Most bytes of an error's body.
 const PROBLEM_MAX_BYTES: usize = 64 * 1024;
 
@@ -181,8 +184,8 @@ impl Client {
         stream: Stream,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(Unanswered::Broken)?;
+        let shaking = http1::Builder::new().max_buf_size(READ_BYTES).handshake(TokioIo::new(stream));
+        let (mut sender, connection) = shaking.await.map_err(Unanswered::Broken)?;
         // The connection ends with its last answer; its errors reach the body that is being read.
         tokio::spawn(connection.with_upgrades());
         let answer = sender.send_request(request).await.map_err(Unanswered::Broken)?;

@@ -11,6 +11,7 @@ mod exec;
 mod extend;
 mod forward;
 mod logs;
+mod mount;
 mod names;
 mod provider;
 mod prune;
@@ -63,6 +64,7 @@ enum Command {
     Server(server::Args),
     Push(push::Args),
     Pull(pull::Args),
+    Mount(mount::Args),
     Closure(closure::Args),
     Diff(diff::Args),
     Cache(cache::Args),
@@ -74,6 +76,9 @@ enum Command {
 
 /// Does what was asked.
 pub fn dispatch(cli: Cli) -> Outcome {
+    if let Command::Mount(args) = cli.command {
+        return mount::run(args);
+    }
     // One thread: a command waits for one thing at a time, and threads cost the start of each.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -98,6 +103,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Server(args) => server::run(args).await,
             Command::Push(args) => push::run(args).await,
             Command::Pull(args) => pull::run(args).await,
+            Command::Mount(args) => mount::run(args),
             Command::Closure(args) => closure::run(args).await,
             Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,

@@ -8,6 +8,7 @@ mod caches;
 mod client;
 mod commands;
 mod failure;
+mod lazy;
 mod resolve;
 mod session;
 mod ship;

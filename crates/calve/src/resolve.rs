@@ -12,11 +12,11 @@ mod shell;
 mod stored;
 
 use std::cell::OnceCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use calve_nix::StorePath;
 use calve_server::dirs::Dirs;
-use calve_store::{ProgramError, Store, StoreError};
+use calve_store::{InStore, ProgramError, Store, StoreError};
 use calve_wire::machine::{Program, Source, Workload};
 
 use crate::failure::{ExitStatus, Failure, Outcome};
@@ -67,6 +67,20 @@ pub fn resolve(wish: &Wish) -> Outcome<Resolved> {
             .hint("run it with -d, then `calve exec NAME -- COMMAND`"));
     }
     Ok(Resolved { workload, source: Source { given: given(wish), revision } })
+}
+
+/// What runs in a path that is served from elsewhere: its files lie at `host`, and `rest` is what was typed behind it.
+pub fn served(wish: &Wish, path: &StorePath, rest: &str, host: &Path) -> Outcome<Resolved> {
+    let rest = rest.trim_matches('/');
+    let workload = match rest.is_empty() {
+        // What it links to in other paths, the server looks at.
+        false => stored::program(&Path::new(&path.to_string()).join(rest), wish)?,
+        true => {
+            let entry = InStore { path: path.clone(), rest: PathBuf::new() };
+            stored::workload(&stored::Place { entry, host: host.to_owned() }, wish, &mut || None)?
+        }
+    };
+    Ok(Resolved { workload, source: Source { given: given(wish), revision: None } })
 }
 
 /// What the user typed, as one line.

@@ -10,6 +10,7 @@ use calve_store::push::{PushOptions, push};
 use calve_store::remote::RemoteError;
 use calve_store::{StoreError, TransferError};
 use calve_wire::api::CreateMachine;
+use calve_wire::machine::StoreDelivery;
 
 use crate::args::show_size;
 use crate::caches;
@@ -28,7 +29,8 @@ pub fn is_forced() -> bool {
 
 /// Whether the server refused the machine because it lacks the closure.
 pub fn may_help(refusal: &Failure, request: &CreateMachine) -> bool {
-    refusal.status == ExitStatus::NotFound && !roots(&request.spec).is_empty()
+    let lazy = request.spec.store == Some(StoreDelivery::Lazy);
+    refusal.status == ExitStatus::NotFound && !lazy && !roots(&request.spec).is_empty()
 }
 
 /// Pushes what the machine runs to the server's cache: only what it lacks moves. `refusal` is what the server said of the

@@ -167,11 +167,16 @@ fn leases_records_and_events() {
     assert_eq!(stdout(&fake.run(&["extend", "web", "30m"])), "web until 2026-01-02T03:04:05.678Z\n");
     assert_eq!(fake.body("POST /v1/machines/web/extend"), json!({"by_ms": 1_800_000}));
     assert_eq!(fake.run(&["extend", "web", "30"]).status.code(), Some(2));
-    fake.answer("POST /v1/prune", 200, &json!({"machines": ["run-1"], "freed_bytes": 2048}));
-    let output = fake.run(&["prune"]);
+    fake.answer(
+        "POST /v1/prune",
+        200,
+        &json!({"machines": ["run-1"], "store_paths": ["/nix/store/x"], "freed_bytes": 2048}),
+    );
+    let output = fake.run(&["prune", "--unused-for", "2h"]);
+    assert_eq!(fake.body("POST /v1/prune"), json!({"unused_ms": 7_200_000}));
     assert_eq!(
         (stdout(&output).as_str(), stderr(&output).as_str()),
-        ("run-1\n", "1 machines removed, 2K freed\n")
+        ("run-1\n", "1 machines and 1 store paths removed, 2K freed\n")
     );
     let event = |time: u64, rest: Value| {
         let mut event =

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// How long a condition may take before the test fails: emulated guests on a busy machine are slow.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The directory of the built binaries; they are built first, so that no test runs an old one.
 pub fn bin_dir() -> &'static Path {

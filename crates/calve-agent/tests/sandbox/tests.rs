@@ -385,7 +385,7 @@ fn takes_hundreds_of_store_paths(who: Who) {
 
 /// Asks until there is an answer.
 fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         if let Some(answer) = ask() {
             return answer;

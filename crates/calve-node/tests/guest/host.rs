@@ -18,7 +18,7 @@ use calve_wire::guard::GuardProcesses;
 use calve_wire::machine::{MachineSpec, Program, Workload};
 
 /// Longest wait for anything: a guest boots in two seconds, on a crowded host in twenty.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// Base name of the store path that holds the host's static busybox.
 pub const BUSYBOX: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 

@@ -1,34 +1,25 @@
-//! One machine's link: connects, speaks, connects again.
+//! One machine's link: what is known of its agent, and the task in which the two speak.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use calve_core::MachineId;
 use calve_wire::agent::Status;
 use calve_wire::frame::Token;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
+use super::dial::Dialer;
 use super::session::{self, Session, SessionEnd};
-use super::{RemainingNow, connect, lock};
+use super::{Bell, RemainingNow, lock};
 use crate::logs::{LogError, Logs};
 use crate::reconcile::AgentReport;
 
-/// Pause after the first failed try: the agent's socket is expected within the millisecond.
-const PAUSE_FIRST: Duration = Duration::from_millis(1);
-/// Longest pause: so late is a machine found that comes back.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Tries a second at most of all machines together: where more machines are away than that, each is tried less often, so
-/// that they do not take the processor from those that are there.
-const TRIES_MAX_PER_SECOND: u32 = 1000;
-
 /// How the connection comes about.
-pub(super) enum Way {
-    /// The agent listens on a Unix socket.
-    Connect(PathBuf),
+pub(super) enum Way<'a> {
+    /// The agent listens on the link's socket, and is looked for by this.
+    Connect(&'a Dialer),
     /// The agent dials the server.
     Expect,
 }
@@ -49,22 +40,27 @@ pub(super) struct Link {
     pub(super) token: Token,
     pub(super) remaining: RemainingNow,
     pub(super) logs: Arc<Logs>,
-    bell: Arc<Notify>,
-    /// How many machines cannot be reached at the moment, of all.
-    away: Arc<AtomicU32>,
+    /// Where the agent listens; empty where it dials.
+    pub(super) socket: Box<Path>,
+    bell: Arc<Bell>,
     state: Mutex<LinkState>,
 }
 
 #[derive(Default)]
 struct LinkState {
     session: Option<Arc<Session>>,
-    status: Option<Status>,
+    /// What the agent said last; by itself, as machines that are away have none.
+    status: Option<Box<Status>>,
     /// The last log entry that was kept.
     kept_seq: u64,
     /// Why the log is not being kept.
     log_failure: Option<String>,
     /// Where dialled connections go, for an agent that dials.
     dialled: Option<mpsc::Sender<Dialled>>,
+    /// The link's task, while there is a connection or one is waited for.
+    task: Option<AbortHandle>,
+    /// Whether the link has ended: it has no task any more.
+    ended: bool,
 }
 
 impl LinkState {
@@ -74,31 +70,37 @@ impl LinkState {
     }
 }
 
-/// A link with its task, which ends with it.
+/// A link that ends, with its task, when this is dropped.
 pub(super) struct LinkHandle {
     pub(super) link: Arc<Link>,
-    task: JoinHandle<()>,
 }
 
 impl LinkHandle {
-    /// Starts the link's task.
-    pub(super) fn start(link: Link, way: Way) -> Self {
+    /// Starts the link.
+    pub(super) fn start(link: Link, way: Way<'_>) -> Self {
         let link = Arc::new(link);
-        let task = match way {
-            Way::Connect(socket) => tokio::spawn(keep_connecting(link.clone(), socket)),
+        match way {
+            Way::Connect(dialer) => dialer.find(&link),
             Way::Expect => {
                 let (sender, receiver) = mpsc::channel(1);
                 lock(&link.state).dialled = Some(sender);
-                tokio::spawn(keep_accepting(link.clone(), receiver))
+                link.keep(keep_accepting(link.clone(), receiver));
             }
-        };
-        Self { link, task }
+        }
+        Self { link }
     }
 }
 
 impl Drop for LinkHandle {
     fn drop(&mut self) {
-        self.task.abort();
+        let mut state = lock(&self.link.state);
+        state.ended = true;
+        let task = state.task.take();
+        // What the task drops may want the lock.
+        drop(state);
+        if let Some(task) = task {
+            task.abort();
+        }
     }
 }
 
@@ -108,16 +110,29 @@ impl Link {
         token: Token,
         remaining: RemainingNow,
         logs: Arc<Logs>,
-        bell: Arc<Notify>,
-        away: Arc<AtomicU32>,
+        bell: Arc<Bell>,
+        socket: PathBuf,
     ) -> Self {
-        Self { id, token, remaining, logs, bell, away, state: Mutex::default() }
+        Self { id, token, remaining, logs, socket: socket.into(), bell, state: Mutex::default() }
+    }
+
+    /// Has `task` done as the link's own, in place of the former one, until it ends or the link does.
+    pub(super) fn keep(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut state = lock(&self.state);
+        if !state.ended {
+            state.task = Some(tokio::spawn(task).abort_handle());
+        }
+    }
+
+    /// Lets go of a task that has nothing more to do, and with it of the memory that it took.
+    pub(super) fn rest(&self) {
+        lock(&self.state).task = None;
     }
 
     /// What the loop shall know.
     pub(super) fn report(&self) -> AgentReport {
         let state = lock(&self.state);
-        let mut status = state.status.clone();
+        let mut status = state.status.as_deref().cloned();
         if let (Some(status), Some(failure)) = (&mut status, &state.log_failure) {
             status.notes.push(failure.clone());
         }
@@ -126,7 +141,7 @@ impl Link {
 
     /// What `part` takes of the last status.
     pub(super) fn said<T>(&self, part: impl FnOnce(Option<&Status>) -> T) -> T {
-        part(lock(&self.state).status.as_ref())
+        part(lock(&self.state).status.as_deref())
     }
 
     /// The session, while the agent is heard.
@@ -152,20 +167,20 @@ impl Link {
         {
             let mut state = lock(&self.state);
             state.session = Some(session);
-            state.status = Some(status);
+            state.status = Some(Box::new(status));
         }
-        self.bell.notify_one();
+        self.bell.ring();
     }
 
     pub(super) fn session_ended(&self) {
         if lock(&self.state).session.take().is_some() {
-            self.bell.notify_one();
+            self.bell.ring();
         }
     }
 
     pub(super) fn heard(&self, status: Status) {
-        lock(&self.state).status = Some(status);
-        self.bell.notify_one();
+        lock(&self.state).status = Some(Box::new(status));
+        self.bell.ring();
     }
 
     /// Notes that the log is kept up to `seq`.
@@ -177,7 +192,7 @@ impl Link {
             !was_complete && state.log_complete()
         };
         if completes {
-            self.bell.notify_one();
+            self.bell.ring();
         }
     }
 
@@ -195,7 +210,7 @@ impl Link {
             }
             state.log_failure = failure;
             drop(state);
-            self.bell.notify_one();
+            self.bell.ring();
         }
     }
 
@@ -207,56 +222,6 @@ impl Link {
             tracing::warn!(machine = %self.id, source, "{end}");
         }
     }
-}
-
-/// The task of a link whose agent listens.
-async fn keep_connecting(link: Arc<Link>, socket: PathBuf) {
-    let mut pause = PAUSE_FIRST;
-    let mut away = None;
-    loop {
-        match connect::connect(&socket).await {
-            Ok(connection) => {
-                away = None;
-                // On the heap: what a conversation needs, a machine that is away need not hold.
-                if Box::pin(speak(&link, connection, &[])).await {
-                    pause = PAUSE_FIRST;
-                }
-            }
-            Err(error) => tracing::trace!(machine = %link.id, %error, "cannot connect to the agent"),
-        }
-        let crowd = away.get_or_insert_with(|| Away::new(&link.away)).crowd();
-        tokio::time::sleep(spread(pause)).await;
-        // Growing by a quarter, a machine that takes long is found at most a quarter late.
-        pause = (pause * 5 / 4).min(PAUSE_MAX.max(Duration::from_secs(1) * crowd / TRIES_MAX_PER_SECOND));
-    }
-}
-
-/// A machine whose agent cannot be reached; counted until it is dropped.
-struct Away(Arc<AtomicU32>);
-
-impl Away {
-    fn new(count: &Arc<AtomicU32>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
-    }
-
-    /// How many there are.
-    fn crowd(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Away {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A pause of half to all of `longest`: thousands of machines that are away at once, as after a restart, are not all tried
-/// in the same millisecond, in which requests would wait.
-fn spread(longest: Duration) -> Duration {
-    let [random] = crate::random::bytes();
-    longest * (256 + u32::from(random)) / 512
 }
 
 /// The task of a link whose agent dials: the newest connection counts.
@@ -271,7 +236,7 @@ async fn keep_accepting(link: Arc<Link>, mut dialled: mpsc::Receiver<Dialled>) {
 }
 
 /// Speaks over a connection to its end; whether that was an ordinary link.
-async fn speak<C>(link: &Arc<Link>, connection: C, begun: &[u8]) -> bool
+pub(super) async fn speak<C>(link: &Arc<Link>, connection: C, begun: &[u8]) -> bool
 where
     C: AsyncRead + AsyncWrite,
 {

@@ -7,7 +7,7 @@ use calve_core::{DriverName, Kind, MachineId};
 use calve_nix::StorePath;
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
-    HealthCheck, Limits, MachineSpec, Network, PortMapping, Probe, Program, Restart, Workload,
+    HealthCheck, Limits, MachineSpec, Network, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
 };
 
 use super::problem::{ApiError, ApiResult};
@@ -41,8 +41,9 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
     workload(spec)?;
     limits(&spec.limits)?;
     ports(&spec.ports)?;
-    if spec.store.is_some() && spec.driver != Some(DriverName::Qemu) {
-        return Err(ApiError::bad_request("how the store is delivered can be chosen for guests only")
+    let for_guests = matches!(spec.store, Some(StoreDelivery::Image | StoreDelivery::Live));
+    if for_guests && spec.driver != Some(DriverName::Qemu) {
+        return Err(ApiError::bad_request("the store is delivered as an image or live for guests only")
             .hint("ask for the driver qemu; a sandbox always has the host's own store paths"));
     }
     place(spec)?;
@@ -83,6 +84,10 @@ fn place(spec: &MachineSpec) -> ApiResult<()> {
         if name.is_empty() || name.len() > PLACE_NAME_MAX_BYTES || !name.bytes().all(plain) {
             return Err(ApiError::bad_request(format!("{name:?} is no name of a region, size or image")));
         }
+    }
+    if spec.store.is_some() {
+        return Err(ApiError::bad_request("a machine at a provider gets its closure over its agent's link")
+            .hint("leave `store` out"));
     }
     if spec.limits != Limits::default() {
         return Err(ApiError::bad_request("what a machine at a provider may use is said by its size")

@@ -2,6 +2,7 @@
 //! machines costs a copy, and never more memory than a piece.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -61,15 +62,19 @@ impl Listing {
                     break;
                 };
                 let (said, published) = observe(row.id);
-                let known = parts.get(&row.id).is_some_and(|part| {
-                    part.revision == row.revision && part.said == said && part.published == published
-                });
-                if !known {
-                    parts.insert(row.id, Part::new(&row, said, published));
-                }
+                let part = match parts.entry(row.id) {
+                    Entry::Vacant(free) => free.insert(Part::new(&row, said, published)),
+                    Entry::Occupied(known) => {
+                        let part = known.into_mut();
+                        if part.revision != row.revision || part.said != said || part.published != published {
+                            *part = Part::new(&row, said, published);
+                        }
+                        part
+                    }
+                };
                 piece.push(if begun { b',' } else { b'[' });
                 begun = true;
-                piece.extend_from_slice(&parts[&row.id].json);
+                piece.extend_from_slice(&part.json);
             }
             Some(piece.into())
         })

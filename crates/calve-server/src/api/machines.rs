@@ -11,10 +11,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use calve_core::limits::GRACE_DEFAULT;
 use calve_nix::StorePath;
-use calve_store::{ProgramError, Store, StoreError, TransferError};
+use calve_store::{Closure, ProgramError, Store, StoreError, TransferError};
 use calve_wire::api::{CreateMachine, MachineSummary, MachineView, Problem, ProblemKind};
 use calve_wire::event::What;
-use calve_wire::machine::{MachineSpec, Workload};
+use calve_wire::machine::{MachineSpec, StoreDelivery, Workload};
 use calve_wire::record::MachineRecord;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -105,6 +105,14 @@ async fn check_closure(api: &Api, spec: &MachineSpec) -> ApiResult<()> {
         Workload::Program(program) => Some(program.path.clone()),
         Workload::System { .. } | Workload::Base => None,
     };
+    if spec.store == Some(StoreDelivery::Lazy) {
+        let closure = api.world.lazy_closure(&roots).ok_or_else(|| {
+            let message = "no process on the server's host serves this closure lazily";
+            ApiError::new(ProblemKind::NotFound, message)
+                .hint("`calve run --store lazy` starts one, for a server on the same host")
+        })?;
+        return Ok(startable(closure, program).await?);
+    }
     let store = api.world.store();
     match look(store.clone(), roots.clone(), program.clone()).await {
         Err(error @ (StoreError::Unknown { .. } | StoreError::MissingOnDisk { .. })) => {
@@ -124,10 +132,16 @@ async fn look(
     roots: Vec<StorePath>,
     program: Option<String>,
 ) -> Result<Result<(), ProgramError>, StoreError> {
+    let looking = tokio::task::spawn_blocking(move || store.closure(&roots));
+    let closure = looking.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+    Ok(startable(closure, program).await)
+}
+
+/// Whether the program can be started from the closure.
+async fn startable(closure: Closure, program: Option<String>) -> Result<(), ProgramError> {
     let looking = tokio::task::spawn_blocking(move || {
-        let closure = store.closure(&roots)?;
         let checked = program.map(|program| calve_store::check_program(&closure, Path::new(&program)));
-        Ok(checked.map_or(Ok(()), |checked| checked.map(drop)))
+        checked.map_or(Ok(()), |checked| checked.map(drop))
     });
     looking.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

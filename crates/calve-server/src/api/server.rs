@@ -5,9 +5,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use calve_wire::api::{Problem, Pruned, ServerInfo};
+use calve_store::prune::UNUSED_DEFAULT;
+use calve_wire::api::{Problem, Prune, Pruned, ServerInfo};
 use calve_wire::doctor::Check;
 
+use super::extract::JsonBody;
 use super::problem::ApiResult;
 use super::{Api, Principal};
 use crate::reconcile::records::{self, RecordsError};
@@ -50,11 +52,15 @@ pub async fn doctor(State(api): State<Api>) -> Json<Vec<Check>> {
     Json(checks)
 }
 
-/// Removes the records, names and logs of ended machines, and guests' images that no living machine needs.
-#[utoipa::path(post, path = "/v1/prune", responses(
+/// Removes what ended machines left, and images and store paths that no living machine needs.
+#[utoipa::path(post, path = "/v1/prune", request_body = Prune, responses(
     (status = 200, body = Pruned), (status = "default", body = Problem)))]
-pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Pruned>> {
-    let mut pruned = Pruned { machines: Vec::new(), freed_bytes: 0 };
+pub async fn prune(
+    State(api): State<Api>,
+    by: Principal,
+    JsonBody(request): JsonBody<Prune>,
+) -> ApiResult<Json<Pruned>> {
+    let mut pruned = Pruned { machines: Vec::new(), store_paths: Vec::new(), freed_bytes: 0 };
     let mut removing = Vec::new();
     for record in records::list(&*api.state, &api.view).await? {
         if !record.state.is_terminal() || record.remove {
@@ -76,9 +82,22 @@ pub async fn prune(State(api): State<Api>, by: Principal) -> ApiResult<Json<Prun
     // What takes longer, because a disk is slow, is removed all the same.
     tokio::time::timeout(REMOVED_MAX, removed).await.unwrap_or(Ok::<_, RecordsError>(()))?;
     api.view.refresh(&*api.state).await?;
-    let living = api.view.all_living();
-    let living = living.iter().map(|record| record.spec.clone());
-    pruned.freed_bytes += api.world.prune_images(api.dirs.images(), living.collect()).await?;
-    tracing::info!(%by, machines = pruned.machines.len(), freed_bytes = pruned.freed_bytes, "pruned");
+    let living: Vec<_> = api.view.all_living().iter().map(|record| record.spec.clone()).collect();
+    pruned.freed_bytes += api.world.prune_images(api.dirs.images(), living.clone()).await?;
+    if api.view.is_complete() {
+        let unused_for = request.unused_ms.map_or(UNUSED_DEFAULT, Duration::from_millis);
+        let paths = api.world.prune_store(living, unused_for).await?;
+        pruned.freed_bytes += paths.bytes;
+        pruned.store_paths = paths.paths.iter().map(ToString::to_string).collect();
+    } else {
+        tracing::warn!("store paths stay: what some machines run cannot be read by this version");
+    }
+    tracing::info!(
+        %by,
+        machines = pruned.machines.len(),
+        store_paths = pruned.store_paths.len(),
+        freed_bytes = pruned.freed_bytes,
+        "pruned"
+    );
     Ok(Json(pruned))
 }

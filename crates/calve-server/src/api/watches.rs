@@ -8,8 +8,8 @@ use calve_wire::record::MachineRecord;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::reconcile::records::View;
-use crate::state::State;
+use crate::reconcile::records::{Newer, View};
+use crate::state::{Revision, State};
 
 /// A record as it changes; none once it was removed.
 pub type Watched = watch::Receiver<Option<Arc<MachineRecord>>>;
@@ -21,7 +21,31 @@ pub struct Watches {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-type Waiting = BTreeMap<MachineId, watch::Sender<Option<Arc<MachineRecord>>>>;
+type Waiting = BTreeMap<MachineId, Watch>;
+
+#[derive(Default)]
+struct Watch {
+    /// Of the record that was shown last.
+    revision: Option<Revision>,
+    sender: watch::Sender<Option<Arc<MachineRecord>>>,
+}
+
+impl Watch {
+    /// Shows the record as it is now.
+    fn look(&mut self, view: &View, id: MachineId) {
+        let (revision, record) = match view.newer_than(id, self.revision) {
+            Newer::Same => return,
+            Newer::Changed(revision, record) => (Some(revision), Some(record)),
+            Newer::Gone => (None, None),
+        };
+        self.revision = revision;
+        self.sender.send_if_modified(|known| {
+            let changed = *known != record;
+            *known = record;
+            changed
+        });
+    }
+}
 
 impl Watches {
     /// Looks at every change of the state, until `shutdown`.
@@ -35,11 +59,10 @@ impl Watches {
     /// The record from now on.
     pub fn watch(&self, id: MachineId) -> Watched {
         let mut waiting = self.lock();
-        let watch = waiting.entry(id).or_insert_with(|| watch::Sender::new(None));
+        let watch = waiting.entry(id).or_default();
         // Under the lock, so that no change falls between this look and the task's next.
-        let record = self.view.by_id(id);
-        watch.send_if_modified(|known| replace(known, record));
-        watch.subscribe()
+        watch.look(&self.view, id);
+        watch.sender.subscribe()
     }
 
     async fn look(self, state: Arc<dyn State>) {
@@ -51,8 +74,8 @@ impl Watches {
                 continue;
             }
             self.lock().retain(|id, watch| {
-                watch.send_if_modified(|known| replace(known, self.view.by_id(*id)));
-                watch.receiver_count() > 0
+                watch.look(&self.view, *id);
+                watch.sender.receiver_count() > 0
             });
         }
     }
@@ -60,15 +83,4 @@ impl Watches {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn replace(known: &mut Option<Arc<MachineRecord>>, record: Option<Arc<MachineRecord>>) -> bool {
-    let same = match (&known, &record) {
-        // An ended machine's record is parsed anew each time that it is asked for.
-        (Some(known), Some(record)) => Arc::ptr_eq(known, record) || known == record,
-        (None, None) => true,
-        _ => false,
-    };
-    *known = record;
-    !same
 }

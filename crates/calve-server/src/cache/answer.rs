@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use calve_store::cache::DISK_FULL;
 use calve_store::http::{Problem, ProblemKind};
 use calve_store::remote::RemoteError;
 
@@ -79,6 +80,10 @@ impl From<RemoteError> for Refusal {
             RemoteError::Denied { .. } => StatusCode::FORBIDDEN,
             RemoteError::Missing { .. } => StatusCode::NOT_FOUND,
             RemoteError::Damaged { .. } => StatusCode::BAD_REQUEST,
+            RemoteError::Failed { message, .. } if message == DISK_FULL => {
+                tracing::error!("the cache's disk is full");
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             RemoteError::Failed { .. } => {
                 tracing::error!("{}", crate::chain(&error));
                 StatusCode::INTERNAL_SERVER_ERROR

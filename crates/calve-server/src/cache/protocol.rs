@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes};
 use calve_nix::StorePath;
 use calve_store::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use calve_store::http::frame::{self, Decoder, FrameError};
-use calve_store::http::message::Message;
+use calve_store::http::message::{MESSAGE_RATIO_MAX, Message};
 use calve_store::http::{
     COMMIT_BEAT, COMMIT_DONE, COMMIT_MAX_BYTES, COMMIT_REFUSED, MEDIA_TYPE, MESSAGE_MAX_BYTES, PREFIX,
     Problem, RECIPE_FRAME_MAX_BYTES, pack_recipe, unpack_recipe,
@@ -194,7 +194,9 @@ fn parse_commit(mut bytes: Bytes) -> Answered<(Vec<Manifest>, Vec<Recipe>)> {
 async fn read<T: Message>(context: &Context, headers: &HeaderMap, body: Body) -> Answered<T> {
     let body = Incoming::new(headers, body, MESSAGE_MAX_BYTES as u64)?;
     let _room = context.room(body.bound()).await;
-    T::decode(&body.collect().await?).map_err(|error| Refusal::damaged("the request", error.to_string()))
+    let travelled = body.collect().await?;
+    let _unpacked = context.room_to_unpack(travelled.len() as u64 * MESSAGE_RATIO_MAX as u64).await;
+    T::decode(&travelled).map_err(|error| Refusal::damaged("the request", error.to_string()))
 }
 
 fn damaged(error: FrameError) -> Refusal {

@@ -42,7 +42,8 @@ pub async fn serve<S>(
         let (gate, mut router, connection) = (gate.clone(), router.clone(), connection.clone());
         async move { answer(request, &gate, &mut router, connection).await }
     };
-    http1::serve(http1::builder().max_buf_size(HEAD_MAX_BYTES), stream, answer, shutdown).await;
+    let must_take = |request: &Request<Incoming>| is_for_cache(request.uri().path());
+    http1::serve(http1::builder().max_buf_size(HEAD_MAX_BYTES), stream, answer, must_take, shutdown).await;
 }
 
 async fn answer(
@@ -77,4 +78,28 @@ async fn answer(
 
 fn is_for_cache(path: &str) -> bool {
     path.strip_prefix(CACHE_PREFIX).is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::connections::Connections;
+    use super::*;
+    use crate::http1::tests::{endless, stalling};
+
+    /// Serves a client that takes nothing, for a day at most; gives whether it was let go.
+    async fn is_let_go(path: &str) -> bool {
+        let (_client, server) = stalling(path).await;
+        let connection = Connections::default().enter();
+        let gate = Gate::Known(Principal::User(0));
+        let serving = serve(server, gate, endless(), connection, CancellationToken::new());
+        tokio::time::timeout(Duration::from_secs(86_400), serving).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_of_the_cache_that_takes_nothing_is_let_go_and_a_follower_of_logs_is_not() {
+        assert!(is_let_go("/cache/nar/x.nar").await);
+        assert!(!is_let_go("/v1/machines/a/logs").await);
+    }
 }

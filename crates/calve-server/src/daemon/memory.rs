@@ -1,5 +1,7 @@
 //! What the allocator keeps of the memory that was given back to it.
 
+use std::time::Duration;
+
 /// Blocks of at least so many bytes are mapped by themselves and go back to the system when they are freed. Left to itself,
 /// glibc raises this to the size of the largest block that was ever freed (mallopt(3)): each list of ten thousand machines
 /// would stay in the process.
@@ -7,6 +9,23 @@ const MAPPED_MIN_BYTES: libc::c_int = 256 * 1024;
 /// Heaps of the process. By default there are eight for each processor, each of which keeps what its threads freed; the
 /// server's threads mostly wait for disks and processes.
 const ARENAS_MAX: libc::c_int = 2;
+
+/// When a server that has just started has taken over what there is, which leaves memory behind.
+const TRIM_FIRST: Duration = Duration::from_secs(3);
+/// How often memory is given back from then on: it takes a millisecond or so.
+const TRIM_EVERY: Duration = Duration::from_secs(60);
+
+/// Gives back what was freed, now and then.
+pub(super) async fn keep_trimmed() {
+    let mut pause = TRIM_FIRST;
+    loop {
+        tokio::time::sleep(pause).await;
+        if tokio::task::spawn_blocking(trim).await.is_err() {
+            return;
+        }
+        pause = TRIM_EVERY;
+    }
+}
 
 /// Has freed memory given back to the system: an idle server is small.
 #[cfg(target_env = "gnu")]

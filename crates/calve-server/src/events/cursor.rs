@@ -29,6 +29,11 @@ impl Cursor {
         Self { log, last, seen, at: None, next_line: 0 }
     }
 
+    /// Reads on from event `seq`, whose line begins at `offset` of `file`, the segment that begins with event `first`.
+    pub(super) fn at(log: EventLog, first: u64, file: File, offset: u64, seq: u64) -> Self {
+        Self { at: Some((first, file, offset)), next_line: seq, ..Self::new(log, seq - 1) }
+    }
+
     /// The same without the events up to this number.
     #[must_use]
     pub fn behind(mut self, seen: u64) -> Self {

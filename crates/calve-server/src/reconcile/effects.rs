@@ -78,6 +78,11 @@ pub trait Effects: Send + Sync {
     /// What is known of the agents of linked machines.
     fn agents(&self) -> BTreeMap<MachineId, AgentReport>;
 
+    /// Counts changes of what [`Self::agents`] gives: while this stays the same, so does that. None where nobody counts.
+    fn agents_changes(&self) -> Option<u64> {
+        None
+    }
+
     /// Why the machine ended by itself, in one sentence, where its driver knows.
     fn end_note(&self, record: &MachineRecord) -> Option<String> {
         let _ = record;

@@ -26,11 +26,17 @@ const PAUSE_STEP: Duration = Duration::from_millis(250);
 /// than that, their retries must not take the processor from those that are there.
 const RETRIES_MAX_PER_SECOND: u32 = 500;
 
+/// Machines whose failures are written to the log by themselves at the same time: what makes more than these fail is the same
+/// for all, and thousands of lines at once would hold up everything else.
+const TOLD_MAX: usize = 100;
+
 /// What is known of each machine.
 #[derive(Default)]
 pub(super) struct Known {
     pub sights: BTreeMap<MachineId, Sight>,
     failures: BTreeMap<MachineId, Failures>,
+    /// Those of them that failed since [`Self::hurry`] looked.
+    just_failed: Vec<MachineId>,
     tick: u64,
 }
 
@@ -90,8 +96,14 @@ impl Known {
                     Err(fault) if self.failures.contains_key(&doing.id) => {
                         tracing::debug!(machine = %doing.id, effect = ?doing.effect, "failed again: {}", fault.message);
                     }
-                    Err(fault) => {
+                    Err(fault) if self.failures.len() < TOLD_MAX => {
                         tracing::warn!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
+                    }
+                    Err(fault) => {
+                        if self.failures.len() == TOLD_MAX {
+                            tracing::warn!("so many machines fail that further ones are not told one by one");
+                        }
+                        tracing::debug!(machine = %doing.id, effect = ?doing.effect, "failed: {}", fault.message);
                     }
                 }
                 let failed = result.is_err() && !matches!(doing.effect, Some(Effect::Create { .. }));
@@ -132,6 +144,7 @@ impl Known {
             let pause = pause.max(Duration::from_secs(1) * crowd / RETRIES_MAX_PER_SECOND).min(longest);
             sight.pause_until = Some(pause_end(doing.id, now, pause));
             *failures = Failures { count: failures.count + 1, goal: doing.goal };
+            self.just_failed.push(doing.id);
         } else if doing.effect.is_some() {
             sight.pause_until = None;
             self.failures.remove(&doing.id);
@@ -186,13 +199,18 @@ impl Known {
         lost
     }
 
-    /// Ends the pauses of machines for which something else was decided since their last failure.
-    pub fn hurry(&mut self, machines: &BTreeMap<MachineId, Machine>) {
-        for (id, failures) in &mut self.failures {
-            let goal = machines.get(id).map(|machine| machine.goal);
-            if let Some(goal) = goal.filter(|goal| *goal != failures.goal) {
-                *failures = Failures { count: 0, goal };
-                if let Some(sight) = self.sights.get_mut(id) {
+    /// Ends the pauses of machines for which something else was decided since their last failure. Where no record has
+    /// `changed` since this was asked last, only those can be that have failed since.
+    pub fn hurry(&mut self, machines: &BTreeMap<MachineId, Machine>, changed: bool) {
+        let just_failed = std::mem::take(&mut self.just_failed);
+        let all: Vec<MachineId> = if changed { self.failures.keys().copied().collect() } else { just_failed };
+        for id in all {
+            let (Some(failures), Some(machine)) = (self.failures.get_mut(&id), machines.get(&id)) else {
+                continue;
+            };
+            if machine.goal != failures.goal {
+                *failures = Failures { count: 0, goal: machine.goal };
+                if let Some(sight) = self.sights.get_mut(&id) {
                     sight.pause_until = None;
                 }
             }

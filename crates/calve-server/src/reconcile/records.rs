@@ -26,7 +26,7 @@ pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create, create_announced};
 pub(super) use names::sweep;
 pub use names::{NAME_CLAIM_MAX, released};
-pub use view::{Row, View};
+pub use view::{Newer, Row, View};
 
 /// Key prefix of the records of machines.
 pub const MACHINES: &str = "machine/";
@@ -119,12 +119,10 @@ pub async fn list(state: &dyn State, view: &View) -> Result<Vec<Arc<MachineRecor
 pub(super) async fn put(
     state: &dyn State,
     key: &str,
-    value: Vec<u8>,
+    value: Bytes,
     expect: Expect,
     durability: Durability,
 ) -> Result<Revision, StateError> {
-    // Without the room that the vector has to spare: the state keeps it.
-    let value = Bytes::from(value.into_boxed_slice());
     match state.put(key, value.clone(), expect, durability).await {
         Err(error @ (StateError::Failed(_) | StateError::Full)) => match state.get(key).await {
             Ok(Some(entry)) if entry.value == value => Ok(entry.revision),
@@ -132,6 +130,11 @@ pub(super) async fn put(
         },
         result => result,
     }
+}
+
+/// A record as it is stored, without room to spare: state and view keep it.
+pub(super) fn stored(record: &MachineRecord) -> Bytes {
+    record.to_json().into_boxed_slice().into()
 }
 
 fn to_ms(duration: Duration) -> u64 {

@@ -7,11 +7,10 @@ use std::time::Duration;
 use calve_core::plan::{Action, Change, Drivers, Listed, On, Plan, Tick, World, plan};
 use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
 use calve_wire::event::What;
-use calve_wire::record::MachineRecord;
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::known::{Doing, Known, broken};
-use super::records::{self, View};
+use super::records::{self, Row, View};
 use super::step::{Effect, Outcome, Step};
 use super::{DriverState, EffectError, Effects};
 use crate::state::{Revision, State, StateError};
@@ -32,6 +31,12 @@ const DRIVERS_PAUSE: Duration = Duration::from_secs(1);
 const ROUND_EVERY: Duration = Duration::from_secs(60);
 /// Longest rest after a round: beyond it the host is so busy that waiting would not help requests either.
 const REST_MAX: Duration = Duration::from_millis(100);
+/// A round of at least so long is felt by requests, and followed by a rest of [`LONG_REST`] times as long as it took.
+const ROUND_SHORT: Duration = Duration::from_millis(4);
+/// See [`ROUND_SHORT`].
+const LONG_REST: u32 = 3;
+/// Steps that are begun before requests and other steps have their turn: together they take a millisecond or so.
+const BEGUN_AT_ONCE: usize = 32;
 /// A list is followed by a pause of at least so many times as long as it took: listing thousands of machines means looking
 /// at thousands of processes.
 const LIST_REST: u32 = 10;
@@ -39,7 +44,7 @@ const LIST_REST: u32 = 10;
 const STATE_PAUSE: Duration = Duration::from_secs(1);
 
 type Lists = BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>;
-type Records = BTreeMap<MachineId, (Revision, Arc<MachineRecord>)>;
+type Rows = BTreeMap<MachineId, Row>;
 type Found = BTreeMap<DriverName, Result<BTreeMap<MachineId, Listed>, EffectError>>;
 
 /// The loop's own state; all of it can be lost.
@@ -52,6 +57,8 @@ pub(super) struct Rounds {
     node: NodeName,
     since: Timestamp,
     known: Known,
+    /// How many changes the reports of agents had when they were last heard.
+    heard: Option<u64>,
     drivers: Drivers,
     lists: Lists,
     tasks: JoinSet<Done>,
@@ -97,6 +104,7 @@ impl Rounds {
             effects,
             node: NODE.parse().expect("the node's name is a DNS label"),
             known: Known::default(),
+            heard: None,
             drivers: Drivers::default(),
             lists: Lists::new(),
             tasks: JoinSet::new(),
@@ -122,11 +130,12 @@ impl Rounds {
                     self.effects.now().after(STATE_PAUSE)
                 }
             };
-            // A round over thousands of machines takes milliseconds, in which requests wait for the records: it is followed
-            // by a rest as long as itself, in which what happens gathers for the next.
+            // A round over thousands of machines takes milliseconds, in which requests wait: it is followed by a rest at least
+            // as long as itself, in which what happens gathers for the next.
             let took = self.effects.now().since(began);
             if !took.is_zero() {
-                tokio::time::sleep(took.min(REST_MAX)).await;
+                let rest = if took < ROUND_SHORT { took } else { took * LONG_REST };
+                tokio::time::sleep(rest.min(REST_MAX)).await;
             }
             woken = self.wait(wake).await;
         }
@@ -152,16 +161,21 @@ impl Rounds {
     /// Observes, plans, and sets everything going that the plan says. Gives when to look again at the latest.
     async fn round(&mut self, woken: Woken) -> Result<Timestamp, StateError> {
         self.view.refresh(&*self.state).await?;
-        let reports = self.effects.agents();
+        // Taken before the reports: what changes in between is heard again.
+        let changes = self.effects.agents_changes();
+        let news = changes.is_none() || changes != self.heard;
+        let reports = news.then(|| self.effects.agents());
+        self.heard = changes;
         let now = self.effects.now();
         let view = self.view.clone();
-        let (plan, records, lost, unheard, living) = {
+        let (mut plan, rows, lost, unheard, living) = {
             let content = view.content();
             // What came after it is for the next round, also where a request has read it since.
-            self.planned = content.seen;
+            let changed = std::mem::replace(&mut self.planned, content.seen) != content.seen;
             let machines = &content.machines;
-            let lost = self.known.hear(&reports, machines, &*self.effects, now);
-            self.known.hurry(machines);
+            let lost =
+                reports.is_some_and(|reports| self.known.hear(&reports, machines, &*self.effects, now));
+            self.known.hurry(machines, changed);
             self.known.drop_ended(machines, self.listed_at(), now);
             let world = World {
                 node: &self.node,
@@ -180,26 +194,27 @@ impl Rounds {
             let living = living.count() > 0;
             // The very records that were planned for: a newer one must lose its compare-and-set.
             let ids = plan.actions.iter().map(Action::id);
-            let records: Records = ids.filter_map(|id| Some((id, content.record(id)?))).collect();
-            (plan, records, lost, unheard, living)
+            let rows: Rows = ids.filter_map(|id| Some((id, content.row(id)?))).collect();
+            (plan, rows, lost, unheard, living)
         };
-        self.view.set_waits(&plan.waits);
         let mut wake = now.after(ROUND_EVERY);
         wake = wake.min(plan.next_wake.unwrap_or(wake));
         wake = wake.min(self.look_at_machines(&plan, lost, unheard, living, now).unwrap_or(wake));
         wake = wake.min(self.look_at_drivers(&plan, woken, now).unwrap_or(wake));
-        self.execute(plan, &records, now);
+        self.view.set_waits(std::mem::take(&mut plan.waits));
+        self.execute(plan, &rows, now).await;
         Ok(wake)
     }
 
     /// Sets the plan's actions going, those of one machine as one step.
-    fn execute(&mut self, plan: Plan, records: &Records, now: Timestamp) {
+    async fn execute(&mut self, plan: Plan, rows: &Rows, now: Timestamp) {
         let creating = |doing: &&Doing| matches!(doing.effect, Some(Effect::Create { .. }));
         let mut creates = self.doing.values().filter(creating).count();
         let mut actions = plan.actions.into_iter().peekable();
+        let mut begun = 0;
         while let Some(first) = actions.next() {
             let id = first.id();
-            let mut step = self.step(id, records, now);
+            let mut step = self.step(id, rows, now);
             let mut next = Some(first);
             while let Some(action) = next {
                 step.effect = step.effect.or(Effect::of(&action));
@@ -215,17 +230,21 @@ impl Rounds {
             if self.doing.len() < STEPS_MAX && !(create && creates >= CREATES_MAX) {
                 creates += usize::from(create);
                 self.begin(step);
+                begun += 1;
+                if begun % BEGUN_AT_ONCE == 0 {
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
 
-    fn step(&self, id: MachineId, records: &Records, now: Timestamp) -> Step {
+    fn step(&self, id: MachineId, rows: &Rows, now: Timestamp) -> Step {
         Step {
             state: self.state.clone(),
             view: self.view.clone(),
             effects: self.effects.clone(),
             id,
-            record: records.get(&id).cloned(),
+            record: rows.get(&id).map(|row| (row.revision, row.record())),
             changes: Vec::new(),
             link: false,
             effect: None,
@@ -398,3 +417,6 @@ async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

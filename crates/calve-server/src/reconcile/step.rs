@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use calve_core::plan::{Action, Change, Fault};
 use calve_core::{DriverName, Exit, ExitCause, Lease, MachineId, State as MachineState, Timestamp};
 use calve_wire::event::What;
@@ -101,9 +102,10 @@ impl Step {
         {
             new.message = Some(reason);
         }
-        let revision = self.put(&new, *revision).await?;
+        let value = records::stored(&new);
+        let revision = self.put(value.clone(), *revision).await?;
+        self.view.note(revision, &new, value);
         let new = Arc::new(new);
-        self.view.note(revision, new.clone());
         // No await lies between the write and its events, so that only a killed process can lose them.
         self.announce(&new);
         self.record = Some((revision, new));
@@ -124,8 +126,8 @@ impl Step {
 
     /// Writes the record. Where the answer is lost, waits until the state says what became of it: the events of a change
     /// that was made must be written.
-    async fn put(&self, record: &MachineRecord, revision: Revision) -> Result<Revision, StateError> {
-        let (key, value) = (machine_key(self.id), record.to_json());
+    async fn put(&self, value: Bytes, revision: Revision) -> Result<Revision, StateError> {
+        let key = machine_key(self.id);
         let expect = Expect::Revision(revision);
         match records::put(&*self.state, &key, value.clone(), expect, Durability::Soon).await {
             Err(error @ (StateError::Failed(_) | StateError::Full)) => loop {

@@ -21,6 +21,7 @@ use calve_nix::StorePath;
 use calve_nix::store_path::STORE_DIR;
 use calve_node::Order;
 use calve_store::{Closure, Store, StoreError};
+use calve_wire::machine::StoreDelivery;
 
 use super::roots as roots_of;
 use crate::chain;
@@ -50,12 +51,21 @@ impl GcRoots {
             return;
         }
         let mut paths = roots_of(&order.spec);
+        if order.spec.store == Some(StoreDelivery::Lazy) {
+            // Its private paths are in no store yet that could say what they refer to.
+            paths.extend(order.closure.paths.iter().map(|path| path.path.clone()));
+            return self.hold_all(order, paths).await;
+        }
         match private_references(&order.closure, store).await {
             Ok(references) => paths.extend(references),
             Err(error) => {
                 tracing::warn!(machine = %order.id, error = chain(&error), "references into Nix are not known");
             }
         }
+        self.hold_all(order, paths).await;
+    }
+
+    async fn hold_all(&self, order: &Order, paths: Vec<StorePath>) {
         let places = paths.iter().filter_map(|path| order.closure.host_path_of(path));
         let in_nix: BTreeSet<_> = places.filter(|place| is_in_nix(place)).collect();
         for (n, path) in in_nix.into_iter().enumerate() {

@@ -1,5 +1,6 @@
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
+use calve_store::chunk::ChunkId;
 use calve_store::http::message::Message;
 use calve_store::remote::{ITEMS_MAX, UPLOAD_BYTES_MAX};
 
@@ -7,7 +8,7 @@ use crate::support::{Served, made, push};
 
 fn post(what: &str, token: &str, length: usize, body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "POST /calve/v1/{what} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
+        "POST /calve/v1/{what} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
     );
     [head.as_bytes(), body].concat()
 }
@@ -18,13 +19,14 @@ async fn bodies_that_are_too_large_cut_short_or_nonsense_are_refused_in_words() 
     let token = served.token("ci", &Right::Push);
     let huge = served.say(post("upload", &token, 2 * UPLOAD_BYTES_MAX, b"")).await;
     assert!(huge.starts_with("HTTP/1.1 413"), "{huge}");
-    let short = served.say(post("upload", &token, 1000, &[1; 10])).await;
+    let short = served.break_off(post("upload", &token, 1000, &[1; 10])).await;
     assert!(short.starts_with("HTTP/1.1 400") && short.contains("1000 were announced"), "{short}");
     let cut = served.say(post("upload", &token, 60, &[1; 60])).await;
     assert!(cut.starts_with("HTTP/1.1 400"), "{cut}");
     let nonsense = served.say(post("closure", &token, 3, b"abc")).await;
     assert!(nonsense.starts_with("HTTP/1.1 400") && nonsense.contains("damaged"), "{nonsense}");
-    let many = vec![calve_store::chunk::ChunkId([0; 32]); ITEMS_MAX + 1].encode();
+    let ids = (0..=ITEMS_MAX as u64).map(|n| ChunkId::of(&n.to_le_bytes()));
+    let many = ids.collect::<Vec<_>>().encode();
     let many = served.say(post("missing-chunks", &token, many.len(), &many)).await;
     assert!(many.starts_with("HTTP/1.1 400") && many.contains("at most"), "{many}");
     let bomb = zstd::bulk::compress(&vec![0; 200 << 20], 3).unwrap();
@@ -57,6 +59,37 @@ async fn odd_paths_and_methods_lead_nowhere() {
     }
     let delete = served.say("DELETE /nix-cache-info HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n").await;
     assert!(delete.starts_with("HTTP/1.1 404"), "{delete}");
-    let put = "PUT /nar/x.nar HTTP/1.1\r\nHost: c\r\nContent-Length: 0\r\n\r\n";
+    let put = "PUT /nar/x.nar HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     assert!(served.say(put).await.starts_with("HTTP/1.1 401"));
+}
+
+#[tokio::test]
+async fn a_narinfo_that_leads_out_of_the_store_or_of_the_uploads_is_refused() {
+    let served = Served::new(Visibility::Private).await;
+    let token = served.token("ci", &Right::Push);
+    let hash = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq";
+    let good = format!("/nix/store/{hash}-a");
+    for (path, url, reference) in [
+        ("/etc/passwd", "nar/x.nar", "a"),
+        (&*format!("/nix/store/{hash}-../../etc"), "nar/x.nar", "a"),
+        (&*format!("/tmp/{hash}-a"), "nar/x.nar", "a"),
+        (&*format!("/nix/store/{}-a", "1".repeat(32)), "nar/x.nar", "a"),
+        (&good, "../key", "a"),
+        (&good, "nar/../../key", "a"),
+        (&good, "http://127.0.0.1/x.nar", "a"),
+        (&good, "nar/x.nar", "../../etc/passwd"),
+    ] {
+        let text = format!(
+            "StorePath: {path}\nURL: {url}\nCompression: none\nNarHash: {}\nNarSize: 1\nReferences: {reference}\n",
+            calve_nix::Sha256Hash::of(b"x")
+        );
+        let head = format!(
+            "PUT /{hash}.narinfo HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n",
+            text.len()
+        );
+        let answer = served.say(head + &text).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{path} {url} {reference}: {answer}");
+    }
+    assert_eq!(served.cache.stats().await.unwrap().paths, 0);
 }

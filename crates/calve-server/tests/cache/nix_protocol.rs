@@ -99,7 +99,7 @@ async fn logs_and_realisations_are_kept() {
     ] {
         assert!(served.get(&path, "").await.starts_with("HTTP/1.1 404"));
         let put = format!(
-            "PUT {path} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{text}",
+            "PUT {path} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
             text.len()
         );
         assert!(served.say(put.clone()).await.starts_with("HTTP/1.1 200"));

@@ -50,7 +50,7 @@ async fn what_is_wrong_is_told_in_the_same_words_as_without_http() {
     remote.put_chunks(one.chunks.clone()).await.unwrap();
     let mut info = one.info.clone();
     info.nar_hash = calve_nix::Sha256Hash::of(b"another");
-    let manifest = Manifest { info, recipe: one.recipe.id() };
+    let manifest = Manifest { info, recipe: one.recipe.id(), lazy: None };
     let damaged = remote.commit(vec![manifest], vec![one.recipe.clone()]).await.unwrap_err();
     assert!(matches!(&damaged, RemoteError::Damaged { what, .. } if what.contains("-one")), "{damaged}");
     let mut spoilt = one.chunks[0].clone();

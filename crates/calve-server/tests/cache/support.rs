@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use calve_nix::{NarWriter, Sha256Hash, StorePath, TrustedKeys};
@@ -23,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Served {
     pub cache: Cache,
     pub addr: String,
-    pub dir: tempfile::TempDir,
+    pub dir: PathBuf,
+    _dir: Option<tempfile::TempDir>,
     shutdown: CancellationToken,
 }
 
@@ -40,7 +42,18 @@ impl Served {
 
     pub async fn with_upstreams(visibility: Visibility, upstreams: &[&str], trusted: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(CacheOptions::local(dir.path())).await.unwrap();
+        let mut served = Self::open(dir.path(), visibility, upstreams, trusted).await;
+        served._dir = Some(dir);
+        served
+    }
+
+    /// A cache in a directory of the test's own.
+    pub async fn in_dir(dir: &Path, visibility: Visibility) -> Self {
+        Self::open(dir, visibility, &[], "").await
+    }
+
+    async fn open(dir: &Path, visibility: Visibility, upstreams: &[&str], trusted: &str) -> Self {
+        let cache = Cache::open(CacheOptions::local(dir)).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let upstreams = upstreams.iter().map(|url| url.parse().unwrap()).collect();
@@ -48,7 +61,7 @@ impl Served {
         let router = router(cache.clone(), visibility, Upstreams::new(upstreams, trusted).unwrap());
         let shutdown = CancellationToken::new();
         tokio::spawn(serve(listener, router, shutdown.clone()));
-        Self { cache, addr, dir, shutdown }
+        Self { cache, addr, dir: dir.to_owned(), shutdown, _dir: None }
     }
 
     pub fn url(&self) -> String {
@@ -56,26 +69,37 @@ impl Served {
     }
 
     pub fn token(&self, name: &str, right: &Right) -> String {
-        Tokens::new(self.dir.path()).add(name, right).unwrap()
+        Tokens::new(&self.dir).add(name, right).unwrap()
     }
 
     pub fn remote(&self, token: Option<&str>) -> HttpRemote {
         HttpRemote::new(self.url().parse().unwrap(), token).unwrap()
     }
 
-    /// Says these bytes over a connection of its own, says no more, and gives what comes back.
+    /// Says these bytes over a connection of its own and gives what comes back until the server closes it.
     pub async fn say(&self, bytes: impl Into<Vec<u8>>) -> String {
         String::from_utf8_lossy(&self.ask(bytes).await).into_owned()
     }
 
+    /// Says these bytes and that no more come.
+    pub async fn break_off(&self, bytes: impl Into<Vec<u8>>) -> String {
+        String::from_utf8_lossy(&self.exchange(bytes.into(), true).await).into_owned()
+    }
+
     pub async fn ask(&self, bytes: impl Into<Vec<u8>>) -> Vec<u8> {
-        let (addr, bytes) = (self.addr.clone(), bytes.into());
+        self.exchange(bytes.into(), false).await
+    }
+
+    async fn exchange(&self, bytes: Vec<u8>, breaks_off: bool) -> Vec<u8> {
+        let addr = self.addr.clone();
         tokio::task::spawn_blocking(move || {
             let mut stream = TcpStream::connect(addr).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             // A server that refuses early may have closed already.
             let _ = stream.write_all(&bytes);
-            let _ = stream.shutdown(std::net::Shutdown::Write);
+            if breaks_off {
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+            }
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
             answer
@@ -152,7 +176,7 @@ pub fn noise(len: usize) -> Vec<u8> {
 pub async fn push(remote: &dyn Remote, made: &[&Made]) {
     for made in made {
         remote.put_chunks(made.chunks.clone()).await.unwrap();
-        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id() };
+        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id(), lazy: None };
         remote.commit(vec![manifest], vec![made.recipe.clone()]).await.unwrap();
     }
 }

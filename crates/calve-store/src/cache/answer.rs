@@ -21,6 +21,13 @@ impl Cache {
         manifest::decode(&row.manifest).map(Some)
     }
 
+    /// Whether the cache has the path with this hash part; asking is no use of it.
+    pub async fn holds(&self, hash_part: &str) -> Result<bool, CacheError> {
+        let hash_part = hash_part.to_owned();
+        let row = self.0.index.read(move |index| paths::get(index, &hash_part)).await?;
+        Ok(row.is_some_and(|row| !row.broken))
+    }
+
     /// Keeps a path with its closure, under a name, until a time (milliseconds since 1970) or until it is unpinned.
     pub async fn pin(&self, name: &str, path: &StorePath, expires_ms: Option<i64>) -> Result<(), CacheError> {
         let (name, path) = (name.to_owned(), path.clone());

@@ -9,11 +9,13 @@ use std::io::Write;
 use std::sync::Arc;
 
 use calve_nix::sign::fingerprint;
-use calve_nix::{HashWriter, Signature, StorePath};
+use calve_nix::{HashWriter, Sha256Hash, Signature, StorePath};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rusqlite::Connection;
+use tokio::sync::mpsc;
 
 use super::index::{WriteError, chunks, paths};
+use super::listing::{FromChannel, Listing, read_listing};
 use super::nar::{Assembly, NarEncoding};
 use super::pack::{Kind, PackWriter};
 use super::write::Written;
@@ -21,6 +23,7 @@ use super::{Cache, CacheError, blocking, cpus, manifest, now_ms};
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::cut::CHUNK_LEVEL;
+use crate::lazy::Tree;
 use crate::recipe::{Recipe, RecipeId};
 use crate::remote::Manifest;
 
@@ -29,14 +32,19 @@ const CHECKED_AT_ONCE_MAX: usize = 4;
 /// Most signatures that a path keeps: whoever may push could else grow a manifest without end.
 const SIGNATURES_MAX: usize = 64;
 
-/// Whether the archives are checked, or were just made from chunks here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Parts of an archive that wait to be hashed and listed.
+const LISTED_AHEAD: usize = 1;
+
+/// Whether the archives are checked, or the only one was just cut into chunks here, with this tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Check {
     Archives,
-    AlreadyDone,
+    AlreadyDone(Option<Tree>),
 }
 
 type Recipes = HashMap<RecipeId, Arc<Recipe>>;
+/// What is stored unless it is there.
+type Encoded = HashMap<ChunkId, (Kind, StoredChunk)>;
 
 impl Cache {
     /// Makes paths appear; see [`crate::remote::Remote::commit`].
@@ -46,7 +54,7 @@ impl Cache {
         recipes: Vec<Recipe>,
         check: Check,
     ) -> Result<Vec<Manifest>, CacheError> {
-        let (given, encoded) = blocking(move || encode_recipes(recipes)).await?;
+        let (given, mut encoded) = blocking(move || encode_recipes(recipes)).await?;
         let mut results = Vec::with_capacity(manifests.len());
         let (mut new, mut changed) = (Vec::new(), Vec::new());
         for (at, mut manifest) in manifests.into_iter().enumerate() {
@@ -60,13 +68,23 @@ impl Cache {
                 }
                 None => {
                     self.sign(&mut manifest.info);
+                    manifest.lazy = None;
                     new.push(at);
                     results.push(manifest);
                 }
             }
         }
         let fresh: Vec<_> = new.iter().map(|at| results[*at].clone()).collect();
-        let used = self.check_all(&fresh, given, check).await?;
+        let (mut used, listings) = self.check_all(&fresh, given, check).await?;
+        for (at, listing) in new.iter().zip(listings) {
+            let Some(Listing { recipe, chunks }) = listing else { continue };
+            let plain = recipe.encode();
+            let id = ChunkId::of(&plain);
+            results[*at].lazy = Some(self.prove(&results[*at], id));
+            encoded.insert(id, (Kind::Recipe, compress(id, &plain)?));
+            encoded.extend(chunks.into_iter().map(|chunk| (chunk.id, (Kind::Chunk, chunk))));
+            used.insert(id, recipe);
+        }
         let written: Vec<_> = new.iter().chain(&changed).map(|at| results[*at].clone()).collect();
         if written.is_empty() {
             return Ok(results);
@@ -89,13 +107,13 @@ impl Cache {
         }
     }
 
-    /// Checks that the archives of `manifests` are what they say; gives the recipes.
+    /// Checks that the archives of `manifests` are what they say; gives the recipes, and the listing of each.
     async fn check_all(
         &self,
         manifests: &[Manifest],
         mut given: Recipes,
         check: Check,
-    ) -> Result<Recipes, CacheError> {
+    ) -> Result<(Recipes, Vec<Option<Listing>>), CacheError> {
         let wanted: HashSet<_> = manifests.iter().map(|manifest| manifest.recipe).collect();
         given.retain(|id, _| wanted.contains(id));
         let stored: Vec<_> = wanted.into_iter().filter(|id| !given.contains_key(id)).collect();
@@ -106,34 +124,46 @@ impl Cache {
             Assembly::new(manifest, recipe).map(|assembly| (manifest.info.clone(), assembly))
         });
         let assemblies: Vec<_> = assemblies.collect::<Result<_, _>>()?;
-        if check == Check::Archives {
-            stream::iter(assemblies.into_iter().map(Ok))
-                .try_for_each_concurrent(cpus().min(CHECKED_AT_ONCE_MAX), |(info, assembly)| async move {
-                    self.check_archive(&info, &assembly).await
-                })
-                .await?;
-        }
-        Ok(given)
+        let listings = match check {
+            Check::Archives => {
+                stream::iter(assemblies)
+                    .map(|(info, assembly)| async move { self.check_archive(&info, &assembly).await })
+                    .buffered(cpus().min(CHECKED_AT_ONCE_MAX))
+                    .try_collect()
+                    .await?
+            }
+            Check::AlreadyDone(tree) => {
+                let listing = |manifest: &Manifest| Listing::of(tree.as_ref(), &manifest.info);
+                manifests.iter().map(listing).collect::<Result<_, _>>()?
+            }
+        };
+        Ok((given, listings))
     }
 
-    async fn check_archive(&self, info: &PathInfo, assembly: &Assembly) -> Result<(), CacheError> {
+    async fn check_archive(
+        &self,
+        info: &PathInfo,
+        assembly: &Assembly,
+    ) -> Result<Option<Listing>, CacheError> {
         let _cpu = self.0.cpus.acquire().await.expect("never closed");
         let mut archive = self.assemble(assembly, 0..info.nar_size, NarEncoding::Plain);
-        let mut hash = HashWriter::default();
+        let (give, take) = mpsc::channel(LISTED_AHEAD);
+        let of = info.clone();
+        let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
         while let Some(bytes) = archive.next().await {
-            let bytes = bytes?;
-            hash = blocking(move || {
-                hash.write_all(&bytes).expect("hashing cannot fail");
-                hash
-            })
-            .await;
+            // Who takes them gives up only by a panic, which is passed on below.
+            if give.send(bytes?).await.is_err() {
+                break;
+            }
         }
-        let (found, size) = hash.finish();
+        drop(give);
+        let read = reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let ((found, size), listing) = read?;
         if (found, size) != (info.nar_hash, info.nar_size) {
             let message = format!("its chunks give {} instead of {}", found.to_nix(), info.nar_hash.to_nix());
             return Err(CacheError::damaged(&info.path, message));
         }
-        Ok(())
+        Ok(listing)
     }
 
     /// Writes manifests and recipes, then the rows. Gives what is there now, by hash part.
@@ -141,9 +171,12 @@ impl Cache {
         &self,
         manifests: Vec<Manifest>,
         recipes: Recipes,
-        encoded: HashMap<RecipeId, StoredChunk>,
+        encoded: Encoded,
     ) -> Result<HashMap<String, Manifest>, CacheError> {
-        let wanted: Vec<_> = recipes.keys().filter(|id| encoded.contains_key(id)).copied().collect();
+        let used = recipes.iter().flat_map(|(id, recipe)| {
+            recipe.pieces.iter().map(|piece| &piece.id).chain([id]).filter(|id| encoded.contains_key(id))
+        });
+        let wanted: Vec<_> = used.copied().collect::<HashSet<_>>().into_iter().collect();
         let this = self.clone();
         let missing = blocking(move || this.missing_now(&wanted)).await?;
         let (packs, frames) = blocking({
@@ -160,7 +193,7 @@ impl Cache {
 }
 
 /// Recipes by id, and as they are stored.
-fn encode_recipes(recipes: Vec<Recipe>) -> Result<(Recipes, HashMap<RecipeId, StoredChunk>), CacheError> {
+fn encode_recipes(recipes: Vec<Recipe>) -> Result<(Recipes, Encoded), CacheError> {
     let (mut by_id, mut encoded) = (HashMap::new(), HashMap::new());
     for recipe in recipes {
         let plain = recipe.encode();
@@ -169,7 +202,7 @@ fn encode_recipes(recipes: Vec<Recipe>) -> Result<(Recipes, HashMap<RecipeId, St
         let id = ChunkId::of(&plain);
         let chunk = compress(id, &plain)?;
         by_id.insert(id, Arc::new(recipe));
-        encoded.insert(id, chunk);
+        encoded.insert(id, (Kind::Recipe, chunk));
     }
     Ok((by_id, encoded))
 }
@@ -177,6 +210,17 @@ fn encode_recipes(recipes: Vec<Recipe>) -> Result<(Recipes, HashMap<RecipeId, St
 fn compress(id: ChunkId, plain: &[u8]) -> Result<StoredChunk, CacheError> {
     StoredChunk::compress(id, plain, CHUNK_LEVEL)
         .map_err(|error| CacheError::damaged(id, format!("it cannot be compressed: {error}")))
+}
+
+/// Hash and size of the archive that comes in, and its listing.
+fn hash_and_list(
+    archive: FromChannel,
+    info: &PathInfo,
+) -> Result<((Sha256Hash, u64), Option<Listing>), CacheError> {
+    let mut hash = HashWriter::default();
+    let tree = read_listing(archive, |bytes| hash.write_all(bytes));
+    let tree = tree.map_err(|error| CacheError::damaged(&info.path, error))?;
+    Ok((hash.finish(), Listing::of(tree.as_ref(), info)?))
 }
 
 /// References in order and once each; signatures that are some.
@@ -211,10 +255,10 @@ fn merged(kept: &Manifest, new: &Manifest) -> Result<Manifest, CacheError> {
     Ok(merged)
 }
 
-/// Packs of recipes and manifests, and the id of each manifest's frame.
+/// Packs of recipes, listings and manifests, and the id of each manifest's frame.
 fn packs<'a>(
     manifests: &[Manifest],
-    recipes: impl Iterator<Item = &'a StoredChunk>,
+    parts: impl Iterator<Item = &'a (Kind, StoredChunk)>,
 ) -> Result<(Vec<PackWriter>, Vec<ChunkId>), CacheError> {
     let mut packs = vec![PackWriter::new()];
     let mut push = |kind, chunk: &StoredChunk| {
@@ -223,7 +267,7 @@ fn packs<'a>(
         }
         packs.last_mut().expect("there is at least one").push(kind, chunk);
     };
-    recipes.for_each(|recipe| push(Kind::Recipe, recipe));
+    parts.for_each(|(kind, chunk)| push(*kind, chunk));
     let mut frames = Vec::with_capacity(manifests.len());
     for manifest in manifests {
         let plain = manifest::encode(manifest);

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 use crate::remote::RemoteError;
 
+/// What a cache says to who sends it more than its disk holds.
+pub const DISK_FULL: &str =
+    "its disk is full; nothing of this was kept, and it can be sent again once there is room";
+
 /// Why a cache did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -77,18 +81,40 @@ impl CacheError {
         match self {
             Self::Missing(what) => RemoteError::Missing { cache: cache.to_owned(), what },
             Self::Damaged { what, message } => RemoteError::Damaged { what, message },
+            // Which of its files found no room tells nobody more.
+            full if full.is_disk_full() => {
+                RemoteError::Failed { cache: cache.to_owned(), message: DISK_FULL.to_owned() }
+            }
             other => RemoteError::Failed { cache: cache.to_owned(), message: other.to_string() },
         }
+    }
+
+    /// Whether the disk is full or a quota is used up.
+    pub fn is_disk_full(&self) -> bool {
+        if let Self::Index { source, .. } = self {
+            return source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+        }
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// What helps, where something does.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            full if full.is_disk_full() => {
+                Some("free some disk space, for example with calve cache gc, or raise the quota")
+            }
             Self::Storage { .. } => {
                 Some("check the address, the credentials and the free space of the storage")
             }
             Self::Index { source, .. } => match source.sqlite_error_code() {
-                Some(rusqlite::ErrorCode::DiskFull) => Some("free some disk space or raise the quota"),
                 Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
                     Some("remove it: it is built anew from the objects")
                 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::index::paths::{self, PathRow};
 use super::index::{WriteError, chunks};
-use super::{Cache, CacheError, now_ms};
+use super::{Cache, CacheError, manifest, now_ms};
 use crate::chunk::ChunkId;
 
 /// Paths whose recipes are read at once.
@@ -187,8 +187,14 @@ impl Cache {
         added: &mut Added,
     ) -> Result<(), CacheError> {
         // Paths known as broken may lack their recipe; what is left of them stays through the recipes of others only.
-        let recipes = rows.into_iter().filter(|row| !row.broken).map(|row| row.recipe);
-        let recipes: Vec<_> = recipes.filter(|id| !live.chunks.contains(&short(id))).collect();
+        let mut recipes = Vec::new();
+        for row in rows.into_iter().filter(|row| !row.broken) {
+            // A damaged manifest is for `verify` to name.
+            let proof = manifest::decode(&row.manifest).ok().and_then(|manifest| manifest.lazy);
+            let listing = proof.map(|proof| proof.listing);
+            recipes.extend([row.recipe].into_iter().chain(listing));
+        }
+        recipes.retain(|id| !live.chunks.contains(&short(id)));
         for ids in recipes.chunks(RECIPES_AT_ONCE) {
             let read = self.read_recipes(ids.to_vec()).await?;
             let used = read.iter().flat_map(|recipe| recipe.pieces.iter().map(|piece| piece.id));

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 use super::CacheError;
 use crate::PathInfo;
 use crate::chunk::ChunkId;
+use crate::lazy::Proof;
 use crate::remote::Manifest;
 
-/// The only version that there is so far.
-const VERSION: u8 = 1;
+/// The version of manifests without a proof, and that of those with one.
+const VERSIONS: [u8; 2] = [1, 2];
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -36,20 +37,28 @@ pub(super) fn encode(manifest: &Manifest) -> Vec<u8> {
         signatures: info.signatures.clone(),
         recipe: manifest.recipe,
     };
-    let mut bytes = vec![VERSION];
+    let mut bytes = vec![VERSIONS[usize::from(manifest.lazy.is_some())]];
     bytes.extend(postcard::to_allocvec(&stored).expect("a manifest is plain data"));
+    if let Some(proof) = &manifest.lazy {
+        bytes.extend(postcard::to_allocvec(proof).expect("a proof is plain data"));
+    }
     bytes
 }
 
 /// What [`encode`] gave.
 pub(super) fn decode(bytes: &[u8]) -> Result<Manifest, CacheError> {
     let damaged = |message: String| CacheError::damaged("a manifest", message);
-    let rest = match bytes.split_first() {
-        Some((&VERSION, rest)) => rest,
+    let (version, rest) = match bytes.split_first() {
+        Some((version, rest)) if VERSIONS.contains(version) => (*version, rest),
         Some((version, _)) => return Err(damaged(format!("version {version} is newer than this program"))),
         None => return Err(damaged("it is empty".to_owned())),
     };
-    let stored: Stored = postcard::from_bytes(rest).map_err(|error| damaged(error.to_string()))?;
+    let (stored, rest): (Stored, _) =
+        postcard::take_from_bytes(rest).map_err(|error| damaged(error.to_string()))?;
+    let lazy: Option<Proof> = match version {
+        1 => None,
+        _ => Some(postcard::from_bytes(rest).map_err(|error| damaged(error.to_string()))?),
+    };
     let path = |base: &str| StorePath::from_base_name(base).map_err(|error| damaged(error.to_string()));
     let info = PathInfo {
         path: path(&stored.path)?,
@@ -60,7 +69,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Manifest, CacheError> {
         ca: stored.ca,
         signatures: stored.signatures,
     };
-    Ok(Manifest { info, recipe: stored.recipe })
+    Ok(Manifest { info, recipe: stored.recipe, lazy })
 }
 
 #[cfg(test)]
@@ -81,10 +90,13 @@ mod tests {
             ca: Some("fixed:sha256:0".to_owned()),
             signatures: vec!["k:AA==".to_owned()],
         };
-        let manifest = Manifest { info, recipe: ChunkId::of(b"r") };
-        let bytes = encode(&manifest);
-        assert_eq!(decode(&bytes).unwrap(), manifest);
-        assert!(decode(&bytes[..bytes.len() - 1]).is_err());
-        assert!(decode(&[2]).unwrap_err().to_string().contains("newer"));
+        let proof = Proof { listing: ChunkId::of(b"l"), signatures: vec!["k:BB==".to_owned()] };
+        for lazy in [None, Some(proof)] {
+            let manifest = Manifest { info: info.clone(), recipe: ChunkId::of(b"r"), lazy };
+            let bytes = encode(&manifest);
+            assert_eq!(decode(&bytes).unwrap(), manifest);
+            assert!(decode(&bytes[..bytes.len() - 1]).is_err());
+        }
+        assert!(decode(&[3]).unwrap_err().to_string().contains("newer"));
     }
 }

@@ -10,13 +10,17 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::CacheError;
-use crate::chunk::{ChunkId, StoredChunk};
+use crate::chunk::{CHUNK_MAX, ChunkId, StoredChunk};
+use crate::recipe::RECIPE_BYTES_MAX;
 
 /// Bytes of frames at which a pack is full: large enough that S3 answers at its full rate, small enough to be held in
 /// memory by several writers at once.
 pub const PACK_BYTES: usize = 8 << 20;
 /// Most bytes of contents that anybody reads: those of a pack of the smallest frames, with room to spare.
 const CONTENTS_BYTES_MAX: usize = 64 << 20;
+
+/// Most plain bytes of a manifest that anybody reads: one with a million references has 60 MB.
+const MANIFEST_BYTES_MAX: u32 = 64 << 20;
 
 const MAGIC: &[u8; 12] = b"calve-pack-1";
 /// Bytes behind the contents.
@@ -31,6 +35,17 @@ pub(super) enum Kind {
     Recipe,
     /// An encoded manifest.
     Manifest,
+}
+
+impl Kind {
+    /// Most plain bytes that anybody takes room for.
+    fn max_bytes(self) -> u32 {
+        match self {
+            Self::Chunk => CHUNK_MAX,
+            Self::Recipe => RECIPE_BYTES_MAX as u32,
+            Self::Manifest => MANIFEST_BYTES_MAX,
+        }
+    }
 }
 
 /// A frame in a pack.
@@ -129,6 +144,9 @@ pub(super) fn read_contents(
     }
     let contents: Contents =
         postcard::from_bytes(encoded).map_err(|error| damaged(format!("its list of contents: {error}")))?;
+    if let Some(entry) = contents.entries.iter().find(|entry| entry.plain > entry.kind.max_bytes()) {
+        return Err(damaged(format!("{} in it has {} bytes", entry.id, entry.plain)));
+    }
     let frames: u64 = contents.entries.iter().map(|entry| u64::from(entry.stored)).sum();
     if frames + (MAGIC.len() + len) as u64 != object_bytes {
         return Err(damaged(format!("it has {object_bytes} bytes")));
@@ -170,5 +188,17 @@ mod tests {
         for len in 0..object.len() {
             assert!(read_contents(&object[..len], len as u64, "p").is_err());
         }
+    }
+
+    #[test]
+    fn sizes_that_lie_are_refused() {
+        let plain = [7; 100];
+        let mut chunk = StoredChunk::compress(ChunkId::of(&plain), &plain, 1).unwrap();
+        chunk.len = u32::MAX;
+        let mut pack = PackWriter::new();
+        pack.push(Kind::Chunk, &chunk);
+        let (object, _) = pack.finish();
+        let error = read_contents(&object, object.len() as u64, "p").unwrap_err().to_string();
+        assert!(error.contains("4294967295 bytes"), "{error}");
     }
 }

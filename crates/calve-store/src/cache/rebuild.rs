@@ -116,13 +116,14 @@ impl Cache {
         let row = self.0.index.read(move |index| paths::get_number(index, path)).await?;
         let Some(row) = row else { return Ok(false) };
         let manifest = manifest::decode(&row.manifest)?;
-        let Ok(mut recipes) = self.read_recipes(vec![row.recipe]).await else { return Ok(false) };
-        let recipe = Arc::new(recipes.remove(0));
-        if Assembly::new(&manifest, recipe.clone()).is_err() {
+        let listing = manifest.lazy.as_ref().map(|proof| proof.listing);
+        let ids = [Some(row.recipe), listing].into_iter().flatten().collect();
+        let Ok(recipes) = self.read_recipes(ids).await else { return Ok(false) };
+        if Assembly::new(&manifest, Arc::new(recipes[0].clone())).is_err() {
             return Ok(false);
         }
         let link = move |index: &rusqlite::Transaction<'_>| {
-            for piece in &recipe.pieces {
+            for piece in recipes.iter().flat_map(|recipe| &recipe.pieces) {
                 if !chunks::contains(index, &piece.id)? {
                     return Ok(false);
                 }

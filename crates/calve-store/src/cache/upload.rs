@@ -19,11 +19,14 @@ use tokio::runtime::Handle;
 
 use super::commit::Check;
 use super::index::chunks;
+use super::listing::read_listing;
 use super::pack::{Kind, PackWriter};
 use super::{Cache, CacheError, NarEncoding, blocking, cpus, now_ms};
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
+
 use crate::cut::{CHUNK_LEVEL, cut};
+use crate::lazy::Tree;
 use crate::recipe::{RECIPE_CHUNKS_MAX, Recipe};
 use crate::remote::Manifest;
 
@@ -105,10 +108,11 @@ impl Cache {
         };
         let cpu = self.0.cpus.acquire().await.expect("never closed");
         let (this, of, shown, runtime) = (self.clone(), info.clone(), name.to_owned(), Handle::current());
-        let recipe = blocking(move || this.take_archive(&shown, &of, source, &runtime)).await?;
+        let (recipe, tree) = blocking(move || this.take_archive(&shown, &of, source, &runtime)).await?;
         drop(cpu);
-        let manifest = Manifest { info, recipe: recipe.id() };
-        let mut committed = self.commit_paths(vec![manifest], vec![recipe], Check::AlreadyDone).await?;
+        let manifest = Manifest { info, recipe: recipe.id(), lazy: None };
+        let check = Check::AlreadyDone(tree);
+        let mut committed = self.commit_paths(vec![manifest], vec![recipe], check).await?;
         let manifest = committed.remove(0);
         self.forget_upload(name, manifest.info.path.hash_part()).await?;
         Ok(manifest)
@@ -170,23 +174,26 @@ impl Cache {
         Ok(Box::new(tokio_util::io::SyncIoBridge::new(reader)))
     }
 
-    /// Cuts and stores an archive on this thread.
+    /// Cuts and stores an archive on this thread; gives its recipe and, where it is one of files, its tree.
     fn take_archive(
         &self,
         name: &str,
         info: &PathInfo,
-        mut source: Box<dyn Read + Send>,
+        source: Box<dyn Read + Send>,
         runtime: &Handle,
-    ) -> Result<Recipe, CacheError> {
+    ) -> Result<(Recipe, Option<Tree>), CacheError> {
         let threads = NonZeroUsize::new(cpus()).filter(|_| info.nar_size >= PARALLEL_BYTES);
         let references = info.counted_references();
         let store =
             Incoming { cache: self, runtime, pack: Mutex::new(PackWriter::new()), seen: Mutex::default() };
-        let mut hash = HashWriter::default();
+        let (mut hash, mut tree) = (HashWriter::default(), None);
         let recipe = cut(
             &references,
             threads,
-            |out| copy_archive(&mut source, out, &mut hash, info.nar_size),
+            |out| {
+                tree = copy_archive(source, out, &mut hash, info.nar_size)?;
+                Ok(())
+            },
             |id, bytes| store.take(id, &bytes).map_err(io::Error::other),
         );
         let recipe = recipe.map_err(|error| taken_back(name, error))?;
@@ -204,7 +211,7 @@ impl Cache {
             return Err(CacheError::damaged(&info.path, "its archive is larger than archives may be"));
         }
         store.finish()?;
-        Ok(recipe)
+        Ok((recipe, tree))
     }
 }
 
@@ -240,30 +247,24 @@ impl Incoming<'_> {
     }
 }
 
-/// Copies the archive and hashes it; one that is larger than it says is not read to its end.
+/// Copies the archive, hashes it and lists it; one that is larger than it says is not read to its end.
 fn copy_archive(
-    source: &mut dyn Read,
+    source: impl Read,
     out: &mut dyn Write,
     hash: &mut HashWriter,
     nar_size: u64,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
+) -> io::Result<Option<Tree>> {
     let mut size: u64 = 0;
-    loop {
-        let len = match source.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            len => len?,
-        };
-        size += len as u64;
+    read_listing(source, |bytes| {
+        size += bytes.len() as u64;
         if size > nar_size {
             return Err(io::Error::other(format!(
                 "it has more than the {nar_size} bytes that it should have"
             )));
         }
-        hash.write_all(&buffer[..len])?;
-        out.write_all(&buffer[..len])?;
-    }
+        hash.write_all(bytes)?;
+        out.write_all(bytes)
+    })
 }
 
 /// An error of this cache that went through `io::Error`, or one of the upload's bytes.

@@ -10,7 +10,8 @@ use super::index::paths;
 use super::pack::{self, Kind, PackWriter};
 use super::{Cache, CacheError, blocking, manifest, read, rewrite};
 use crate::chunk::{ChunkId, StoredChunk};
-use crate::remote::Remote;
+use crate::recipe::Recipe;
+use crate::remote::{Manifest, Remote};
 
 /// Paths that are looked at between two looks at the index.
 const PATHS_AT_ONCE: i64 = 1000;
@@ -74,6 +75,9 @@ impl Cache {
                 };
                 done.damage.extend(found.damage.into_iter().map(mark));
             }
+        }
+        if let Some(remote) = repair {
+            done.damage.extend(self.heal(remote).await?);
         }
         self.verify_paths(&lost, &mut done).await?;
         Ok(done)
@@ -168,21 +172,30 @@ impl Cache {
         loop {
             let read = move |index: &rusqlite::Connection| {
                 let mut statement = index.prepare_cached(
-                    "SELECT path, manifest, recipe FROM paths WHERE path > ?1 ORDER BY path LIMIT ?2",
+                    "SELECT path, manifest, recipe, broken FROM paths WHERE path > ?1 ORDER BY path LIMIT ?2",
                 )?;
                 let rows = statement.query_map([after, PATHS_AT_ONCE], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, ChunkId(row.get(2)?)))
+                    let broken = row.get::<_, bool>(3)?;
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, ChunkId(row.get(2)?), broken))
                 })?;
                 rows.collect::<rusqlite::Result<Vec<_>>>()
             };
             let rows = self.0.index.read(read).await?;
             let Some((last, ..)) = rows.last() else { return Ok(()) };
             after = *last;
-            for (path, bytes, recipe) in rows {
+            for (path, bytes, recipe, broken) in rows {
                 done.paths += 1;
                 let manifest = manifest::decode(&bytes);
                 // Reading all recipes is as much work as reading their packs was: only where chunks are lost.
-                let whole = manifest.is_ok() && (lost.is_empty() || self.is_whole(recipe, lost).await?);
+                let whole = match &manifest {
+                    Ok(_) if broken => false,
+                    Ok(_) if lost.is_empty() => true,
+                    Ok(Manifest { lazy, .. }) => {
+                        let listing = lazy.as_ref().map(|proof| proof.listing);
+                        self.is_whole([Some(recipe), listing].into_iter().flatten().collect(), lost).await?
+                    }
+                    Err(_) => false,
+                };
                 if !whole {
                     self.0.index.write(move |index| Ok(paths::set_broken(index, path, true)?)).await?;
                     match manifest {
@@ -199,9 +212,12 @@ impl Cache {
         }
     }
 
-    async fn is_whole(&self, recipe: ChunkId, lost: &HashSet<ChunkId>) -> Result<bool, CacheError> {
-        match self.read_recipes(vec![recipe]).await {
-            Ok(recipes) => Ok(recipes[0].pieces.iter().all(|piece| !lost.contains(&piece.id))),
+    async fn is_whole(&self, recipes: Vec<ChunkId>, lost: &HashSet<ChunkId>) -> Result<bool, CacheError> {
+        match self.read_recipes(recipes).await {
+            Ok(recipes) => {
+                let mut pieces = recipes.iter().flat_map(|recipe| &recipe.pieces);
+                Ok(pieces.all(|piece| !lost.contains(&piece.id)))
+            }
             Err(CacheError::Missing(_) | CacheError::Damaged { .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -224,7 +240,7 @@ async fn fetch(remote: &dyn Remote, bad: &[(Kind, ChunkId)]) -> HashMap<ChunkId,
     let mut fetched = HashMap::new();
     for (kind, id) in bad {
         let chunk = match kind {
-            Kind::Recipe => fetch_recipe(remote, *id).await,
+            Kind::Recipe => fetch_recipe(remote, *id).await.map(|(stored, _)| stored),
             Kind::Chunk | Kind::Manifest => fetch_chunk(remote, *id).await,
         };
         fetched.extend(chunk.map(|chunk| (*id, chunk)));
@@ -237,11 +253,13 @@ async fn fetch_chunk(remote: &dyn Remote, id: ChunkId) -> Option<StoredChunk> {
     (chunk.id == id && chunk.check().is_ok()).then_some(chunk)
 }
 
-async fn fetch_recipe(remote: &dyn Remote, id: ChunkId) -> Option<StoredChunk> {
+/// A recipe as it is stored, and what it says.
+pub(super) async fn fetch_recipe(remote: &dyn Remote, id: ChunkId) -> Option<(StoredChunk, Recipe)> {
     let recipe = remote.recipes(&[id]).await.ok()?.pop()?;
     let plain = recipe.encode();
     let sound = ChunkId::of(&plain) == id;
-    sound.then(|| StoredChunk::compress(id, &plain, crate::cut::CHUNK_LEVEL).ok()).flatten()
+    let stored = sound.then(|| StoredChunk::compress(id, &plain, crate::cut::CHUNK_LEVEL).ok()).flatten()?;
+    Some((stored, recipe))
 }
 
 fn check_chunks(pack: &Pack, object: &bytes::Bytes, rows: Vec<Location>) -> Found {

@@ -3,6 +3,8 @@
 //! Store paths go as the 20 bytes of their hash part and a name that is written once; what refers to them counts. With
 //! signatures as bytes, a thousand paths take some 200 KB, most of it hashes and signatures that nothing compresses.
 
+mod counted;
+
 use std::collections::HashMap;
 
 use base64::Engine;
@@ -14,10 +16,16 @@ use serde::{Deserialize, Serialize};
 use super::MESSAGE_PLAIN_MAX_BYTES;
 use crate::PathInfo;
 use crate::chunk::ChunkId;
+use crate::lazy::Proof;
 use crate::remote::{CacheInfo, ITEMS_MAX, Manifest};
 
 /// Level at which messages are compressed: they are small, and waited for.
 const ZSTD_LEVEL: i32 = 1;
+/// How many times as large a message may be unpacked as it travels: hashes and keys, of which messages are made, do not
+/// shrink, and names of the greatest length beside them give a twelfth. Whoever sends a message pays for the memory.
+pub const MESSAGE_RATIO_MAX: usize = 16;
+/// What a message may have unpacked, however small it is as it travels.
+const MESSAGE_PLAIN_MIN_BYTES: usize = 64 << 10;
 /// Bytes of an ed25519 signature.
 const SIGNATURE_BYTES: usize = 64;
 
@@ -38,6 +46,7 @@ pub trait Message: Sized {
 /// What `/info` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Info {
+    #[serde(deserialize_with = "counted::counted")]
     keys: Vec<String>,
     priority: u32,
 }
@@ -49,13 +58,24 @@ struct Path {
     name: String,
 }
 
+/// Store paths.
+#[derive(Serialize, Deserialize)]
+struct Paths(#[serde(deserialize_with = "counted::counted")] Vec<Path>);
+
 /// Manifests with everything that they have in common written once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Manifests {
+    #[serde(deserialize_with = "counted::counted")]
     paths: Vec<Path>,
+    #[serde(deserialize_with = "counted::counted")]
     key_names: Vec<String>,
+    #[serde(deserialize_with = "counted::counted")]
     manifests: Vec<Entry>,
 }
+
+/// The proofs of manifests, behind [`Manifests`]: who knows nothing of them leaves them unread, and where there are none
+/// nothing is written.
+type Proofs = Vec<(u32, ChunkId, Vec<Signature>)>;
 
 /// One manifest; numbers are places in the lists of [`Manifests`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +83,11 @@ struct Entry {
     path: u32,
     nar_hash: [u8; 32],
     nar_size: u64,
+    #[serde(deserialize_with = "counted::counted")]
     references: Vec<u32>,
     deriver: Option<u32>,
     ca: Option<String>,
+    #[serde(deserialize_with = "counted::counted")]
     signatures: Vec<Signature>,
     recipe: ChunkId,
 }
@@ -100,12 +122,12 @@ impl Message for Vec<ChunkId> {
 
 impl Message for Vec<StorePath> {
     fn encode(&self) -> Vec<u8> {
-        pack(&self.iter().map(Path::of).collect::<Vec<_>>())
+        pack(&Paths(self.iter().map(Path::of).collect()))
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        let paths: Vec<Path> = limited(unpack(bytes)?)?;
-        paths.into_iter().map(Path::parse).collect()
+        let Paths(paths) = unpack(bytes)?;
+        limited(paths)?.into_iter().map(Path::parse).collect()
     }
 }
 
@@ -115,25 +137,49 @@ impl Message for Vec<Manifest> {
         for manifest in self {
             writer.add(manifest);
         }
-        pack(&writer.written)
+        pack_bytes(&writer.finish())
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        let Manifests { paths, key_names, manifests } = unpack(bytes)?;
+        let plain = decompress(bytes, MESSAGE_PLAIN_MAX_BYTES)?;
+        let damaged = |error: postcard::Error| MessageError(error.to_string());
+        let (Manifests { paths, key_names, manifests }, rest) =
+            postcard::take_from_bytes(&plain).map_err(damaged)?;
+        let proofs: Proofs =
+            if rest.is_empty() { Vec::new() } else { postcard::from_bytes(rest).map_err(damaged)? };
         let paths: Vec<StorePath> = paths.into_iter().map(Path::parse).collect::<Result<_, _>>()?;
         let reader = Reader { paths: &paths, key_names: &key_names };
-        limited(manifests)?.into_iter().map(|entry| reader.read(entry)).collect()
+        let manifests = limited(manifests)?.into_iter().map(|entry| reader.read(entry));
+        let mut manifests: Vec<_> = manifests.collect::<Result<_, _>>()?;
+        for (number, listing, signatures) in proofs {
+            let manifest = manifests.get_mut(number as usize);
+            let manifest =
+                manifest.ok_or_else(|| MessageError(format!("it has no manifest number {number}")))?;
+            let signatures =
+                signatures.into_iter().map(|it| reader.signature(it)).collect::<Result<_, _>>()?;
+            manifest.lazy = Some(Proof { listing, signatures });
+        }
+        Ok(manifests)
     }
 }
 
 fn pack(value: &impl Serialize) -> Vec<u8> {
-    let plain = postcard::to_allocvec(value).expect("messages are plain data");
-    zstd::bulk::compress(&plain, ZSTD_LEVEL).expect("compressing into memory does not fail")
+    pack_bytes(&postcard::to_allocvec(value).expect("messages are plain data"))
+}
+
+fn pack_bytes(plain: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(plain, ZSTD_LEVEL).expect("compressing into memory does not fail")
 }
 
 fn unpack<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
-    let plain = decompress(bytes, MESSAGE_PLAIN_MAX_BYTES)?;
-    postcard::from_bytes(&plain).map_err(|error| MessageError(error.to_string()))
+    let plain = decompress(bytes, plain_max(bytes.len()))?;
+    let read = counted::within_limit(|| postcard::from_bytes(&plain));
+    read.map_err(|error| MessageError(error.to_string()))
+}
+
+/// Most bytes of a message when it is unpacked, of one that travels in so many.
+fn plain_max(travelled: usize) -> usize {
+    travelled.saturating_mul(MESSAGE_RATIO_MAX).clamp(MESSAGE_PLAIN_MIN_BYTES, MESSAGE_PLAIN_MAX_BYTES)
 }
 
 /// The plain bytes of one zstd frame, at most `max` of them.
@@ -178,6 +224,7 @@ struct Writer {
     written: Manifests,
     paths: HashMap<StorePath, u32>,
     key_names: HashMap<String, u32>,
+    proofs: Proofs,
 }
 
 impl Writer {
@@ -193,7 +240,19 @@ impl Writer {
             signatures: info.signatures.iter().map(|text| self.signature(text)).collect(),
             recipe: manifest.recipe,
         };
+        if let Some(proof) = &manifest.lazy {
+            let signatures = proof.signatures.iter().map(|text| self.signature(text)).collect();
+            self.proofs.push((self.written.manifests.len() as u32, proof.listing, signatures));
+        }
         self.written.manifests.push(entry);
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut bytes = postcard::to_allocvec(&self.written).expect("messages are plain data");
+        if !self.proofs.is_empty() {
+            bytes.extend(postcard::to_allocvec(&self.proofs).expect("messages are plain data"));
+        }
+        bytes
     }
 
     fn path(&mut self, path: &StorePath) -> u32 {
@@ -252,7 +311,7 @@ impl Reader<'_> {
         if !info.references.is_sorted_by(|a, b| a < b) {
             return Err(MessageError(format!("the references of {} are not in order", info.path)));
         }
-        Ok(Manifest { info, recipe: entry.recipe })
+        Ok(Manifest { info, recipe: entry.recipe, lazy: None })
     }
 
     fn signature(&self, signature: Signature) -> Result<String, MessageError> {
@@ -289,7 +348,7 @@ mod tests {
         let signature = format!("key-1:{}", STANDARD.encode([9; 64]));
         let first = info('0', &[], &[&signature, "odd", "odd:AAAA"]);
         let second = info('1', &[path('0', "a"), path('1', "a")], &[&signature]);
-        [first, second].map(|info| Manifest { info, recipe: ChunkId([5; 32]) }).to_vec()
+        [first, second].map(|info| Manifest { info, recipe: ChunkId([5; 32]), lazy: None }).to_vec()
     }
 
     /// The example that a release wrote is read as this value.
@@ -312,6 +371,10 @@ mod tests {
         check("paths.1.bin", vec![path('0', "a"), path('1', "b-2.0")]);
         check("ids.1.bin", vec![ChunkId([1; 32]), ChunkId([2; 32])]);
         check("manifests.1.bin", manifests());
+        let mut proven = manifests();
+        let signatures = vec![format!("key-1:{}", STANDARD.encode([7; 64])), "odd".to_owned()];
+        proven[1].lazy = Some(Proof { listing: ChunkId([6; 32]), signatures });
+        check("manifests.2.bin", proven);
     }
 
     #[test]
@@ -325,7 +388,27 @@ mod tests {
         assert!(refused(|it| it.key_names.clear()).contains("key number 0"));
         assert!(refused(|it| it.paths[0].name = "../x".to_owned()).contains("name part"));
         assert!(refused(|it| it.manifests[1].references.reverse()).contains("not in order"));
-        assert!(Vec::<ChunkId>::decode(&pack(&vec![ChunkId([0; 32]); ITEMS_MAX + 1])).is_err());
+        let ids: Vec<_> = (0..=ITEMS_MAX as u64).map(|n| ChunkId::of(&n.to_le_bytes())).collect();
+        let refused = Vec::<ChunkId>::decode(&ids.encode()).unwrap_err().to_string();
+        assert!(refused.contains("at most"), "{refused}");
+        assert!(Vec::<ChunkId>::decode(&ids[1..].to_vec().encode()).is_ok());
+    }
+
+    /// Few bytes that stand for many, and small items on the wire that are large ones in memory.
+    #[test]
+    fn a_message_takes_no_more_memory_than_its_limits_say() {
+        let alike = pack(&vec![ChunkId([0; 32]); ITEMS_MAX]);
+        let refused = Vec::<ChunkId>::decode(&alike).unwrap_err().to_string();
+        assert!(alike.len() < 1000 && refused.contains("more than"), "{refused}");
+        // Two bytes each that become seventy, and random ones before them, so that the whole may be long.
+        let mut message: Manifests = unpack(&manifests().encode()).unwrap();
+        let noise = (0..100_000_u32).flat_map(|n| ChunkId::of(&n.to_le_bytes()).0);
+        message.key_names = vec![STANDARD.encode(noise.collect::<Vec<_>>())];
+        message.manifests[0].signatures = vec![Signature::Text(String::new()); 2_500_000];
+        let refused = Vec::<Manifest>::decode(&pack(&message)).unwrap_err().to_string();
+        assert!(refused.contains("damaged"), "{refused}");
+        message.manifests[0].signatures.truncate(1000);
+        assert!(Vec::<Manifest>::decode(&pack(&message)).is_ok());
     }
 
     #[test]

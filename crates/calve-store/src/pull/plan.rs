@@ -243,7 +243,7 @@ fn with_recipes(
     progress: &Progress,
 ) -> Result<Plan, TransferError> {
     let mut paths = Vec::with_capacity(manifests.len());
-    for Manifest { info, recipe: id } in manifests {
+    for Manifest { info, recipe: id, .. } in manifests {
         let recipe = Arc::clone(&recipes[&id]);
         let damaged = |message: String| TransferError::Damaged {
             what: format!("the recipe of {}", info.path),
@@ -313,7 +313,7 @@ fn assign_origins(paths: &mut [PlannedPath], local: &HashMap<ChunkId, ChunkPlace
 }
 
 /// The answer of a cache, unless it stalls.
-pub(super) async fn timely<T>(
+pub(crate) async fn timely<T>(
     source: &Source,
     timeout: Duration,
     answer: impl Future<Output = Result<T, RemoteError>>,
@@ -324,7 +324,7 @@ pub(super) async fn timely<T>(
     }
 }
 
-pub(super) fn stalled(source: &Source, timeout: Duration) -> RemoteError {
+pub(crate) fn stalled(source: &Source, timeout: Duration) -> RemoteError {
     let message = format!("it sent nothing for {} seconds", timeout.as_secs_f32());
     RemoteError::Unreachable { cache: source.name.clone(), message }
 }

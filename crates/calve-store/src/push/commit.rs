@@ -110,7 +110,7 @@ impl Commits {
     async fn commit(&mut self, paths: &[usize]) -> Result<(), TransferError> {
         let manifests: Vec<_> = paths
             .iter()
-            .map(|n| Manifest { info: self.signed(&self.infos[*n]), recipe: self.cut[n].0 })
+            .map(|n| Manifest { info: self.signed(&self.infos[*n]), recipe: self.cut[n].0, lazy: None })
             .collect();
         let recipes = self.missing_recipes(paths).await?;
         let shared = &self.shared;

@@ -94,7 +94,7 @@ pub async fn push(cache: &dyn Remote, paths: &[Made]) -> Result<(Vec<Manifest>, 
     let (mut manifests, mut recipes, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for made in paths {
         let (recipe, stored) = chunks(made);
-        manifests.push(Manifest { info: made.info.clone(), recipe: recipe.id() });
+        manifests.push(Manifest { info: made.info.clone(), recipe: recipe.id(), lazy: None });
         recipes.push(recipe);
         all.extend(stored);
     }

@@ -72,8 +72,14 @@ pub fn parse_ttl(text: &str) -> Result<Ttl, String> {
 
 /// A duration for people, in its two largest units: `1h30m`, `45s`, `0s`.
 pub fn show(duration: Duration) -> String {
-    let mut rest_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut shown = String::with_capacity(16);
+    show_behind(duration, &mut shown);
+    shown
+}
+
+/// The same behind a text.
+pub fn show_behind(duration: Duration, shown: &mut String) {
+    let mut rest_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut parts = 0;
     // Weeks are read, not shown: `9d` says more than `1w2d`.
     for (name, unit_ms) in &UNITS[1..] {
@@ -86,7 +92,9 @@ pub fn show(duration: Duration) -> String {
             break;
         }
     }
-    if shown.is_empty() { "0s".to_owned() } else { shown }
+    if parts == 0 {
+        shown.push_str("0s");
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,22 @@
-use calve_wire::api::Pruned;
+use std::time::Duration;
+
+use calve_wire::api::{Prune, Pruned};
 use hyper::Method;
 
-use crate::args::show_size;
+use crate::args::{parse_duration, show_size};
 use crate::client::Client;
 use crate::failure::{ExitStatus, Outcome};
 use crate::ui;
 
-/// Removes the records and logs of ended machines, and images that no machine uses.
+/// Removes the records and logs of ended machines, and images and store paths that no machine uses.
+///
+/// Store paths are those of calve's own store, which `calve run` fills with files and a server with what was sent to it; Nix's
+/// are left to `nix-collect-garbage`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Spare store paths that were used within this time, at least 1h. [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    unused_for: Option<Duration>,
     /// Print an object.
     #[arg(long)]
     json: bool,
@@ -16,14 +24,20 @@ pub struct Args {
 
 pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
-    let nothing = serde_json::json!({});
+    let unused_ms = args.unused_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let request = Prune { unused_ms };
     if args.json {
-        ui::json(&client.submit(Method::POST, "/v1/prune", &nothing).await?)?;
+        ui::json(&client.submit(Method::POST, "/v1/prune", &request).await?)?;
         return Ok(ExitStatus::Success);
     }
-    let pruned: Pruned = client.post("/v1/prune", &nothing).await?;
+    let pruned: Pruned = client.post("/v1/prune", &request).await?;
     let names: String = pruned.machines.iter().map(|name| format!("{name}\n")).collect();
     ui::data(names.as_bytes())?;
-    ui::note(&format!("{} machines removed, {} freed", pruned.machines.len(), show_size(pruned.freed_bytes)));
+    ui::note(&format!(
+        "{} machines and {} store paths removed, {} freed",
+        pruned.machines.len(),
+        pruned.store_paths.len(),
+        show_size(pruned.freed_bytes)
+    ));
     Ok(ExitStatus::Success)
 }

@@ -1,16 +1,17 @@
-use std::borrow::Cow;
-use std::str::FromStr;
+mod row;
+
+use std::fmt::Write as _;
 use std::time::Duration;
 
-use calve_core::{DriverName, State, Timestamp};
+use calve_core::{State, Timestamp};
 use calve_wire::api::Condition;
 use calve_wire::machine::{Exit, PortMapping};
-use serde::{Deserialize, Deserializer, de};
 
-use crate::args::show_duration;
+use crate::args::show_duration_behind;
 use crate::client::Client;
 use crate::failure::{ExitStatus, Outcome};
 use crate::ui::{self, Cell, Colour, Table};
+use row::{Reader, Row};
 
 /// Lists the machines.
 #[derive(Debug, clap::Args)]
@@ -32,89 +33,59 @@ pub async fn run(args: Args) -> Outcome {
         return Ok(ExitStatus::Success);
     }
     let now = now();
+    let mut reader = Reader::default();
     let mut table = Table::new(["NAME", "KIND", "STATE", "DRIVER", "AGE", "LEASE", "PORTS", "RUNS"]);
     client
         .get_each(path, |text| {
-            let mut rows = serde_json::Deserializer::from_slice(text).into_iter();
-            if let Some(machine) = rows.next().transpose()? {
-                table.row(row(&machine, now));
-            }
-            Ok(rows.byte_offset())
+            let (machine, length) = reader.read(text)?;
+            show(&machine, now, &mut table);
+            Ok(length)
         })
         .await?;
     table.print()?;
     Ok(ExitStatus::Success)
 }
 
-/// What the table shows of a [`calve_wire::api::MachineSummary`], its texts where they lie in the answer: a copy of each
-/// text of 10,000 machines would take as long as everything else.
-#[derive(Deserialize)]
-struct Row<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    #[serde(borrow)]
-    kind: Cow<'a, str>,
-    #[serde(deserialize_with = "word")]
-    state: State,
-    ready: Option<bool>,
-    #[serde(default)]
-    condition: Option<Condition>,
-    #[serde(default)]
-    restarts: u32,
-    #[serde(deserialize_with = "optional_word")]
-    driver: Option<DriverName>,
-    #[serde(borrow)]
-    runs: Cow<'a, str>,
-    created_unix_ms: u64,
-    deadline_unix_ms: Option<u64>,
-    exit: Option<Exit>,
-    ports: Vec<PortMapping>,
-}
-
-/// A word of `calve-core`; such words need no escapes in JSON.
-fn word<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    <&str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-}
-
-fn optional_word<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    let word = Option::<&str>::deserialize(deserializer)?;
-    word.map(|word| word.parse().map_err(de::Error::custom)).transpose()
-}
-
-fn row<'a>(machine: &'a Row<'a>, now: Timestamp) -> [Cell<'a>; 8] {
-    let age = show_duration(now.since(Timestamp(machine.created_unix_ms)));
-    [
-        Cell::new(&*machine.name),
-        Cell::new(&*machine.kind),
-        match machine.exit {
-            Some(exit) if machine.state.is_terminal() => ended(machine.state, &exit),
-            _ => state(machine.state, machine.ready, machine.condition, machine.restarts),
-        },
-        Cell::new(machine.driver.map_or("-", |driver| driver.as_str())),
-        Cell::new(age),
-        lease(machine, now),
-        Cell::new(match machine.state.is_terminal() {
-            true => String::new(),
-            false => machine.ports.iter().map(show_port).collect::<Vec<_>>().join(" "),
-        }),
-        Cell::new(&*machine.runs),
-    ]
-}
-
-fn ended(state: State, exit: &Exit) -> Cell<'static> {
-    let colour = if exit.code == Some(0) { Colour::Dim } else { Colour::Red };
-    let text = match exit {
-        // The most frequent one, without a text in between.
-        Exit { code: Some(code), cause: calve_core::ExitCause::Normal, .. } => {
-            format!("{} (exit {code})", state.as_str())
+/// Writes a machine into the table, without a text in between but for what is rare.
+fn show(machine: &Row<'_>, now: Timestamp, table: &mut Table<8>) {
+    let ended = machine.state.is_terminal();
+    let mut row = table.begin_row();
+    row.cell(Colour::Plain, |text| text.push_str(&machine.name));
+    row.cell(Colour::Plain, |text| text.push_str(&machine.kind));
+    match &machine.exit {
+        Some(exit) if ended => {
+            let colour = if exit.code == Some(0) { Colour::Dim } else { Colour::Red };
+            row.cell(colour, |text| show_end(machine.state, exit, text));
         }
-        exit => format!("{} ({})", state.as_str(), show_exit(exit)),
-    };
-    Cell::new(text).colour(colour)
+        _ => {
+            let state = state(machine.state, machine.ready, machine.condition, machine.restarts);
+            row.cell(state.colour, |text| text.push_str(&state.text));
+        }
+    }
+    row.cell(Colour::Plain, |text| text.push_str(machine.driver.map_or("-", |driver| driver.as_str())));
+    let age = now.since(Timestamp(machine.created_unix_ms));
+    row.cell(Colour::Plain, |text| show_duration_behind(age, text));
+    row.cell(Colour::Plain, |text| match machine.deadline_unix_ms {
+        _ if ended => text.push('-'),
+        None => text.push_str("none"),
+        Some(deadline) => show_duration_behind(Timestamp(deadline).since(now), text),
+    });
+    row.cell(Colour::Plain, |text| {
+        for (index, port) in machine.ports.iter().filter(|_| !ended).enumerate() {
+            text.push_str(if index == 0 { "" } else { " " });
+            text.push_str(&show_port(port));
+        }
+    });
+    row.cell(Colour::Plain, |text| text.push_str(&machine.runs));
+}
+
+fn show_end(state: State, exit: &Exit, text: &mut String) {
+    text.push_str(state.as_str());
+    match exit {
+        // The most frequent one.
+        Exit { code: Some(0), cause: calve_core::ExitCause::Normal, .. } => text.push_str(" (exit 0)"),
+        exit => drop(write!(text, " ({})", show_exit(exit))),
+    }
 }
 
 /// The state with what it does not tell: `running (ready)`, `running (backing off, 4 restarts)`.
@@ -145,14 +116,6 @@ pub fn state(
     Cell::new(text).colour(colour.unwrap_or(Colour::Green))
 }
 
-fn lease(machine: &Row<'_>, now: Timestamp) -> Cell<'static> {
-    match machine.deadline_unix_ms {
-        _ if machine.state.is_terminal() => Cell::new("-"),
-        None => Cell::new("none"),
-        Some(deadline) => Cell::new(show_duration(Timestamp(deadline).since(now))),
-    }
-}
-
 /// `127.0.0.1:8080→80`.
 pub fn show_port(port: &PortMapping) -> String {
     format!("{}→{}", std::net::SocketAddr::new(port.host_addr, port.host_port), port.machine_port)
@@ -180,6 +143,7 @@ pub fn now() -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use calve_core::DriverName;
     use calve_wire::api::MachineSummary;
 
     /// A row is read from what the server writes.
@@ -204,9 +168,9 @@ mod tests {
         let json = serde_json::to_string(&summary).unwrap();
         let read: Row<'_> = serde_json::from_str(&json).unwrap();
         let mut table = Table::without_headings();
-        table.row(row(&read, Timestamp(61_000)));
+        show(&read, Timestamp(61_000), &mut table);
         let line = "web  service  running (backing off, 4 restarts)  sandbox  1m  none    /nix/store/\"x\"\n";
-        assert_eq!(table.render(), line);
+        assert_eq!(table.shown(), line);
     }
 
     #[test]
@@ -214,7 +178,7 @@ mod tests {
         let text = |ready, condition, restarts| {
             let mut table = Table::without_headings();
             table.row([state(State::Running, ready, condition, restarts)]);
-            table.render().trim_end().to_owned()
+            table.shown().trim_end().to_owned()
         };
         assert_eq!(text(None, None, 0), "running");
         assert_eq!(text(None, None, 1), "running (1 restart)");

@@ -21,7 +21,7 @@ use calve_wire::machine::Exit;
 use serde_json::{Value, json};
 
 /// How long anything may take before a test fails.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a WebSocket does, in order.
 #[derive(Clone, Debug)]

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use e2e::{Home, Ran, wait_until};
 
 /// `calve cache serve` that ends with the test.
-struct Serving {
+pub struct Serving {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Drop for Serving {
@@ -18,10 +18,16 @@ impl Drop for Serving {
     }
 }
 
-fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
+pub fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
+    serve_with(home, dir, args, &[])
+}
+
+/// With variables of the environment.
+pub fn serve_with(home: &Home, dir: &Path, args: &[&str], environment: &[(&str, &str)]) -> Serving {
     let address = home.path().join(format!("{}.address", dir.file_name().unwrap().display()));
     let mut command = home.command(["cache", "serve", "--listen", "127.0.0.1:0", "--dir"]);
     command.arg(dir).arg("--address-file").arg(&address).args(args).stderr(Stdio::null());
+    command.envs(environment.iter().copied());
     let child = command.spawn().expect("the binary runs");
     let mut url = String::new();
     wait_until("the cache to listen", || {
@@ -34,6 +40,8 @@ fn serve(home: &Home, dir: &Path, args: &[&str]) -> Serving {
 /// Real Nix with settings, a home and a store of its own.
 pub struct Nix {
     dir: PathBuf,
+    /// Where its programs are, if not on the path.
+    bin: Option<PathBuf>,
 }
 
 impl Nix {
@@ -45,13 +53,27 @@ impl Nix {
              connect-timeout = 20\n{conf}\n"
         );
         std::fs::write(dir.join("conf/nix.conf"), conf).unwrap();
-        Self { dir }
+        Self { dir, bin: None }
+    }
+
+    /// The programs of another version.
+    fn with_programs_of(self, bin: Option<&Path>) -> Self {
+        Self { bin: bin.map(Path::to_owned), ..self }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = match &self.bin {
+            Some(bin) => Command::new(bin.join(program)),
+            None => Command::new(program),
+        };
+        command.env("HOME", &self.dir).env("NIX_CONF_DIR", self.dir.join("conf"));
+        command.env_remove("NIX_REMOTE").stdin(Stdio::null());
+        command
     }
 
     pub fn run(&self, program: &str, args: &[&str]) -> Ran {
-        let mut command = Command::new(program);
-        command.args(args).env("HOME", &self.dir).env("NIX_CONF_DIR", self.dir.join("conf"));
-        command.env_remove("NIX_REMOTE").stdin(Stdio::null());
+        let mut command = self.command(program);
+        command.args(args);
         Ran::of(command)
     }
 
@@ -83,14 +105,12 @@ impl Nix {
         let (from, to) = (format!("{}{added}", self.store()), format!("{}{path}", self.store()));
         assert!(Command::new("cp").args(["-a", &from, &to]).status().unwrap().success());
         let hash = self.ok("nix-hash", &["--type", "sha256", &to]);
-        let mut dump = Command::new("nix-store");
-        let size = dump.args(["--dump", &to]).env("NIX_CONF_DIR", self.dir.join("conf")).output().unwrap();
+        let size = self.command("nix-store").args(["--dump", &to]).output().unwrap();
         let entry = format!("{path}\n{hash}\n{}\n\n0\n", size.stdout.len());
         let file = self.dir.join("entry");
         std::fs::write(&file, entry).unwrap();
-        let mut load = Command::new("nix-store");
-        load.args(["--store", &self.store(), "--load-db"]).env("NIX_CONF_DIR", self.dir.join("conf"));
-        load.env("HOME", &self.dir).stdin(std::fs::File::open(file).unwrap());
+        let mut load = self.command("nix-store");
+        load.args(["--store", &self.store(), "--load-db"]).stdin(std::fs::File::open(file).unwrap());
         assert!(load.status().unwrap().success());
         path
     }
@@ -109,6 +129,21 @@ pub fn netrc(home: &Home, name: &str, token: &str) -> String {
 #[test]
 fn nix_copies_to_a_private_cache_and_back_and_trusts_its_key() {
     assert!(there_is_nix(), "Nix is not installed");
+    copies_there_and_back(None);
+}
+
+#[test]
+fn a_newer_nix_copies_to_a_private_cache_and_back_and_trusts_its_key() {
+    let Some(bin) = std::env::var_os("CALVE_NEWER_NIX") else {
+        eprintln!("not shown: CALVE_NEWER_NIX names no directory with the programs of a newer Nix");
+        return;
+    };
+    copies_there_and_back(Some(Path::new(&bin)));
+}
+
+/// With Nix's programs in a directory, or on the path.
+fn copies_there_and_back(bin: Option<&Path>) {
+    let nix = |home: &Home, name: &str, conf: &str| Nix::new(home, name, conf).with_programs_of(bin);
     let home = Home::alone();
     let dir = home.path().join("cache");
     let serving = serve(&home, &dir, &[]);
@@ -117,32 +152,32 @@ fn nix_copies_to_a_private_cache_and_back_and_trusts_its_key() {
     let key = home.ok(&["cache", "key", "--dir", dir]);
     let netrc = netrc(&home, "netrc", token.trim());
 
-    let here = Nix::new(&home, "here", &format!("netrc-file = {netrc}"));
+    let here = nix(&home, "here", &format!("netrc-file = {netrc}"));
     let path = here.add_unaddressed("tree", "some text\n");
-    let stranger = Nix::new(&home, "stranger", "");
+    let stranger = nix(&home, "stranger", "");
     let refused = stranger.run("nix", &["copy", "--store", &here.store(), "--to", &serving.url, &path]);
     assert_ne!(refused.code, 0, "{refused:?}");
     here.ok("nix", &["copy", "--store", &here.store(), "--to", &serving.url, &path]);
     // Who has just pushed remembers what was said then; somebody else hears of the signature.
-    let asking = Nix::new(&home, "asking", &format!("netrc-file = {netrc}"));
+    let asking = nix(&home, "asking", &format!("netrc-file = {netrc}"));
     let known = asking.ok("nix", &["path-info", "--store", &serving.url, "--json", &path]);
     assert!(known.contains("\"calve:"), "{known}");
 
     // Another user of Nix, who trusts the key, and checks signatures.
     let trusting = format!("netrc-file = {netrc}\nrequire-sigs = true\ntrusted-public-keys = {key}");
-    let there = Nix::new(&home, "there", &trusting);
+    let there = nix(&home, "there", &trusting);
     there.ok("nix", &["copy", "--store", &there.store(), "--from", &serving.url, &path]);
     there.ok("nix-store", &["--store", &there.store(), "--verify-path", &path]);
     let text = std::fs::read_to_string(format!("{}{path}/text", there.store())).unwrap();
     assert!(text.starts_with("some text\n"));
 
     let substituting = format!("{trusting}\nsubstituters = {}", serving.url);
-    let third = Nix::new(&home, "third", &substituting);
+    let third = nix(&home, "third", &substituting);
     third.ok("nix-store", &["--store", &third.store(), "--realise", &path]);
     third.ok("nix-store", &["--store", &third.store(), "--verify-path", &path]);
 
     let distrustful = format!("netrc-file = {netrc}\nrequire-sigs = true\ntrusted-public-keys =");
-    let fourth = Nix::new(&home, "fourth", &distrustful);
+    let fourth = nix(&home, "fourth", &distrustful);
     let refused = fourth.run("nix", &["copy", "--store", &fourth.store(), "--from", &serving.url, &path]);
     assert_ne!(refused.code, 0, "{refused:?}");
 

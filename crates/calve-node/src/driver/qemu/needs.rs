@@ -107,7 +107,8 @@ fn store(options: &QemuOptions, order: &Order) -> Result<Option<(StoreSource, St
             let image = (options.store_image)(&order.closure, &options.images_dir)?;
             Ok(Some((StoreSource::Image(image), StorePlace::Image)))
         }
-        StoreDelivery::Live => {
+        // Its paths lie on a mount of the host.
+        StoreDelivery::Live | StoreDelivery::Lazy => {
             let dirs = RunDirs::new(&options.runtime_dir, DriverName::Qemu);
             let live = live_store(&order.closure, &dirs.path(order.id))?;
             Ok(Some((StoreSource::Live(live), StorePlace::Live)))

@@ -96,7 +96,7 @@ pub async fn put_nar_info(context: &Context, hash_part: &str, headers: &HeaderMa
     match context.cache.find(hash_part).await.map_err(failed)? {
         // Known already: what is new is its signatures.
         Some(known) if known.info.nar_hash == info.nar_hash => {
-            let manifest = Manifest { info, recipe: known.recipe };
+            let manifest = Manifest { info, recipe: known.recipe, lazy: None };
             context.cache.commit(vec![manifest], Vec::new()).await?;
         }
         _ => take(context, &name, compression, info).await?,

@@ -7,7 +7,7 @@ use calve_core::limits::TTL_MAX;
 use calve_core::{MachineId, StopReason, Timestamp};
 use calve_wire::record::{MachineRecord, Stop};
 
-use super::{RecordsError, TRIES_MAX, View, machine_key, names, put, to_ms};
+use super::{RecordsError, TRIES_MAX, View, machine_key, names, put, stored, to_ms};
 use crate::state::{Durability, Expect, State, StateError};
 
 /// Tells a machine to end, with its own grace where none is given. Repeated, it may shorten the grace; an ended machine
@@ -116,11 +116,11 @@ async fn update(
         if !change(&mut record)? {
             return Ok(Arc::new(record));
         }
-        match put(state, &key, record.to_json(), Expect::Revision(entry.revision), Durability::Soon).await {
+        let value = stored(&record);
+        match put(state, &key, value.clone(), Expect::Revision(entry.revision), Durability::Soon).await {
             Ok(revision) => {
-                let record = Arc::new(record);
-                view.note(revision, record.clone());
-                return Ok(record);
+                view.note(revision, &record, value);
+                return Ok(Arc::new(record));
             }
             Err(StateError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -8,7 +8,7 @@ use calve_core::{MachineId, MachineName, State as MachineState, Timestamp};
 use calve_wire::machine::MachineSpec;
 use calve_wire::record::{MachineRecord, RECORD_VERSION};
 
-use super::{RecordsError, View, machine_key, names, put, to_ms};
+use super::{RecordsError, View, machine_key, names, put, stored, to_ms};
 use crate::state::{Durability, Expect, State, StateError};
 
 /// A machine that somebody wants; everything in it was checked.
@@ -69,11 +69,11 @@ pub async fn create_announced(
     let record = declared(new, name, now);
     announce(&record);
     let key = machine_key(record.id);
-    match put(state, &key, record.to_json(), Expect::Absent, Durability::Now).await {
+    let value = stored(&record);
+    match put(state, &key, value.clone(), Expect::Absent, Durability::Now).await {
         Ok(revision) => {
-            let record = Arc::new(record);
-            view.note(revision, record.clone());
-            Ok(record)
+            view.note(revision, &record, value);
+            Ok(Arc::new(record))
         }
         // This took longer than a claim lasts, and somebody else has the name now.
         Err(StateError::Conflict { .. }) => Err(RecordsError::NameTaken(record.name.to_string())),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use calve_core::{MachineId, MachineName, Timestamp};
 use calve_wire::record::{NameRecord, RECORD_VERSION, VoidRecord};
 
@@ -26,7 +27,7 @@ pub(super) async fn claim(
 ) -> Result<(), RecordsError> {
     let key = name_key(name);
     let ours = NameRecord { version: RECORD_VERSION, id, claimed_unix_ms: now.0 };
-    let ours = serde_json::to_vec(&ours).expect("plain words");
+    let ours = Bytes::from(serde_json::to_vec(&ours).expect("plain words").into_boxed_slice());
     let mut expect = Expect::Absent;
     for _ in 0..TRIES_MAX {
         // The record, which follows, is written through to the disk, and this with it.
@@ -143,7 +144,7 @@ async fn is_abandoned(state: &dyn State, claim: &NameRecord, now: Timestamp) -> 
         None if now.since(Timestamp(claim.claimed_unix_ms)) <= NAME_CLAIM_MAX => Ok(false),
         None => {
             let void = VoidRecord { version: RECORD_VERSION, void_unix_ms: now.0 };
-            let void = serde_json::to_vec(&void).expect("plain words");
+            let void = serde_json::to_vec(&void).expect("plain words").into_boxed_slice().into();
             match put(state, &key, void, Expect::Absent, Durability::Soon).await {
                 Ok(_) => Ok(true),
                 Err(StateError::Conflict { .. }) => Ok(false),

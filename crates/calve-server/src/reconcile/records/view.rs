@@ -1,6 +1,6 @@
-//! The records of all machines; shared by the loop and the API. Those of machines that live are parsed once a change. Ended
-//! machines are many and rarely asked for: of them the view keeps what decisions need, and the bytes that the state holds
-//! as well, parsed when somebody asks.
+//! The records of all machines; shared by the loop and the API. Machines are many and most of them rarely asked for: of each the
+//! view keeps what decisions need, and the bytes that the state holds as well, parsed when somebody asks. A parsed record
+//! takes several times as much.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -32,7 +32,8 @@ pub(in crate::reconcile) struct Content {
     /// Keys whose values no version that this program knows wrote.
     unreadable: BTreeMap<String, Revision>,
     voids: BTreeMap<MachineId, (Revision, Timestamp)>,
-    waits: BTreeMap<MachineId, Wait>,
+    /// In the order of their machines.
+    waits: Vec<Wait>,
 }
 
 /// A number that nobody else in this process claims; dropped, it is free again.
@@ -47,22 +48,16 @@ impl Drop for Reserved {
     }
 }
 
-/// A record as the view holds it.
+/// A record as it is stored; it was parsed once, so it can be.
 #[derive(Clone)]
-enum Kept {
-    Living(Arc<MachineRecord>),
-    /// As it is stored; it was parsed once, so it can be.
-    Ended(Bytes),
+struct Kept {
+    value: Bytes,
+    living: bool,
 }
 
 impl Kept {
     fn record(&self) -> Arc<MachineRecord> {
-        match self {
-            Self::Living(record) => record.clone(),
-            Self::Ended(value) => {
-                Arc::new(MachineRecord::from_json(value).expect("these very bytes were parsed before"))
-            }
-        }
+        Arc::new(MachineRecord::from_json(&self.value).expect("these very bytes were parsed before"))
     }
 }
 
@@ -81,6 +76,16 @@ impl Row {
     pub fn record(&self) -> Arc<MachineRecord> {
         self.kept.record()
     }
+}
+
+/// What became of a record.
+pub enum Newer {
+    /// Nothing.
+    Same,
+    /// It is this one now.
+    Changed(Revision, Arc<MachineRecord>),
+    /// There is none any more.
+    Gone,
 }
 
 enum Parsed {
@@ -122,37 +127,46 @@ impl View {
 
     /// The record of the machine with this name or id.
     pub fn find(&self, name_or_id: &str) -> Option<Arc<MachineRecord>> {
-        let content = self.content();
-        let named = name_or_id.parse().ok().and_then(|name: MachineName| content.names.get(&name).copied());
-        let id = named.or_else(|| name_or_id.parse().ok())?;
-        content.record(id).map(|(_, record)| record)
-    }
-
-    /// The record of a machine.
-    pub fn by_id(&self, id: MachineId) -> Option<Arc<MachineRecord>> {
-        self.record(id).map(|(_, record)| record)
+        let kept = {
+            let content = self.content();
+            let named =
+                name_or_id.parse().ok().and_then(|name: MachineName| content.names.get(&name).copied());
+            let id = named.or_else(|| name_or_id.parse().ok())?;
+            content.records.get(&id)?.1.clone()
+        };
+        Some(kept.record())
     }
 
     /// Every machine's record, the oldest first.
     pub fn all(&self) -> Vec<Arc<MachineRecord>> {
-        self.content().records.values().map(|(_, kept)| kept.record()).collect()
+        self.rows(true).iter().map(Row::record).collect()
     }
 
     /// The records of the machines that have not ended, the oldest first.
     pub fn all_living(&self) -> Vec<Arc<MachineRecord>> {
-        let content = self.content();
-        let living = content.records.values().filter_map(|(_, kept)| match kept {
-            Kept::Living(record) => Some(record.clone()),
-            Kept::Ended(_) => None,
-        });
-        living.collect()
+        self.rows(false).iter().map(Row::record).collect()
+    }
+
+    /// The machines that have not ended.
+    pub fn living_ids(&self) -> BTreeSet<MachineId> {
+        self.rows(false).iter().map(|row| row.id).collect()
+    }
+
+    /// What became of a machine's record since it had this revision.
+    pub fn newer_than(&self, id: MachineId, known: Option<Revision>) -> Newer {
+        let row = match self.content().records.get(&id) {
+            None => return Newer::Gone,
+            Some((revision, _)) if Some(*revision) == known => return Newer::Same,
+            Some((revision, kept)) => Row { id, revision: *revision, kept: kept.clone() },
+        };
+        Newer::Changed(row.revision, row.record())
     }
 
     /// The machines, the oldest first; those that have ended only where they are wanted.
     pub fn rows(&self, with_ended: bool) -> Vec<Row> {
         let content = self.content();
         let wanted = content.records.iter();
-        let wanted = wanted.filter(|(_, (_, kept))| with_ended || matches!(kept, Kept::Living(_)));
+        let wanted = wanted.filter(|(_, (_, kept))| with_ended || kept.living);
         wanted
             .map(|(id, (revision, kept))| Row { id: *id, revision: *revision, kept: kept.clone() })
             .collect()
@@ -163,9 +177,16 @@ impl View {
         self.content().machines.values().filter(|machine| !machine.state.is_terminal()).count()
     }
 
+    /// Whether every record could be read.
+    pub fn is_complete(&self) -> bool {
+        self.content().complete()
+    }
+
     /// What the loop waits for with this machine, in words for people.
     pub fn waits_for(&self, id: MachineId) -> Option<&'static str> {
-        self.content().waits.get(&id).map(|wait| wait.on.as_str())
+        let content = self.content();
+        let at = content.waits.binary_search_by_key(&id, |wait| wait.id).ok()?;
+        Some(content.waits[at].on.as_str())
     }
 
     /// Keys of records that cannot be read.
@@ -173,21 +194,25 @@ impl View {
         self.content().unreadable.keys().cloned().collect()
     }
 
-    /// Shows a record that this process has just written.
-    pub(in crate::reconcile) fn note(&self, revision: Revision, record: Arc<MachineRecord>) {
+    /// Shows a record that this process has just written; `value` is what it wrote.
+    pub(in crate::reconcile) fn note(&self, revision: Revision, record: &MachineRecord, value: Bytes) {
         let mut content = self.content();
         // An older one was shown already, if it has not even been removed again.
         if revision > content.seen {
-            content.keep(revision, record, None);
+            content.keep(revision, record, value);
         }
     }
 
-    pub(in crate::reconcile) fn set_waits(&self, waits: &[Wait]) {
-        self.content().waits = waits.iter().map(|wait| (wait.id, *wait)).collect();
+    pub(in crate::reconcile) fn set_waits(&self, mut waits: Vec<Wait>) {
+        // They come in order, which costs next to nothing to sort.
+        waits.sort_by_key(|wait| wait.id);
+        let former = std::mem::replace(&mut self.content().waits, waits);
+        drop(former);
     }
 
     pub(in crate::reconcile) fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
-        self.content().record(id)
+        let kept = self.content().records.get(&id).cloned();
+        kept.map(|(revision, kept)| (revision, kept.record()))
     }
 
     pub(super) fn voids(&self) -> Vec<(MachineId, Revision, Timestamp)> {
@@ -214,8 +239,9 @@ impl Content {
         self.unreadable.is_empty()
     }
 
-    pub fn record(&self, id: MachineId) -> Option<(Revision, Arc<MachineRecord>)> {
-        self.records.get(&id).map(|(revision, kept)| (*revision, kept.record()))
+    /// The machine as a list has it.
+    pub fn row(&self, id: MachineId) -> Option<Row> {
+        self.records.get(&id).map(|(revision, kept)| Row { id, revision: *revision, kept: kept.clone() })
     }
 
     fn set(&mut self, entry: &Entry) {
@@ -223,13 +249,6 @@ impl Content {
             self.unreadable.insert(entry.key.clone(), entry.revision);
             return;
         };
-        if let Some((revision, Kept::Ended(value))) = self.records.get_mut(&id)
-            && *revision == entry.revision
-        {
-            // What was noted here gives way to the state's own copy.
-            *value = entry.value.clone();
-            return;
-        }
         let known = self.records.get(&id).is_some_and(|(revision, _)| *revision >= entry.revision)
             || self.unreadable.get(&entry.key).is_some_and(|revision| *revision >= entry.revision);
         if known {
@@ -237,7 +256,7 @@ impl Content {
         }
         self.unreadable.remove(&entry.key);
         match parse(id, &entry.value) {
-            Some(Parsed::Record(record)) => self.keep(entry.revision, Arc::new(*record), Some(&entry.value)),
+            Some(Parsed::Record(record)) => self.keep(entry.revision, &record, entry.value.clone()),
             Some(Parsed::Void(id, at)) => {
                 // The record that was there has been removed meanwhile.
                 self.remove(&entry.key);
@@ -250,8 +269,8 @@ impl Content {
         }
     }
 
-    /// Keeps a record; `value` is how the state holds it, where that is at hand.
-    fn keep(&mut self, revision: Revision, record: Arc<MachineRecord>, value: Option<&Bytes>) {
+    /// Keeps a record; `value` is how the state holds it.
+    fn keep(&mut self, revision: Revision, record: &MachineRecord, value: Bytes) {
         let id = record.id;
         if self.records.get(&id).is_some_and(|(known, _)| *known >= revision) {
             return;
@@ -261,11 +280,7 @@ impl Content {
             self.numbers.extend(record.name.number());
         }
         self.machines.insert(id, record.to_machine());
-        let kept = match record.state.is_terminal() {
-            true => Kept::Ended(value.cloned().unwrap_or_else(|| record.to_json().into())),
-            false => Kept::Living(record),
-        };
-        self.records.insert(id, (revision, kept));
+        self.records.insert(id, (revision, Kept { value, living: !record.state.is_terminal() }));
     }
 
     /// Makes the maps anew: one that is made at once has no room to spare, one that grew in order is half empty.

@@ -1,16 +1,18 @@
 use std::time::Duration;
 
+use calve_server::cache::{KEPT_GRACE, collect_kept};
 use calve_store::cache::GcPolicy;
 
 use super::CacheArgs;
 use crate::args::{parse_duration, parse_size, show_size};
 use crate::caches;
-use crate::failure::{ExitStatus, Outcome};
+use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui::{self, Progress};
 
 /// Removes from a cache what nothing needs any more; safe while it is being used.
 ///
-/// Without --max-age and --max-size only chunks go that belong to no path.
+/// Without --max-age and --max-size only chunks go that belong to no path, and realisations whose path is gone; build logs go
+/// with --max-age.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -42,6 +44,10 @@ pub async fn run(args: Args) -> Outcome {
     };
     let progress = Progress::new("collecting garbage");
     let collected = cache.collect(&policy).await.map_err(caches::cache_failed)?;
+    let grace = args.grace.unwrap_or(KEPT_GRACE);
+    let kept = collect_kept(&cache, args.max_age, grace, args.dry_run).await.map_err(|error| {
+        Failure::failed("build logs and realisations cannot be collected").caused_by(error)
+    })?;
     drop(progress);
     if args.json {
         let json = serde_json::json!({
@@ -51,6 +57,8 @@ pub async fn run(args: Args) -> Outcome {
             "chunk_bytes_removed": collected.chunk_bytes_removed,
             "packs_removed": collected.packs_removed,
             "abandoned_removed": collected.abandoned_removed,
+            "files_removed": kept.0,
+            "file_bytes_removed": kept.1,
             "dry_run": args.dry_run,
         });
         ui::json(json.to_string().as_bytes())?;
@@ -58,10 +66,11 @@ pub async fn run(args: Args) -> Outcome {
     }
     let done = if args.dry_run { "would go" } else { "removed" };
     ui::line(&format!(
-        "{} paths and {} chunks {done} ({}), {} paths stay",
+        "{} paths, {} chunks and {} logs and realisations {done} ({}), {} paths stay",
         collected.paths_removed,
         collected.chunks_removed,
-        show_size(collected.chunk_bytes_removed),
+        kept.0,
+        show_size(collected.chunk_bytes_removed + kept.1),
         collected.paths_kept
     ))?;
     Ok(ExitStatus::Success)

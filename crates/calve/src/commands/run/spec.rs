@@ -18,6 +18,7 @@ use crate::args::{
     parse_ttl, show_duration,
 };
 use crate::failure::{Failure, Outcome};
+use crate::lazy::{self, LazyArgs};
 use crate::resolve::{self, Wish};
 
 /// Runs a closure in a machine of its own, and ends with its exit code.
@@ -90,7 +91,7 @@ pub struct Args {
     /// How the machine is made: sandbox or qemu; the first that can do it where none is given.
     #[arg(long)]
     driver: Option<DriverName>,
-    /// How a guest gets its store paths; asks for the driver qemu. [default: image]
+    /// How the machine gets its store paths; image and live ask for the driver qemu. [default: image for guests]
     #[arg(long, value_name = "HOW")]
     store: Option<StoreWord>,
 
@@ -111,6 +112,8 @@ pub struct Args {
     #[arg(long, value_name = "IMAGE", requires = "on", help_heading = "Providers")]
     image: Option<String>,
 
+    #[command(flatten)]
+    lazy: LazyArgs,
     #[command(flatten)]
     health: HealthArgs,
 }
@@ -150,6 +153,8 @@ enum StoreWord {
     Image,
     /// The host's own store paths (virtiofs), read-only: nothing is made, however large the closure.
     Live,
+    /// Out of a cache (--from) while it runs: what is touched comes, verified, and the rest after it.
+    Lazy,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -178,7 +183,15 @@ impl Args {
             shell: self.shell,
             args: self.args.clone(),
         };
-        let resolved = resolve::resolve(&wish)?;
+        let (resolved, store) = match self.store {
+            Some(StoreWord::Lazy) => {
+                let (resolved, lazily) = lazy::resolve(&wish, &self.lazy)?;
+                (resolved, lazily.then_some(StoreDelivery::Lazy))
+            }
+            Some(StoreWord::Live) => (resolve::resolve(&wish)?, Some(StoreDelivery::Live)),
+            Some(StoreWord::Image) => (resolve::resolve(&wish)?, Some(StoreDelivery::Image)),
+            None => (resolve::resolve(&wish)?, None),
+        };
         let (kind, workload) = self.workload(resolved.workload, env, stdin)?;
         let spec = MachineSpec {
             kind,
@@ -193,10 +206,7 @@ impl Args {
                 NetworkWord::None => Network::None,
                 NetworkWord::Host => Network::Host,
             },
-            store: self.store.map(|word| match word {
-                StoreWord::Image => StoreDelivery::Image,
-                StoreWord::Live => StoreDelivery::Live,
-            }),
+            store,
             place: self.place(),
             ports: self.publish.clone(),
             source: resolved.source,
@@ -223,10 +233,14 @@ impl Args {
 
     /// The driver that was asked for, or that goes without saying.
     fn driver(&self) -> Outcome<Option<DriverName>> {
+        if self.lazy.is_given() && !matches!(self.store, Some(StoreWord::Lazy)) {
+            return Err(Failure::usage("a cache and its keys are for --store lazy").hint("say --store lazy"));
+        }
         if let Some(on) = &self.on {
             return Ok(Some(on.driver));
         }
         match (self.driver, self.store) {
+            (driver, Some(StoreWord::Lazy)) => Ok(driver),
             (Some(DriverName::Sandbox), Some(_)) => {
                 Err(Failure::usage("a sandbox always has the host's own store paths: --store is for guests")
                     .hint("leave --store out, or say --driver qemu"))
@@ -354,6 +368,7 @@ mod tests {
         assert_eq!(driver(&["--driver", "sandbox", "X"]).unwrap(), Some(DriverName::Sandbox));
         let refused = driver(&["--store", "image", "--driver", "sandbox", "X"]).unwrap_err();
         assert!(refused.sentence.contains("--store is for guests"), "{}", refused.sentence);
+        assert_eq!(driver(&["--store", "lazy", "X"]).unwrap(), None);
         assert!(parse(&["--store", "tape", "X"]).is_err());
     }
 

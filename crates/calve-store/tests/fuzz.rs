@@ -1,0 +1,152 @@
+//! The fuzz targets of what a cache stores and sends, on a stable Rust: over their corpora, over changed corpora, and over
+//! arbitrary bytes; and a client whose cache answers anything at all.
+#![cfg(all(feature = "cache", feature = "http"))]
+#![allow(missing_docs)]
+
+#[path = "../../../fuzz/src/changes.rs"]
+mod changes;
+#[path = "../../../fuzz/src/stored.rs"]
+mod stored;
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use calve_store::HttpRemote;
+use calve_store::chunk::{ChunkId, StoredChunk};
+use calve_store::http::frame::{encode, encode_problem};
+use calve_store::http::{Problem, ProblemKind, pack_recipe};
+use calve_store::recipe::{Piece, Position, Recipe};
+use calve_store::remote::Remote;
+use changes::{change, changed, check, corpus, write_corpus};
+use futures_util::StreamExt;
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+use stored::{TARGETS, run};
+
+fn cases(cases: u32) -> Config {
+    Config { failure_persistence: None, ..Config::with_cases(cases) }
+}
+
+fn chunk(text: &str) -> StoredChunk {
+    StoredChunk::compress(ChunkId::of(text.as_bytes()), text.as_bytes(), 3).unwrap()
+}
+
+fn a_recipe() -> Recipe {
+    let piece = |len| Piece { id: ChunkId([len as u8; 32]), len };
+    let positions = vec![Position { skip: 3, reference: 1 }, Position { skip: 0, reference: 0 }];
+    Recipe { pieces: vec![piece(60), piece(40)], positions }
+}
+
+/// The first inputs; plain lists are what `tests/messages/` holds packed.
+fn first_inputs() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let unpacked = |file: &str| {
+        let file = format!("{}/tests/messages/{file}", env!("CARGO_MANIFEST_DIR"));
+        zstd::stream::decode_all(std::fs::File::open(file).unwrap()).unwrap()
+    };
+    let frames = [encode(chunk("one")).concat(), encode(pack_recipe(&a_recipe())).concat()].concat();
+    let problem = Problem::new(ProblemKind::Missing, "gone");
+    let ended = [&[7][..], &frames, &encode_problem(&problem).concat()].concat();
+    // One entry: a chunk of two bytes, stored in three, and the hash of the frames.
+    let contents = [&[1, 0][..], &[5; 32], &[3, 2], &ChunkId::of(b"abc").0].concat();
+    let manifest = {
+        let path = b"0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-a";
+        let text = [&[path.len() as u8][..], path].concat();
+        let signature = [&[4][..], b"k:AA"].concat();
+        [&[1][..], &text, &[1; 32], &[100], &[1], &text, &[0, 0, 1], &signature, &[2; 32]].concat()
+    };
+    vec![
+        ("address", "http", b"https://h:8443/a/b/".to_vec()),
+        ("address", "unix", b"unix:/run/c.sock:/cache".to_vec()),
+        ("frames", "two", [&[200][..], &frames].concat()),
+        ("frames", "problem", ended),
+        ("message", "ids", unpacked("ids.1.bin")),
+        ("message", "info", unpacked("info.1.bin")),
+        ("message", "manifests", unpacked("manifests.1.bin")),
+        ("message", "paths", unpacked("paths.1.bin")),
+        ("pack", "one", [&[3, 0][..], b"abc", &contents].concat()),
+        ("problem", "missing", problem.to_json()),
+        ("recipe", "two", a_recipe().encode()),
+        ("stored_manifest", "one", manifest),
+    ]
+}
+
+#[test]
+fn every_target_has_a_corpus_and_a_program() {
+    write_corpus(&first_inputs());
+    check(TARGETS);
+    // What the corpus is made of is what the cache itself writes.
+    let manifest = corpus(TARGETS).into_iter().find(|(name, _)| *name == "stored_manifest").unwrap().1;
+    let read = calve_store::cache::stored::read_manifest(&manifest).unwrap();
+    assert_eq!(calve_store::cache::stored::write_manifest(&read), manifest);
+}
+
+proptest! {
+    #![proptest_config(cases(2000))]
+
+    #[test]
+    fn changed_corpora_do_no_harm(
+        (target, bytes) in prop::sample::select(corpus(TARGETS)),
+        changes in prop::collection::vec(change(), 1..4),
+    ) {
+        run(target, &changed(bytes, changes));
+    }
+
+    #[test]
+    fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        TARGETS.iter().for_each(|(name, _)| run(name, &bytes));
+    }
+}
+
+/// A cache that answers every request with the same bytes; gives its address.
+fn answering(body: Arc<Mutex<Vec<u8>>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut head) = (stream.unwrap(), vec![0; 64 * 1024]);
+            // Small requests, which come in one piece or whose rest nobody waits for.
+            let _ = stream.read(&mut head);
+            let body = body.lock().unwrap().clone();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(&[answer.as_bytes(), &body].concat());
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn a_client_survives_whatever_a_cache_answers() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let body = Arc::new(Mutex::new(Vec::new()));
+    let remote = HttpRemote::new(answering(body.clone()).parse().unwrap(), None).unwrap();
+    let inputs = corpus(TARGETS).into_iter().filter(|(target, _)| ["frames", "message"].contains(target));
+    let inputs: Vec<_> = inputs.map(|(_, bytes)| bytes).collect();
+    let changes = prop::collection::vec(change(), 0..3);
+    let arbitrary = (prop::sample::select(inputs), changes, any::<bool>(), 0..3_u8);
+    let mut runner = proptest::test_runner::TestRunner::new(cases(60));
+    let asking = runner.run(&arbitrary, |(bytes, changes, packed, first)| {
+        let bytes = changed(bytes, changes);
+        let bytes = if packed { zstd::bulk::compress(&bytes, 1).unwrap() } else { bytes };
+        // What a commit's answer begins with.
+        *body.lock().unwrap() = [&[0, first][..], &bytes].concat();
+        runtime.block_on(async {
+            let (ids, id) = (vec![ChunkId([1; 32])], ChunkId([1; 32]));
+            let _ = remote.commit(Vec::new(), Vec::new()).await;
+            *body.lock().unwrap() = bytes;
+            let _ = remote.info().await;
+            let _ = remote.missing_paths(&[]).await;
+            let _ = remote.closure(&[]).await;
+            let recipes = remote.recipes(&ids).await;
+            assert!(recipes.is_err(), "nothing has the id {id}");
+            if let Ok(mut chunks) = remote.chunks(ids).await {
+                while let Some(Ok(chunk)) = chunks.next().await {
+                    assert_eq!(chunk.id, id);
+                }
+            }
+        });
+        Ok(())
+    });
+    asking.unwrap();
+}
