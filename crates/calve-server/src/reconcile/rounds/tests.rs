@@ -2,6 +2,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use calve_core::MachineName;
 use calve_node::Found as Seen;
+use calve_wire::record::MachineRecord;
 
 use super::super::effects::AgentReport;
 use super::*;
