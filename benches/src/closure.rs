@@ -11,6 +11,9 @@ pub mod proxy;
 mod pulls;
 mod pushes;
 pub mod server;
+mod spent;
+mod stored;
+mod visible;
 
 use calve_store::push::DEFAULT_LEVEL;
 
@@ -18,8 +21,8 @@ use self::engine::{Cost, call};
 use self::make::{Made, Maker};
 use self::nix::NixRoot;
 use self::server::Server;
+use self::spent::Spent;
 use crate::table::Table;
-use crate::times::Times;
 
 /// Level of zstd that Nix takes where it is told nothing, and that both sides are compared at.
 const SAME_LEVEL: i32 = 3;
@@ -35,6 +38,8 @@ pub struct Size {
     pub paths: usize,
     pub path_bytes: usize,
     pub metadata_paths: usize,
+    /// Paths of a cache in which one is looked up.
+    pub stored_paths: usize,
     /// Repetitions on the plain line.
     pub runs: usize,
     /// Repetitions where every round trip counts.
@@ -48,6 +53,7 @@ pub const FULL: Size = Size {
     paths: 300,
     path_bytes: 4700 << 10,
     metadata_paths: 1000,
+    stored_paths: 1_000_000,
     runs: 3,
     far_runs: 3,
 };
@@ -58,6 +64,7 @@ pub const QUICK: Size = Size {
     paths: 300,
     path_bytes: 128 << 10,
     metadata_paths: 1000,
+    stored_paths: 100_000,
     runs: 3,
     far_runs: 1,
 };
@@ -101,6 +108,8 @@ pub async fn measure(size: Size, table: &mut Table) -> anyhow::Result<()> {
     bench.one_file(&closures, table).await?;
     bench.rebuilt(&closures.many, table).await?;
     bench.metadata(table).await?;
+    bench.stored(table)?;
+    bench.visible(&closures.many, table).await?;
     bench.server_peak_kib = bench.server_peak_kib.max(bench.server.peak_kib()?);
     for (who, kib) in [("client", bench.peak_kib), ("server", bench.server_peak_kib)] {
         let mib = kib as f64 / 1024.0;
@@ -125,11 +134,9 @@ impl Bench {
 }
 
 /// A row that says how many times faster we are than they.
-fn faster(table: &mut Table, what: &str, ours: &Times, name: &str, theirs: &Times, least: Option<f64>) {
-    let (ours, theirs) = (ours.median(), theirs.median());
-    let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
-    let seconds = |time: std::time::Duration| format!("{:.3} s", time.as_secs_f64());
-    table.at_least(what, seconds(ours), format!("{name} {}", seconds(theirs)), ratio, least);
+fn faster(table: &mut Table, what: &str, ours: &Spent, name: &str, theirs: &Spent, least: Option<f64>) {
+    let ratio = theirs.seconds() / ours.seconds();
+    table.at_least(what, ours.to_string(), format!("{name} {theirs}"), ratio, least);
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -13,7 +13,7 @@ use calve_nix::StorePath;
 use calve_node::driver::qemu::{QemuDriver, QemuOptions};
 use calve_node::{Driver as _, Order};
 use calve_store::{Closure, ClosurePath};
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Remaining, ToAgent};
+use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Phase, Remaining, ToAgent};
 use calve_wire::frame::{Channel, Decoder, Frame, Incoming, Token};
 use calve_wire::guard::PROBE_MARKER;
 use calve_wire::machine::{MachineSpec, Program, Restart, Workload};
@@ -204,7 +204,9 @@ fn first_output(socket: &Path) {
             match incoming {
                 Incoming::Frame(Frame::Control(json)) => {
                     let message: FromAgent = serde_json::from_slice(&json).expect("a message");
-                    if matches!(message, FromAgent::Welcome { .. }) {
+                    // As a server does: the order came with the guest, unless that is still waiting for it.
+                    if matches!(message, FromAgent::Welcome { status, .. } if status.phase == Phase::Waiting)
+                    {
                         let start = ToAgent::Start {
                             program: Some(program()),
                             restart: Restart::Never,

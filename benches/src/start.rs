@@ -104,7 +104,7 @@ fn settle() {
 }
 
 /// The driver alone.
-struct Ours {
+pub struct Ours {
     driver: SandboxDriver,
     heard: Times,
     ended: Times,
@@ -113,7 +113,7 @@ struct Ours {
 }
 
 impl Ours {
-    fn new() -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         let runtime = tempfile::tempdir()?;
         let driver = SandboxDriver::new(runtime.path(), beside("calve-agent"));
         let [heard, ended, gone] = [const { Times::new() }; 3];
@@ -125,21 +125,27 @@ impl Ours {
         self.driver = SandboxDriver::new(self.runtime.path(), beside("calve-agent"));
     }
 
-    /// Takes the time until the program's first output was heard, its end, and until the machine was destroyed.
     async fn run(&mut self, store: &Store) {
-        let order = store.order();
+        self.run_order(store.order(), &store.program()).await;
+    }
+
+    /// Takes the time until the program's first output was heard, which it gives, its end, and until the machine was
+    /// destroyed.
+    pub async fn run_order(&mut self, order: calve_node::Order, program: &str) -> Duration {
         settle();
         let begun = Instant::now();
         self.driver.create(&order).await.expect("it can be made");
         let mut client = Client::connect(&self.driver.agent_socket(order.id));
-        client.run(&store.program(), &peers::ARGS);
+        client.run(program, &peers::ARGS);
         client.until_output();
-        self.heard.push(begun.elapsed());
+        let heard = begun.elapsed();
+        self.heard.push(heard);
         let exit = client.until_ended().last_exit.expect("it ended");
         self.ended.push(begun.elapsed());
         self.driver.destroy(order.id).await.expect("it can be destroyed");
         self.gone.push(begun.elapsed());
         assert_eq!(exit.code, Some(0), "the program ran");
+        heard
     }
 }
 

@@ -8,12 +8,15 @@ use proptest::prelude::*;
 /// The inputs of a target, each with its name.
 pub type Input = (&'static str, Vec<u8>);
 
+/// A target: its name and what it does with an input.
+type Target = (&'static str, fn(&[u8]));
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
 }
 
 /// Each target with each file of its corpus.
-pub fn corpus(targets: &[(&'static str, fn(&[u8]))]) -> Vec<Input> {
+pub fn corpus(targets: &[Target]) -> Vec<Input> {
     let files = |name: &'static str| {
         let dir =
             fs::read_dir(root().join("corpus").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -23,7 +26,7 @@ pub fn corpus(targets: &[(&'static str, fn(&[u8]))]) -> Vec<Input> {
 }
 
 /// Every target has a corpus and a program, and its corpus does no harm.
-pub fn check(targets: &[(&'static str, fn(&[u8]))]) {
+pub fn check(targets: &[Target]) {
     for (name, target) in targets {
         let corpus = corpus(&[(name, *target)]);
         assert!(!corpus.is_empty(), "{name} has no corpus");

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use calve_nix::HashWriter;
 
+use super::spent::cpu_of;
+
 /// Plain bytes of one compressed block, as chunks have on average.
 const BLOCK_BYTES: usize = 64 << 10;
 /// Plain bytes that one processor takes at a time.
@@ -46,10 +48,11 @@ impl Bound {
         Ok(Self { jobs, files: files.len() })
     }
 
-    /// Does it once.
-    pub fn measure(&self) -> anyhow::Result<Duration> {
+    /// Does it once: time, and processor time.
+    pub fn measure(&self) -> anyhow::Result<(Duration, Duration)> {
         let dir = tempfile::Builder::new().prefix("calve-bench-bound-").tempdir()?;
-        let begun = Instant::now();
+        rustix::fs::sync();
+        let (begun, before) = (Instant::now(), cpu_of(libc::RUSAGE_SELF));
         for n in 0..=self.files / 50 {
             fs::create_dir(dir.path().join(n.to_string()))?;
         }
@@ -65,7 +68,7 @@ impl Bound {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             workers.into_iter().try_for_each(|worker| worker.join().expect("no panics"))
         })?;
-        Ok(begun.elapsed())
+        Ok((begun.elapsed(), cpu_of(libc::RUSAGE_SELF) - before))
     }
 }
 

@@ -24,8 +24,6 @@ pub const WORD: &str = "engine";
 
 /// What one call of the engine cost.
 pub struct Cost {
-    /// From its start to its end.
-    pub time: Duration,
     /// What only its work took, as it measured it itself.
     pub inner: Duration,
     pub bytes_moved: u64,
@@ -43,15 +41,13 @@ pub fn call(
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(WORD).arg(verb).arg(nix.dir()).args([url, &server.token, &server.key, &root.to_string()]);
     command.arg(level.to_string());
-    let begun = Instant::now();
     let output = command.output()?;
-    let time = begun.elapsed();
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{verb}: {}: {said}", output.status);
     let told: Value = serde_json::from_slice(&output.stdout)?;
     let number = |name: &str| told[name].as_u64().with_context(|| format!("a number of {name}"));
     let (bytes_moved, peak_kib) = (number("bytes_moved")?, number("peak_kib")?);
-    Ok(Cost { time, inner: Duration::from_micros(number("micros")?), bytes_moved, peak_kib })
+    Ok(Cost { inner: Duration::from_micros(number("micros")?), bytes_moved, peak_kib })
 }
 
 /// The process itself.

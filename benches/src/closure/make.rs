@@ -1,5 +1,6 @@
 //! Closures made up in a Nix store of their own, and registered there by Nix itself.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +16,10 @@ use super::nix::NixRoot;
 
 /// Bytes of a file's copy in memory on its way to the disk.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Levels that paths refer to each other over, about as in a system of that many paths.
+const LEVELS: usize = 20;
+/// What most paths refer to.
+const REFERENCES: usize = 5;
 /// Files of one directory.
 const DIR_FILES: usize = 50;
 
@@ -75,21 +80,29 @@ impl<'a> Maker<'a> {
         self.register(vec![(path, Vec::new())])
     }
 
-    /// Many paths of a few files, each of which names some of those before it. `version` changes what they are called and
-    /// what their references are called, and nothing else.
+    /// Many paths of a few files, on levels as in real closures: each names some of those below it, the last all that
+    /// nobody else does. `version` changes what they are called and what their references are called, and nothing else.
     pub fn many_paths(&self, name: &str, count: usize, bytes: usize, version: u64) -> anyhow::Result<Made> {
         let mut paths: Vec<(StorePath, Vec<StorePath>)> = Vec::new();
+        let mut unused: BTreeSet<usize> = BTreeSet::new();
+        // The first path of the level that path `n` stands on.
+        let level = |n: usize| (n * LEVELS / count * count).div_ceil(LEVELS);
         for n in 0..count {
             let path = path_of(&format!("{name}-{n}"), n as u64, version)?;
             let mut random = Random::new(1000 + n as u64);
-            let mut references: Vec<StorePath> = (0..n.min(5))
-                .map(|_| paths[n - 1 - random.below(n.min(40) as u64) as usize].0.clone())
-                .collect();
-            if n > 0 {
-                references.push(paths[n - 1].0.clone());
+            let mut used = BTreeSet::new();
+            if let Some(below) = level(n).checked_sub(1) {
+                let from = level(below);
+                used.insert(from + random.below((below + 1 - from) as u64) as usize);
+                used.extend((1..REFERENCES).map(|_| random.below(below as u64 + 1) as usize));
             }
-            references.sort_unstable();
-            references.dedup();
+            unused = &unused - &used;
+            if n + 1 == count {
+                used.append(&mut unused);
+            }
+            unused.insert(n);
+            // Named in the order of their making, which no hash changes.
+            let references: Vec<_> = used.into_iter().map(|n| paths[n].0.clone()).collect();
             // Sizes as in real closures: most paths are small, a few hold most of the bytes.
             let size = if n % 10 == 0 { bytes * 6 } else { bytes * 4 / 9 };
             let host = self.nix.host_path(&path);
@@ -135,6 +148,10 @@ impl<'a> Maker<'a> {
 }
 
 impl Made {
+    pub fn paths(&self) -> &[StorePath] {
+        &self.paths
+    }
+
     pub fn files(&self, nix: &NixRoot) -> Vec<PathBuf> {
         let mut files = Vec::new();
         let mut dirs: Vec<PathBuf> = self.paths.iter().map(|path| nix.host_path(path)).collect();

@@ -1,8 +1,7 @@
-//! Real Nix as the peer: stores in directories of their own, and its commands timed.
+//! Real Nix as the peer, with stores in directories of their own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use calve_nix::StorePath;
@@ -70,36 +69,35 @@ impl NixRoot {
     }
 
     /// `nix copy --to CACHE` at a level of zstd.
-    pub fn copy_to(&self, cache: &str, path: &StorePath, level: i32) -> anyhow::Result<Duration> {
+    pub fn copy_to(&self, cache: &str, path: &StorePath, level: i32) -> anyhow::Result<()> {
         let _ = std::fs::remove_dir_all(self.dir.path().join("home"));
         let cache = format!("{cache}?compression=zstd&compression-level={level}");
-        timed(
-            self.command("nix")
-                .arg("--store")
-                .arg(self.root())
-                .args(["copy", "--to", &cache])
-                .arg(path.to_string()),
-        )
+        run(self
+            .command("nix")
+            .arg("--store")
+            .arg(self.root())
+            .args(["copy", "--to", &cache])
+            .arg(path.to_string()))
     }
 
     /// `nix copy --from CACHE` into this store.
-    pub fn copy_from(&self, cache: &str, path: &StorePath) -> anyhow::Result<Duration> {
+    pub fn copy_from(&self, cache: &str, path: &StorePath) -> anyhow::Result<()> {
         let mut command = self.command("nix");
         command.args(["copy", "--no-check-sigs", "--from", cache, "--to"]).arg(self.root());
-        timed(command.arg(path.to_string()))
+        run(command.arg(path.to_string()))
     }
 
     /// `nix-store --realise` with as many jobs as help.
-    pub fn substitute(&self, cache: &str, path: &StorePath) -> anyhow::Result<Duration> {
+    pub fn substitute(&self, cache: &str, path: &StorePath) -> anyhow::Result<()> {
         let mut command = self.command("nix-store");
         command.arg("--store").arg(self.root()).args(["--realise", "-j", JOBS]);
         command.args(["--option", "http-connections", JOBS, "--option", "substituters", cache]);
-        timed(command.arg(path.to_string()))
+        run(command.arg(path.to_string()))
     }
 
     /// `nix path-info --recursive`: what is known of a closure in a cache.
-    pub fn path_info(&self, cache: &str, path: &StorePath) -> anyhow::Result<Duration> {
-        timed(self.command("nix").args(["path-info", "--recursive", "--store", cache]).arg(path.to_string()))
+    pub fn path_info(&self, cache: &str, path: &StorePath) -> anyhow::Result<()> {
+        run(self.command("nix").args(["path-info", "--recursive", "--store", cache]).arg(path.to_string()))
     }
 
     /// The closure is whole, says Nix.
@@ -128,10 +126,4 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}: {said}", output.status);
     Ok(())
-}
-
-fn timed(command: &mut Command) -> anyhow::Result<Duration> {
-    let begun = Instant::now();
-    run(command)?;
-    Ok(begun.elapsed())
 }

@@ -8,6 +8,7 @@ use super::bound::Bound;
 use super::make::{Made, Maker};
 use super::nix::NixRoot;
 use super::proxy::Proxy;
+use super::spent::Spent;
 use super::{Bench, faster};
 use crate::table::Table;
 use crate::times::Times;
@@ -30,17 +31,18 @@ impl Bench {
         let files = tempfile::tempdir()?;
         let cache = format!("file://{}", files.path().display());
         self.nix.copy_to(&cache, &made.root, DEFAULT_LEVEL)?;
-        let (mut ours, mut from_files, mut from_server) = (Times::new(), Times::new(), Times::new());
-        let mut least = Times::new();
+        let [mut ours, mut from_files, mut from_server, mut least] = [const { Spent::new() }; 4];
         for _ in 0..self.size.runs {
-            least.push(bound.measure()?);
-            let target = NixRoot::new()?;
-            let cost = super::call("pull", &target, (&self.server, &self.server.url), &made.root, 0)?;
-            ours.push(cost.time);
+            least.by(bound.measure()?);
+            let (target, server) = (NixRoot::new()?, &self.server);
+            let cost =
+                ours.on(Some(server), || super::call("pull", &target, (server, &server.url), &made.root, 0))?;
             self.peak_kib = self.peak_kib.max(cost.peak_kib);
             target.verify(&made.root)?;
-            from_files.push(NixRoot::new()?.copy_from(&cache, &made.root)?);
-            from_server.push(NixRoot::new()?.copy_from(&self.server.url, &made.root)?);
+            let target = NixRoot::new()?;
+            from_files.on(None, || target.copy_from(&cache, &made.root))?;
+            let target = NixRoot::new()?;
+            from_server.on(Some(server), || target.copy_from(&server.url, &made.root))?;
         }
         let row = |from: &str| format!("pull, {what}, loopback; Nix from {from}");
         faster(table, &row("the same cache"), &ours, "nix copy", &from_server, Some(NEAR_LEAST));
@@ -53,16 +55,18 @@ impl Bench {
     pub(super) async fn pull_far(&mut self, made: &Made, table: &mut Table) -> anyhow::Result<()> {
         for millis in FAR_MILLIS {
             let proxy = Proxy::start(self.server.port(), Duration::from_millis(millis)).await?;
-            let (mut ours, mut copied, mut substituted) = (Times::new(), Times::new(), Times::new());
+            let [mut ours, mut copied, mut substituted] = [const { Spent::new() }; 3];
             for _ in 0..self.size.far_runs {
                 tokio::task::block_in_place(|| -> anyhow::Result<()> {
+                    let (url, server) = (proxy.url.as_str(), &self.server);
                     let target = NixRoot::new()?;
-                    let cost = super::call("pull", &target, (&self.server, &proxy.url), &made.root, 0)?;
-                    ours.push(cost.time);
+                    let cost =
+                        ours.on(Some(server), || super::call("pull", &target, (server, url), &made.root, 0))?;
                     self.peak_kib = self.peak_kib.max(cost.peak_kib);
-                    copied.push(NixRoot::new()?.copy_from(&proxy.url, &made.root)?);
-                    substituted.push(NixRoot::new()?.substitute(&proxy.url, &made.root)?);
-                    Ok(())
+                    let target = NixRoot::new()?;
+                    copied.on(Some(server), || target.copy_from(url, &made.root))?;
+                    let target = NixRoot::new()?;
+                    substituted.on(Some(server), || target.substitute(url, &made.root))
                 })?;
             }
             let row = format!("pull, {} paths, {millis} ms", self.size.paths);
@@ -79,18 +83,18 @@ impl Bench {
         let url = self.server.url.clone();
         self.keep(&made, &url)?;
         let proxy = Proxy::start(self.server.port(), Duration::from_millis(METADATA_MILLIS)).await?;
-        let (mut ours, mut theirs) = (Times::new(), Times::new());
+        let (mut ours, mut theirs) = (Times::new(), Spent::new());
         for _ in 0..self.size.far_runs {
             tokio::task::block_in_place(|| -> anyhow::Result<()> {
                 let nix = NixRoot::new()?;
                 ours.push(super::call("metadata", &nix, (&self.server, &proxy.url), &made.root, 0)?.inner);
-                theirs.push(nix.path_info(&proxy.url, &made.root)?);
-                Ok(())
+                theirs.on(Some(&self.server), || nix.path_info(&proxy.url, &made.root))
             })?;
         }
         let row = format!("metadata of {count} paths, {METADATA_MILLIS} ms");
-        faster(table, &row, &ours, "nix path-info -r", &theirs, None);
         let seconds = ours.median().as_secs_f64();
+        let beside = format!("nix path-info -r {theirs}");
+        table.at_least(&row, format!("{seconds:.3} s"), beside, theirs.seconds() / seconds, None);
         table.limit(&row, format!("{seconds:.3} s"), seconds, METADATA_MOST, "s");
         Ok(())
     }

@@ -9,9 +9,9 @@ use super::make::{Made, Maker};
 use super::nix::NixRoot;
 use super::proxy::Proxy;
 use super::server::Server;
+use super::spent::Spent;
 use super::{Bench, Closures, SAME_LEVEL, faster, mebibytes};
 use crate::table::Table;
-use crate::times::Times;
 
 /// How many times faster than `nix copy` at the same level, and at our default.
 const SAME_LEVEL_LEAST: f64 = 1.8;
@@ -26,8 +26,7 @@ const REBUILT_SHARE: f64 = 0.005;
 
 impl Bench {
     pub(super) fn push(&mut self, what: &str, made: &Made, table: &mut Table) -> anyhow::Result<()> {
-        let (mut same, mut default) = (Times::new(), Times::new());
-        let (mut to_files, mut to_server) = (Times::new(), Times::new());
+        let [mut same, mut default, mut to_files, mut to_server] = [const { Spent::new() }; 4];
         let (mut our_bytes, mut same_bytes, mut their_bytes) = (0, 0, 0);
         for _ in 0..self.size.runs {
             for (level, times, bytes) in
@@ -37,19 +36,19 @@ impl Bench {
                 // Nothing is known from before.
                 let _ = std::fs::remove_file(self.nix.dir().join("chunks.sqlite"));
                 let nix = &self.nix;
-                let cost = super::call("push", nix, (&server, &server.url), &made.root, level)?;
-                times.push(cost.time);
+                let push = || super::call("push", nix, (&server, &server.url), &made.root, level);
+                let cost = times.on(Some(&server), push)?;
                 *bytes = cost.bytes_moved;
                 self.peak_kib = self.peak_kib.max(cost.peak_kib);
                 self.server_peak_kib = self.server_peak_kib.max(server.peak_kib()?);
             }
             let files = tempfile::tempdir()?;
             let cache = format!("file://{}", files.path().display());
-            to_files.push(self.nix.copy_to(&cache, &made.root, SAME_LEVEL)?);
+            to_files.on(None, || self.nix.copy_to(&cache, &made.root, SAME_LEVEL))?;
             their_bytes = size_of(&files.path().join("nar"))?;
             let server = Server::start()?;
             self.nix.allow(&server.token)?;
-            to_server.push(self.nix.copy_to(&server.url, &made.root, SAME_LEVEL)?);
+            to_server.on(Some(&server), || self.nix.copy_to(&server.url, &made.root, SAME_LEVEL))?;
             self.server_peak_kib = self.server_peak_kib.max(server.peak_kib()?);
         }
         let _ = std::fs::remove_file(self.nix.dir().join("chunks.sqlite"));
@@ -114,8 +113,9 @@ impl Bench {
             let proxy = Proxy::start(self.server.port(), Duration::ZERO).await?;
             let nix = if verb == "push" { &self.nix } else { &target };
             let server = (&self.server, proxy.url.as_str());
-            let cost =
-                tokio::task::block_in_place(|| super::call(verb, nix, server, &after.root, DEFAULT_LEVEL))?;
+            let mut spent = Spent::new();
+            let change = || super::call(verb, nix, server, &after.root, DEFAULT_LEVEL);
+            let cost = tokio::task::block_in_place(|| spent.on(Some(&self.server), change))?;
             self.peak_kib = self.peak_kib.max(cost.peak_kib);
             let moved = proxy.bytes();
             let ratio = moved as f64 / most as f64;
@@ -127,7 +127,7 @@ impl Bench {
                 ratio,
                 Some(1.0),
             );
-            let (seconds, row) = (cost.time.as_secs_f64(), format!("{verb}, {what}, time"));
+            let (seconds, row) = (spent.seconds(), format!("{verb}, {what}, time"));
             match in_time {
                 true => {
                     table.limit(&row, format!("{seconds:.3} s"), seconds, ONE_FILE_MOST.as_secs_f64(), "s")

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -18,22 +19,32 @@ pub struct Server {
     pub url: String,
     pub token: String,
     pub key: String,
-    _home: Home,
+    /// How long it took until it listened.
+    pub started: Duration,
+    home: Arc<Home>,
 }
 
 impl Server {
     pub fn start() -> anyhow::Result<Self> {
-        let home = Home::new()?;
+        Self::start_in(Arc::new(Home::new()?))
+    }
+
+    /// Of the cache that lies in this home already, or of a new one.
+    pub fn start_in(home: Arc<Home>) -> anyhow::Result<Self> {
         let dir = home.path().join("cache");
         let token = Tokens::new(&dir).add("bench", &Right::Push)?;
         let (dir, file) = (dir.display().to_string(), home.path().join("address"));
         let mut command =
             home.command(&["cache", "serve", "--public", "--listen", "127.0.0.1:0", "--dir", &dir]);
         command.arg("--address-file").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = std::fs::remove_file(&file);
+        let begun = Instant::now();
         let child = command.spawn().context("calve starts")?;
-        let mut server = Self { child, url: String::new(), token, key: String::new(), _home: home };
+        let (url, key, started) = (String::new(), String::new(), Duration::ZERO);
+        let mut server = Self { child, url, token, key, started, home };
         server.url = server.wait_for(&file)?;
-        server.key = server._home.calve(&["cache", "key", "--dir", &dir])?.trim().to_owned();
+        server.started = begun.elapsed();
+        server.key = server.home.calve(&["cache", "key", "--dir", &dir])?.trim().to_owned();
         Ok(server)
     }
 
@@ -46,12 +57,23 @@ impl Server {
             }
             ensure!(self.child.try_wait()?.is_none(), "calve cache serve ended");
             ensure!(begun.elapsed() < START_MAX, "calve cache serve does not listen");
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     pub fn port(&self) -> u16 {
         self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("an address has a port")
+    }
+
+    /// Processor time that it took so far (`proc_pid_stat(5)`).
+    pub fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // Behind the name, which may hold anything: user and system time are fields 14 and 15, in ticks of 10 ms.
+        let (_, fields) = stat.rsplit_once(')').context("a name in parentheses")?;
+        let ticks =
+            |n: usize| fields.split_ascii_whitespace().nth(n).and_then(|ticks| ticks.parse::<u64>().ok());
+        let ticks = ticks(11).zip(ticks(12)).context("two times")?;
+        Ok(Duration::from_millis((ticks.0 + ticks.1) * 10))
     }
 
     /// The most memory that it ever had, in KiB.

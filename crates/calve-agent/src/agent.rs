@@ -4,6 +4,7 @@
 //! changes what becomes of the workload: restarts, health checks and the lease go on by themselves. One thread; whatever
 //! could block is a descriptor in the runtime.
 
+pub mod begun;
 mod connection;
 mod descriptor;
 mod health;
@@ -12,7 +13,7 @@ mod log;
 mod outbox;
 mod pipe;
 mod processes;
-mod program;
+pub mod program;
 mod spool;
 mod stdin;
 mod streams;
@@ -36,6 +37,7 @@ use tokio::sync::mpsc;
 
 use crate::enclosure::Enclosure;
 use crate::init::packet::{End, NotStarted};
+use begun::Begun;
 use processes::Processes;
 use transport::Transport;
 
@@ -55,6 +57,8 @@ pub struct Config {
     pub announce: Box<dyn FnOnce() -> io::Result<()>>,
     /// The agent ends with this directory: nobody can find it any more without.
     pub run_dir: Option<PathBuf>,
+    /// What was done before the agent was there.
+    pub begun: Option<Begun>,
 }
 
 /// Runs an agent to the end of its machine: the lease, or the server's word, or init's death. When it returns, nothing of
@@ -83,11 +87,13 @@ async fn supervise(config: Config) -> io::Result<()> {
         environment: RefCell::default(),
         takes_commands: Cell::new(true),
         status: RefCell::new(Status::waiting()),
+        welcomed: Cell::default(),
         events,
     });
     agent.status.borrow_mut().notes = agent.enclosure.notes();
     (config.announce)()?;
-    supervisor::Supervisor::new(agent, told, config.remaining, transport, config.run_dir)?.run().await
+    let supervisor = supervisor::Supervisor::new(agent, told, config.remaining, transport, config.run_dir)?;
+    supervisor.run(config.begun).await
 }
 
 /// What the parts of the agent share.
@@ -104,6 +110,8 @@ pub struct Agent {
     /// Whether commands may be started in the machine.
     takes_commands: Cell<bool>,
     status: RefCell<Status>,
+    /// Where the server was greeted before the agent was there: the last log entry that it was sent then.
+    welcomed: Cell<Option<u64>>,
     events: mpsc::UnboundedSender<Event>,
 }
 

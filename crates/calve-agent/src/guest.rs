@@ -12,6 +12,8 @@ mod bare;
 mod clock;
 mod cloud;
 mod files;
+mod first;
+mod fw_cfg;
 mod limits;
 mod metadata;
 mod modules;

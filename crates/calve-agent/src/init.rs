@@ -3,6 +3,7 @@
 //! *Invariant*: one thread, no runtime, one blocking poll loop; so it can fork at any time, and there is nothing that it
 //! could wait for but its two descriptors. It knows nothing of workloads, leases or the server: the agent decides.
 
+pub mod begin;
 mod execute;
 pub mod packet;
 mod spawn;
@@ -38,7 +39,12 @@ pub struct Options<'a> {
     pub confine: &'a dyn Confine,
     /// The agent, where it is a child of init.
     pub spare: Option<i32>,
+    /// A process that was made before, which is the agent's number [`FIRST_ID`]; the rest of its group dies with it.
+    pub first: Option<i32>,
 }
+
+/// The agent's number for a process that was made before it.
+pub const FIRST_ID: u64 = 1;
 
 /// Makes an ordinary process the init of everything that it will start: orphans come to it instead of the host's init.
 pub fn adopt_orphans() -> io::Result<()> {
@@ -49,10 +55,12 @@ pub fn adopt_orphans() -> io::Result<()> {
 pub fn run(link: OwnedFd, options: &Options<'_>) -> io::Result<()> {
     keep_standard_descriptors()?;
     let children = child_signals()?;
-    let mut init = Init { link, options, processes: HashMap::new(), emptying: false };
+    let first = options.first.map(|pid| (pid, Process { id: FIRST_ID, sweep_group: true }));
+    let mut init = Init { link, options, processes: first.into_iter().collect(), emptying: false };
     init.report(&Report::Ready, Vec::new())?;
     options.confine.prepare()?;
-    let served = init.serve(&children);
+    // Of a process that ended before now, no signal tells.
+    let served = init.reap().and_then(|()| init.serve(&children));
     init.kill_the_rest(&children);
     served
 }

@@ -24,7 +24,7 @@ pub fn run(run_dir: PathBuf, device: Option<PathBuf>, ready: Option<OwnedFd>) ->
         remaining: remaining_now(&spec),
         transport: Box::new(move || {
             Ok(match device {
-                Some(device) => Transport::Device(device),
+                Some(path) => Transport::Device { path, opened: None },
                 None => Transport::Listen(listen::bind(&socket)?),
             })
         }),
@@ -35,6 +35,7 @@ pub fn run(run_dir: PathBuf, device: Option<PathBuf>, ready: Option<OwnedFd>) ->
             None => Ok(()),
         }),
         run_dir: Some(run_dir),
+        begun: None,
     })?;
     Ok(())
 }
@@ -47,8 +48,9 @@ pub fn fork_init() -> io::Result<OwnedFd> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(here);
-            let served = init::adopt_orphans()
-                .and_then(|()| init::run(there, &init::Options { confine: &Unconfined, spare: None }));
+            let served = init::adopt_orphans().and_then(|()| {
+                init::run(there, &init::Options { confine: &Unconfined, spare: None, first: None })
+            });
             // SAFETY: ends the child at once, without running what the parent has registered.
             unsafe { libc::_exit(i32::from(served.is_err())) }
         }

@@ -145,6 +145,7 @@ fn make(
             told.announce()
         }),
         run_dir: Some(run_dir.to_owned()),
+        begun: None,
     };
     Ok((walls, config))
 }
@@ -160,8 +161,9 @@ fn failure(error: &anyhow::Error) -> SandboxFailure {
 
 /// Init's life inside.
 fn serve(link: OwnedFd, confinement: Confinement) -> Infallible {
-    let served = keep_only(&link)
-        .and_then(|()| init::run(link, &init::Options { confine: &Confined(confinement), spare: None }));
+    let served = keep_only(&link).and_then(|()| {
+        init::run(link, &init::Options { confine: &Confined(confinement), spare: None, first: None })
+    });
     // SAFETY: ends the process at once, without running what the agent has registered.
     unsafe { libc::_exit(i32::from(served.is_err())) }
 }

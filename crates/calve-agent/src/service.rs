@@ -28,6 +28,7 @@ pub fn run(server: Server, token_file: &Path) -> anyhow::Result<()> {
         enclosure: Box::new(FullSystem),
         announce: Box::new(|| Ok(())),
         run_dir: None,
+        begun: None,
     })?;
     Ok(())
 }

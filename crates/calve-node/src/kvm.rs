@@ -100,6 +100,7 @@ fn probe_plan(options: &QemuOptions, emulator: &Emulator) -> Result<GuestPlan, D
         network: false,
         store: None,
         pids: None,
+        start: false,
         unix_ms: 0,
         emulated_tsc_khz: None,
     };
@@ -117,6 +118,7 @@ fn probe_plan(options: &QemuOptions, emulator: &Emulator) -> Result<GuestPlan, D
         cpus_milli: None,
         network: false,
         random_device: false,
+        start: None,
     })
 }
 

@@ -121,6 +121,8 @@ struct Inner {
     objects: Objects,
     /// Work for processors: archives that are checked or cut at once.
     cpus: Semaphore,
+    /// Streams of chunks that read ahead.
+    eager: Arc<Semaphore>,
 }
 
 impl Cache {
@@ -135,7 +137,8 @@ impl Cache {
             let objects = Objects::open(&storage, &dir)?;
             let cpus = Semaphore::new(cpus());
             let name = dir.display().to_string();
-            Ok((Inner { name, dir, priority, grace, key, index, objects, cpus }, made))
+            let eager = Arc::new(Semaphore::new(read::EAGER_STREAMS_MAX));
+            Ok((Inner { name, dir, priority, grace, key, index, objects, cpus, eager }, made))
         });
         let (inner, made) = opened.await?;
         let cache = Self(Arc::new(inner));

@@ -19,6 +19,7 @@ use fastcdc::v2020::{self, Normalization};
 use crate::chunk::{CHUNK_AVERAGE, CHUNK_MAX, CHUNK_MIN, ChunkId, StoredChunk};
 use crate::normal::Normaliser;
 use crate::recipe::{Piece, Position, Recipe};
+use crate::{decode, encode};
 
 /// Bytes of an archive that a [`Cutter`] holds: many chunks, so that moving the rest to the front costs little.
 const BUFFER_BYTES: usize = 8 * CHUNK_MAX as usize;
@@ -214,23 +215,13 @@ where
 impl StoredChunk {
     /// Compresses the plain bytes of a chunk (or recipe) with this id, at [`CHUNK_LEVEL`] or another level of zstd.
     pub fn compress(id: ChunkId, plain: &[u8], level: i32) -> io::Result<Self> {
-        let zstd = zstd::bulk::compress(plain, level)?;
+        let zstd = encode::compressed(plain, level)?;
         Ok(Self { id, len: plain.len() as u32, zstd: zstd.into() })
     }
 
     /// The chunk's plain bytes, checked against its length and id.
     pub fn plain(&self) -> Result<Vec<u8>, ChunkError> {
-        let damaged = |message: String| ChunkError { id: self.id, message };
-        let plain =
-            zstd::bulk::decompress(&self.zstd, self.len as usize).map_err(|e| damaged(e.to_string()))?;
-        if plain.len() != self.len as usize {
-            return Err(damaged(format!("it has {} bytes instead of {}", plain.len(), self.len)));
-        }
-        let found = ChunkId::of(&plain);
-        if found != self.id {
-            return Err(damaged(format!("its bytes have the id {found}")));
-        }
-        Ok(plain)
+        decode::plain(self)
     }
 }
 

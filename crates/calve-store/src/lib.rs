@@ -13,6 +13,7 @@ pub mod closure;
 pub mod cut;
 mod decode;
 pub mod diff;
+mod encode;
 pub mod erofs;
 pub mod error;
 #[cfg(feature = "http")]

@@ -147,7 +147,7 @@ impl Scene {
                 CacheOptions { name: "test-1".to_owned(), ..CacheOptions::local(&to.path("cache")) };
             let cache = Cache::open(options).await.unwrap();
             let remote = Arc::new(cache.clone());
-            push(from.store.clone(), &[root.clone()], remote, PushOptions::default(), Arc::default())
+            push(from.store.clone(), std::slice::from_ref(&root), remote, PushOptions::default(), Arc::default())
                 .await
                 .unwrap();
             cache
@@ -420,7 +420,7 @@ fn the_rest_comes_into_the_store_and_nothing_comes_twice() {
     };
     let (store, root) = (scene.to.store.clone(), scene.to.path("store"));
     scene.runtime.block_on(mount.0.as_ref().unwrap().prefetch(store, options, &root));
-    let closure = scene.to.store.closure(&[scene.root.clone()]).unwrap();
+    let closure = scene.to.store.closure(std::slice::from_ref(&scene.root)).unwrap();
     assert_eq!(closure.paths.len(), 3);
     // From here on no cache is needed, not even for what is read for the first time.
     scene.way.away.store(true, Ordering::SeqCst);

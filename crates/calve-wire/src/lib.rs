@@ -12,6 +12,7 @@ pub mod guard;
 pub mod join;
 pub mod machine;
 pub mod record;
+pub mod start;
 pub mod text;
 
 pub use calve_core::limits;

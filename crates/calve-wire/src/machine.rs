@@ -54,6 +54,15 @@ pub struct Program {
     pub stdin: bool,
 }
 
+impl Program {
+    /// What a program is called that is a store path by itself: its name without the hash, which nobody typed, and which a
+    /// program that is several by its name would not know. None for any other: it is called as it is found.
+    pub fn own_name(&self) -> Option<String> {
+        let store_path: StorePath = self.path.parse().ok()?;
+        Some(store_path.name().to_owned())
+    }
+}
+
 mod store_paths {
     use super::{Deserialize, StorePath};
     use serde::{Deserializer, Serializer, de};
@@ -285,5 +294,23 @@ impl From<Exit> for calve_core::Exit {
 impl From<calve_core::Exit> for Exit {
     fn from(exit: calve_core::Exit) -> Self {
         Self { code: exit.code, signal: exit.signal, cause: exit.cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_store_path_by_itself_is_called_otherwise_than_it_is_found() {
+        let own_name = |path: &str| {
+            let text = format!("{{\"path\":{path:?}}}");
+            serde_json::from_str::<Program>(&text).expect("a program").own_name()
+        };
+        let file = "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox-1.36";
+        assert_eq!(own_name(file).as_deref(), Some("busybox-1.36"));
+        for path in [&format!("{file}/bin/busybox"), "/bin/busybox", "busybox"] {
+            assert_eq!(own_name(path), None, "{path}");
+        }
     }
 }

@@ -103,7 +103,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Server(args) => server::run(args).await,
             Command::Push(args) => push::run(args).await,
             Command::Pull(args) => pull::run(args).await,
-            Command::Mount(args) => mount::run(args),
+            Command::Mount(_) => unreachable!("it has a runtime of its own, above"),
             Command::Closure(args) => closure::run(args).await,
             Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,

@@ -70,7 +70,7 @@ pub fn resolve(wish: &Wish, args: &LazyArgs) -> Outcome<(Resolved, bool)> {
     let closure = served(&path, args)?;
     let place = closure.host_path_of(&path);
     let place = place.ok_or_else(|| Failure::failed(format!("{path} is not in its own closure")))?;
-    Ok((resolve::served(wish, &path, &rest, place)?, true))
+    Ok((resolve::served(wish, &path, rest, place)?, true))
 }
 
 /// The closure of a path, served by now.

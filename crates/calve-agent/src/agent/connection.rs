@@ -211,6 +211,12 @@ impl<'a> Session<'a> {
             agent.log.resume(log_seq);
             agent.tell(Event::Lease(remaining));
         }
+        if let Some(log_sent) = agent.welcomed.take() {
+            agent.outbox.resume(log_sent);
+            // What has happened since the welcome.
+            agent.outbox.send(&FromAgent::Status { status: agent.status() });
+            return Ok(());
+        }
         let welcome = FromAgent::Welcome {
             version: AGENT_PROTOCOL_VERSION,
             agent: env!("CARGO_PKG_VERSION").to_owned(),

@@ -50,6 +50,12 @@ impl Outbox {
         self.send(welcome);
     }
 
+    /// The server was greeted before the connection began here, and the log was sent up to `log_seq`.
+    pub fn resume(&self, log_seq: u64) {
+        self.state.borrow_mut().log_sent = Some(log_seq);
+        self.ready.notify_one();
+    }
+
     /// Sends a message; dropped where there is no connection, as it would be outdated on the next one.
     pub fn send(&self, message: &FromAgent) {
         let json = serde_json::to_vec(message).expect("a message holds nothing that JSON cannot say");

@@ -112,6 +112,14 @@ impl Processes {
         start.await.map_err(|_| GONE)?
     }
 
+    /// A process that init has made before the agent was there, with this number.
+    pub fn adopt(&self, id: u64) -> Process {
+        self.0.last_id.set(self.0.last_id.get().max(id));
+        let (ended, end) = oneshot::channel();
+        self.0.waiting.borrow_mut().insert(id, Waiting::End(ended));
+        Process { processes: self.clone(), id, ended: end, terminal: None, killed_on_drop: true }
+    }
+
     /// Makes an unconnected TCP socket in the machine's network; it does not block.
     pub async fn socket(&self) -> io::Result<OwnedFd> {
         let id = self.next_id();

@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use calve_nix::StorePath;
 use calve_wire::frame::Channel;
 use calve_wire::machine::Program;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::begun::Running;
 use super::pipe::Pipe;
 use super::processes::{Process, Signals, Standard};
 use super::{Agent, Event, log, stdin};
@@ -47,12 +47,25 @@ pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, NotStart
     };
     let work = Work::Execute {
         argv: [&program.path].into_iter().chain(&program.args).cloned().collect(),
-        name: own_name(&program.path),
+        name: program.own_name(),
         env: program.env.clone(),
         cwd: program.cwd.clone(),
     };
     let standard = Standard::Descriptors([stdin, stdout, stderr]);
-    let process = agent.processes.spawn(work, standard, true).await?.kept();
+    let process = agent.processes.spawn(work, standard, true).await?;
+    Ok(watch(agent, process, input, [output, errors]))
+}
+
+/// Takes over the program that was begun before the agent.
+pub fn adopt(agent: &Rc<Agent>, begun: Running) -> io::Result<Run> {
+    let [output, errors] = begun.outputs;
+    let outputs = [Pipe::new(output)?, Pipe::new(errors)?];
+    let input = begun.input.map(Pipe::new).transpose()?;
+    Ok(watch(agent, agent.processes.adopt(begun.id), input, outputs))
+}
+
+fn watch(agent: &Rc<Agent>, process: Process, input: Option<Pipe>, [output, errors]: [Pipe; 2]) -> Run {
+    let process = process.kept();
     let (writer_gone, gone) = watch::channel(false);
     let collectors = [(output, Channel::Stdout), (errors, Channel::Stderr)].map(|(pipe, channel)| {
         tokio::task::spawn_local(log::collect(agent.clone(), pipe, channel, gone.clone()))
@@ -60,14 +73,7 @@ pub async fn start(agent: &Rc<Agent>, program: &Program) -> Result<Run, NotStart
     let feeder = tokio::task::spawn_local(stdin::feed(agent.clone(), input)).abort_handle();
     let signals = process.signals();
     tokio::task::spawn_local(tell_end(agent.clone(), process));
-    Ok(Run { signals, writer_gone, collectors, feeder })
-}
-
-/// What a program is called that is a store path by itself: its name without the hash, which nobody typed, and which a
-/// program that is several by its name would not know.
-fn own_name(path: &str) -> Option<String> {
-    let store_path: StorePath = path.parse().ok()?;
-    Some(store_path.name().to_owned())
+    Run { signals, writer_gone, collectors, feeder }
 }
 
 async fn tell_end(agent: Rc<Agent>, mut process: Process) {
@@ -96,18 +102,4 @@ impl Run {
 /// Nothing to read, and nowhere to write.
 pub fn null() -> io::Result<OwnedFd> {
     Ok(File::options().read(true).write(true).open("/dev/null")?.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_store_path_by_itself_is_called_otherwise_than_it_is_found() {
-        let file = "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox-1.36";
-        assert_eq!(own_name(file).as_deref(), Some("busybox-1.36"));
-        for path in [&format!("{file}/bin/busybox"), "/bin/busybox", "busybox"] {
-            assert_eq!(own_name(path), None, "{path}");
-        }
-    }
 }

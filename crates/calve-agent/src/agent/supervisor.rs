@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::begun::{Begun, Told};
 use super::lease::{Due, Lease};
 use super::program::{self, Run};
 use super::streams::exit;
@@ -83,8 +84,11 @@ impl Supervisor {
     }
 
     /// Supervises until the machine has ended; then nothing of it is left.
-    pub async fn run(mut self) -> io::Result<()> {
+    pub async fn run(mut self, begun: Option<Begun>) -> io::Result<()> {
         let agent = self.agent.clone();
+        if let Some(begun) = begun {
+            self.begin(begun)?;
+        }
         let transport = self.transport.take().expect("it is served once");
         let mut init = tokio::task::spawn_local(agent.processes.clone().run());
         let mut link = tokio::task::spawn_local(transport.serve(agent.clone()));
@@ -100,6 +104,32 @@ impl Supervisor {
             Ok(Ending::Interrupted) | Err(_) => agent.enclosure.on_interrupt(),
         }
         supervised.map(|_| ())
+    }
+
+    /// Takes over a program that was begun before.
+    fn begin(&mut self, begun: Begun) -> io::Result<()> {
+        let Begun { program, restart, health, started, told, log } = begun;
+        for entry in log {
+            self.agent.log.spool.borrow_mut().add(entry.time_unix_ms, entry.channel, entry.bytes);
+        }
+        if let Some(Told { status, log_seq }) = told {
+            self.agent.status.replace(status);
+            self.agent.welcomed.set(Some(log_seq));
+        }
+        self.order(Some(program), health);
+        // Its action is what was done.
+        self.workload.take(Input::Start { program: true, restart }, Instant::now());
+        let started = match started {
+            Ok(running) => Ok(program::adopt(&self.agent, running)?),
+            Err(why) => Err(why),
+        };
+        self.take(Event::Started(started))
+    }
+
+    fn order(&mut self, program: Option<Program>, health: Option<HealthCheck>) {
+        self.agent.environment.replace(program.as_ref().map(command_environment).unwrap_or_default());
+        self.program = program.map(Rc::new);
+        self.health = health;
     }
 
     async fn supervise(&mut self) -> io::Result<Ending> {
@@ -141,11 +171,7 @@ impl Supervisor {
         match event {
             Event::Start { program, restart, health } => {
                 if self.workload.phase() == Phase::Waiting && self.workload.starts() == 0 {
-                    self.agent
-                        .environment
-                        .replace(program.as_ref().map(command_environment).unwrap_or_default());
-                    self.program = program.map(Rc::new);
-                    self.health = health;
+                    self.order(program, health);
                 }
                 self.feed(Input::Start { program: self.program.is_some(), restart });
             }

@@ -18,7 +18,12 @@ pub enum Transport {
     /// It connects to this Unix socket.
     Listen(UnixListener),
     /// It is at the other end of a virtio-serial port, or of any character device.
-    Device(PathBuf),
+    Device {
+        /// Its path.
+        path: PathBuf,
+        /// The device, where it is open already.
+        opened: Option<device::Opened>,
+    },
     /// The agent connects to it.
     Dial(dial::Server),
 }
@@ -28,7 +33,7 @@ impl Transport {
     pub async fn serve(self, agent: Rc<Agent>) -> io::Result<Infallible> {
         match self {
             Self::Listen(listener) => listen::serve(&agent, listener).await,
-            Self::Device(path) => device::serve(&agent, &path).await,
+            Self::Device { path, opened } => device::serve(&agent, &path, opened).await,
             Self::Dial(server) => dial::serve(&agent, &server).await,
         }
     }

@@ -7,10 +7,13 @@ use std::os::fd::OwnedFd;
 use anyhow::Context as _;
 use calve_wire::machine::ExitCause;
 
+use super::first::First;
 use super::limits::{self, Events, Programs};
 use super::parameters::Parameters;
 use super::{files, mounts, network, port, power};
+use crate::agent::begun::Begun;
 use crate::agent::transport::Transport;
+use crate::agent::transport::device::Opened;
 use crate::agent::{self, Config};
 use crate::confine_api::Confine;
 use crate::enclosure::Enclosure;
@@ -18,43 +21,58 @@ use crate::init::{self, packet};
 
 /// Makes the place, and is its init until the agent has ended.
 pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Result<()> {
+    let first = First::prepare(&parameters);
     mounts::for_programs()?;
     if let Some(store) = &parameters.store {
         mounts::store(store, "/nix/store")?;
+        if let Some(first) = &first {
+            first.read_ahead();
+        }
     }
     network::name_host(&parameters.hostname)?;
-    network::loopback().context("the loopback cannot be brought up")?;
+    let interfaces = network::loopback().context("the loopback cannot be brought up")?;
     if parameters.network
-        && let Err(error) = network::through_host()
+        && let Err(error) = network::through_host(&interfaces)
     {
         notes.push(format!("the network cannot be reached: {error}"));
     }
     let name_servers: &[_] = if parameters.network { &[network::NAME_SERVER.into()] } else { &[] };
     files::write(&parameters.hostname, name_servers)?;
-    inhabit(parameters.pids, notes, |init, notes| agent(&parameters, init, notes))
+    let confine = limited(parameters.pids, &mut notes);
+    let (port, begun) = match first {
+        Some(first) => first.begin(&parameters, &confine, &notes).map(|(port, begun)| (Some(port), begun))?,
+        None => (None, None),
+    };
+    let program = begun.as_ref().and_then(|begun| Some(begun.started.as_ref().ok()?.pid));
+    drop(interfaces);
+    inhabit(&confine, program, |init| agent(parameters, init, notes, port, begun))
 }
 
-/// Forks the agent, whose program may have so many processes, and is its init until it has ended.
-pub(super) fn inhabit(
-    pids: Option<u32>,
-    mut notes: Vec<String>,
-    agent: impl FnOnce(OwnedFd, Vec<String>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+/// What programs enter, which may be so many; where the kernel cannot do it, a note says so.
+pub(super) fn limited(pids: Option<u32>, notes: &mut Vec<String>) -> Enter {
     let programs = limits::mount().and_then(|()| Ok(pids.map(Programs::create).transpose()?));
-    let programs = programs.unwrap_or_else(|error| {
+    Enter(programs.unwrap_or_else(|error| {
         notes.push(match pids {
             Some(_) => format!("processes are not limited: {error:#}"),
             None => format!("there are no cgroups: {error:#}"),
         });
         None
-    });
+    }))
+}
+
+/// Forks the agent, and is its init until it has ended; the `first` program runs already.
+pub(super) fn inhabit(
+    confine: &Enter,
+    first: Option<i32>,
+    agent: impl FnOnce(OwnedFd) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let (here, there) = packet::pair()?;
     // SAFETY: this process has one thread, so the child has all of its memory in a consistent state.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()).context("the agent cannot be forked"),
         0 => {
             drop(there);
-            let ended = agent(here, notes);
+            let ended = agent(here);
             if let Err(error) = &ended {
                 eprintln!("calve-agent: {error:#}");
             }
@@ -62,29 +80,38 @@ pub(super) fn inhabit(
             unsafe { libc::_exit(i32::from(ended.is_err())) }
         }
         pid => {
-            drop(here);
-            let confine = Enter(programs);
-            init::run(there, &init::Options { confine: &confine, spare: Some(pid) })?;
+            drop((here, agent));
+            init::run(there, &init::Options { confine, spare: Some(pid), first })?;
             Ok(())
         }
     }
 }
 
-fn agent(parameters: &Parameters, init: OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {
+fn agent(
+    parameters: Parameters,
+    init: OwnedFd,
+    notes: Vec<String>,
+    opened: Option<Opened>,
+    begun: Option<Begun>,
+) -> anyhow::Result<()> {
     agent::run(Config {
         token: parameters.token.parse()?,
         remaining: parameters.remaining_now(),
-        transport: Box::new(|| Ok(Transport::Device(port::find()?))),
+        transport: Box::new(|| {
+            let path = if opened.is_some() { port::USUAL_DEVICE.into() } else { port::find()? };
+            Ok(Transport::Device { path, opened })
+        }),
         init,
         enclosure: Box::new(BareGuest::new(notes, power::end_machine)),
         announce: Box::new(|| Ok(())),
         run_dir: None,
+        begun,
     })?;
     Ok(())
 }
 
 /// Programs enter their cgroup and give up nothing: the guest's kernel is the wall.
-struct Enter(Option<Programs>);
+pub(super) struct Enter(Option<Programs>);
 
 impl Confine for Enter {
     fn apply(&self) -> io::Result<()> {

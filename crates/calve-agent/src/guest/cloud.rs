@@ -19,15 +19,15 @@ use crate::agent::{self, Config, unix_ms};
 /// Makes the place, and is its init until the agent has ended.
 pub(super) fn run(mut notes: Vec<String>) -> anyhow::Result<()> {
     mounts::for_programs()?;
-    network::loopback().context("the loopback cannot be brought up")?;
-    network::link_local().context("the network card cannot be brought up")?;
+    let interfaces = network::loopback().context("the loopback cannot be brought up")?;
+    network::link_local(&interfaces).context("the network card cannot be brought up")?;
     let metadata = metadata::fetch()?;
     if let Some(now) = metadata.date.as_deref().and_then(metadata::unix_ms) {
         clock::set(now);
     }
     let data = UserData::parse(&metadata.user_data).context("the machine's user data")?;
     match metadata.public() {
-        Some(public) => network::through(public.ip_address, public.netmask, public.gateway)
+        Some(public) => network::through(&interfaces, public.ip_address, public.netmask, public.gateway)
             .context("the network card cannot be given its address")?,
         None => notes.push("the provider gave the machine no public address".to_owned()),
     }
@@ -39,7 +39,9 @@ pub(super) fn run(mut notes: Vec<String>) -> anyhow::Result<()> {
         address: data.server.clone(),
         fingerprint: data.fingerprint.parse().context("the fingerprint in the machine's user data")?,
     };
-    bare::inhabit(None, notes, |init, notes| agent(&data, server, init, notes))
+    drop(interfaces);
+    let confine = bare::limited(None, &mut notes);
+    bare::inhabit(&confine, None, |init| agent(&data, server, init, notes))
 }
 
 fn agent(data: &UserData, server: Server, init: OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {
@@ -54,6 +56,7 @@ fn agent(data: &UserData, server: Server, init: OwnedFd, notes: Vec<String>) -> 
         enclosure: Box::new(BareGuest::new(notes, power::power_off)),
         announce: Box::new(|| Ok(())),
         run_dir: None,
+        begun: None,
     })?;
     Ok(())
 }

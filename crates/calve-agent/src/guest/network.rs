@@ -23,28 +23,36 @@ pub(super) fn name_host(hostname: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(hostname.as_bytes())?)
 }
 
-/// Brings the loopback up.
-pub(super) fn loopback() -> io::Result<()> {
-    Interfaces::open()?.bring_up("lo")
+/// Brings the loopback up. Through the same one more can be set up; closing it takes a start in emulation 200 blocks of
+/// code, so let that wait.
+pub(super) fn loopback() -> io::Result<Interfaces> {
+    let interfaces = Interfaces::open()?;
+    interfaces.bring_up("lo")?;
+    Ok(interfaces)
 }
 
 /// Gives the first network card its address and makes QEMU its gateway.
-pub(super) fn through_host() -> io::Result<()> {
-    through(ADDRESS, NETMASK, GATEWAY)
+pub(super) fn through_host(interfaces: &Interfaces) -> io::Result<()> {
+    through(interfaces, ADDRESS, NETMASK, GATEWAY)
 }
 
 /// Gives the first network card this address and gateway.
-pub(super) fn through(address: Ipv4Addr, netmask: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
-    give(address, netmask)?.add_default_route(gateway)
+pub(super) fn through(
+    interfaces: &Interfaces,
+    address: Ipv4Addr,
+    netmask: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> io::Result<()> {
+    give(interfaces, address, netmask)?;
+    interfaces.add_default_route(gateway)
 }
 
 /// Gives the first network card an address by which the provider's metadata service can be asked, and nobody else.
-pub(super) fn link_local() -> io::Result<()> {
-    give(LINK_LOCAL, LINK_LOCAL_NETMASK).map(drop)
+pub(super) fn link_local(interfaces: &Interfaces) -> io::Result<()> {
+    give(interfaces, LINK_LOCAL, LINK_LOCAL_NETMASK)
 }
 
-fn give(address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<Interfaces> {
-    let interfaces = Interfaces::open()?;
+fn give(interfaces: &Interfaces, address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<()> {
     // In the order of their names: the first is the public one.
     let card = fs::read_dir("/sys/class/net")?
         .flatten()
@@ -54,11 +62,11 @@ fn give(address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<Interfaces> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no network card is there"))?;
     interfaces.set_address(&card, libc::SIOCSIFADDR, address)?;
     interfaces.set_address(&card, libc::SIOCSIFNETMASK, netmask)?;
-    interfaces.bring_up(&card)?;
-    Ok(interfaces)
+    interfaces.bring_up(&card)
 }
 
-struct Interfaces {
+/// The network's interfaces.
+pub(super) struct Interfaces {
     socket: OwnedFd,
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use calve_wire::agent::Remaining;
 use calve_wire::guard::CLOUD_PARAMETER as CLOUD;
+use calve_wire::start::START_PARAMETER;
 
 /// What this guest shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Parameters {
     pub pids: Option<u32>,
     /// Whether the host could not limit the processors, though it should.
     pub cpus_unlimited: bool,
+    /// Whether the order to start its program came with the machine.
+    pub start: bool,
     /// The host's clock when the machine was made, in milliseconds since the epoch.
     pub unix_ms: Option<u64>,
 }
@@ -67,8 +70,7 @@ impl Parameters {
 
     /// What remains of the lease now: the kernel has been running for a while.
     pub fn remaining_now(&self) -> Remaining {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let passed_ms = now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000;
+        let passed_ms = super::clock::now_ms(libc::CLOCK_BOOTTIME);
         let until_deadline_ms = self.remaining.until_deadline_ms.map(|until| until.saturating_sub(passed_ms));
         Remaining { until_deadline_ms, ..self.remaining }
     }
@@ -107,6 +109,7 @@ impl Parameters {
             }),
             cpus_unlimited: text("cpus").is_some_and(|cpus| cpus == "unlimited"),
             pids: number("pids")?.map(|pids| u32::try_from(pids).unwrap_or(u32::MAX)),
+            start: line.split_ascii_whitespace().any(|word| word == START_PARAMETER),
             unix_ms: number("unix_ms")?,
         })
     }
@@ -127,10 +130,10 @@ mod tests {
         );
         assert!(!bare.network && bare.store.is_none() && bare.pids.is_none());
         let all = "calve.mode=system calve.system=/nix/store/x calve.token=t calve.name=n calve.ttl_ms=7 calve.net=slirp \
-                   calve.store=/dev/vda calve.pids=9 calve.unix_ms=3";
+                   calve.store=/dev/vda calve.pids=9 calve.unix_ms=3 calve.start=fw_cfg";
         let all = parse(all).unwrap();
         assert_eq!(all.mode, Mode::System { toplevel: "/nix/store/x".into() });
-        assert!(all.network && !all.cpus_unlimited);
+        assert!(all.network && !all.cpus_unlimited && all.start && !bare.start);
         assert_eq!(all.store, Some(Store::Image("/dev/vda".into())));
         let live = "calve.mode=bare calve.token=t calve.name=n calve.store=virtiofs:x calve.cpus=unlimited";
         let live = parse(live).unwrap();

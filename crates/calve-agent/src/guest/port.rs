@@ -11,6 +11,8 @@ const NAME: &str = "calve.agent";
 /// What the port is called where its device is the only one of its kind and the port the only one of the device, as the
 /// host has it: listing all of them costs a start in emulation more than looking at this one.
 const USUAL: &str = "vport0p1";
+/// The device of that name.
+pub(super) const USUAL_DEVICE: &str = "/dev/vport0p1";
 /// The host tells the name a moment after the device is there; this is for a guest that hardly gets to run.
 const APPEAR_MAX: Duration = Duration::from_secs(20);
 /// sysfs tells of no change, so it is looked at.

@@ -60,11 +60,12 @@ pub fn run_beside_system() -> anyhow::Result<()> {
     agent::run(Config {
         token: parameters.token.parse()?,
         remaining: parameters.remaining_now(),
-        transport: Box::new(|| Ok(Transport::Device(port::find()?))),
+        transport: Box::new(|| Ok(Transport::Device { path: port::find()?, opened: None })),
         init,
         enclosure: Box::new(SystemGuest { notes }),
         announce: Box::new(|| Ok(())),
         run_dir: None,
+        begun: None,
     })?;
     Ok(())
 }

@@ -65,20 +65,21 @@ pub fn spawn(
 }
 
 /// Work with everything that it needs made ready before the fork.
-enum Prepared {
+pub(super) enum Prepared {
     Execute { executable: Executable, cwd: CString },
     Task(Work),
 }
 
 impl Prepared {
-    fn new(work: Work) -> Result<Self, String> {
+    pub(super) fn new(work: Work) -> Result<Self, String> {
         let Work::Execute { argv, name, env, cwd } = work else { return Ok(Self::Task(work)) };
         let cwd = CString::new(cwd.unwrap_or_else(|| "/".to_owned()));
         let cwd = cwd.map_err(|_| "the working directory holds a NUL byte".to_owned())?;
         Ok(Self::Execute { executable: Executable::new(&argv, name.as_deref(), &env)?, cwd })
     }
 
-    fn not_started(&self, step: Step, errno: i32) -> NotStarted {
+    /// What to say of a child that failed.
+    pub(super) fn not_started(&self, step: Step, errno: i32) -> NotStarted {
         let missing = matches!(step, Step::Execute) && matches!(errno, libc::ENOENT | libc::ENOTDIR);
         let code = if missing { NOT_FOUND_CODE } else { NOT_STARTED_CODE };
         NotStarted { message: self.explain(step, errno), code }
@@ -102,11 +103,20 @@ impl Prepared {
 /// Where a child was when it failed.
 #[derive(Debug, Clone, Copy)]
 #[repr(u8)]
-enum Step {
+pub(super) enum Step {
     Setup = 1,
     Directory = 2,
     Confine = 3,
     Execute = 4,
+}
+
+impl Step {
+    /// The step of a number.
+    pub(super) fn of(number: u8) -> Option<Self> {
+        [Self::Setup, Self::Directory, Self::Confine, Self::Execute]
+            .into_iter()
+            .find(|step| *step as u8 == number)
+    }
 }
 
 /// The child's whole life up to its program; makes system calls only, but for tasks, which execute nothing.
@@ -151,7 +161,8 @@ fn become_child(
     }
 }
 
-fn set_up(standard: [RawFd; 3], terminal: bool) -> Result<(), i32> {
+/// Makes the calling child the leader of a session with these descriptors and nothing of its parent's; system calls only.
+pub(super) fn set_up(standard: [RawFd; 3], terminal: bool) -> Result<(), i32> {
     let check = |result: i32| if result < 0 { Err(errno()) } else { Ok(()) };
     // SAFETY: system calls on plain numbers and a local signal set. Descriptors 0 to 2 are open in init, so the given
     // ones lie above and `dup2` cannot overwrite one that is still needed.
@@ -174,7 +185,7 @@ fn set_up(standard: [RawFd; 3], terminal: bool) -> Result<(), i32> {
     }
 }
 
-fn errno() -> i32 {
+pub(super) fn errno() -> i32 {
     // SAFETY: the thread's own errno.
     unsafe { *libc::__errno_location() }
 }
@@ -184,13 +195,7 @@ fn read_failure(reports: OwnedFd) -> Option<(Step, i32)> {
     let mut report = [0; 5];
     File::from(reports).read_exact(&mut report).ok()?;
     let [step, errno @ ..] = report;
-    let step = match step {
-        2 => Step::Directory,
-        3 => Step::Confine,
-        4 => Step::Execute,
-        _ => Step::Setup,
-    };
-    Some((step, i32::from_ne_bytes(errno)))
+    Some((Step::of(step).unwrap_or(Step::Setup), i32::from_ne_bytes(errno)))
 }
 
 /// A new terminal of the machine's own `/dev/pts`: its master and its other end (ioctl_tty(2), TIOCGPTPEER).

@@ -31,6 +31,7 @@ use calve_store::Closure;
 use calve_wire::agent::Remaining;
 use calve_wire::doctor::Check;
 use calve_wire::guard::{CONSOLE_FILE, END_CAUSE_FILE, END_FILE, EndCause, LIVE_STORE_FILE};
+use calve_wire::start::START_FILE;
 use tokio::sync::OnceCell;
 
 use crate::driver::{Driver, DriverError, DriverErrorKind, Found, Order};
@@ -176,6 +177,9 @@ impl QemuDriver {
         if let Some(store) = plan.live_store() {
             std::fs::write(dir.join(LIVE_STORE_FILE), serde_json::to_vec(store).expect("plain data"))
                 .map_err(failed)?;
+        }
+        if let Some(start) = &plan.start {
+            std::fs::write(dir.join(START_FILE), start).map_err(failed)?;
         }
         let guard = guard::Guard::start(&self.options.agent_binary, &dir, plan).await?;
         let process = guard.process().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;

@@ -38,6 +38,15 @@ impl Client {
         self.stream.write_all(&bytes).expect("written");
     }
 
+    /// Sends the program's standard input, and its end.
+    pub fn send_input(&mut self, input: &[u8]) {
+        let mut bytes = Vec::new();
+        for piece in [input, b""] {
+            Frame::Data { stream: 0, channel: Channel::Stdin, bytes: piece.to_vec() }.encode(&mut bytes);
+        }
+        self.stream.write_all(&bytes).expect("written");
+    }
+
     /// Waits for the end of the program: its last status.
     pub fn until_ended(&mut self) -> Status {
         self.until(|message| match message {

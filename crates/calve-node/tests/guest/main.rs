@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use calve_core::plan::Ended;
 use calve_node::Driver as _;
 use calve_node::run_dir::Process;
-use calve_wire::agent::{Remaining, ToAgent};
+use calve_wire::agent::{Phase, Remaining, ToAgent};
 use calve_wire::doctor::CheckStatus;
-use calve_wire::machine::{ExitCause, Limits, Network, Restart, StoreDelivery};
+use calve_wire::machine::{ExitCause, Limits, Network, Restart, StoreDelivery, Workload};
 
 use client::Client;
 use host::{BUSYBOX, HOUR, Host, busybox, eventually};
@@ -29,24 +29,22 @@ async fn a_program_of_the_closure_runs_and_the_guest_is_adopted_and_destroyed() 
     let service = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = service.local_addr().unwrap().port();
     std::thread::spawn(move || service.accept().unwrap().0.write_all(b"from the host\n"));
-    let driver = host.driver();
-    driver.create(&order).await.unwrap();
-    driver.create(&order).await.expect("repeated, it changes nothing");
-    let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
     let script = format!(
         "b=/nix/store/{BUSYBOX}/bin/busybox; echo err >&2; $b hostname; $b cat /proc/self/cgroup; $b nproc; \
          $b cat /sys/fs/cgroup/programs/pids.max; $b nc 10.0.2.2 {port} </dev/null; exit 7"
     );
-    let start = ToAgent::Start {
-        program: Some(busybox(&["sh", "-c", &script])),
-        restart: Restart::Never,
-        health: None,
-    };
-    client.send(&start);
+    let program = busybox(&["sh", "-c", &script]);
+    order.spec.workload = Workload::Program(program.clone());
+    let driver = host.driver();
+    driver.create(&order).await.unwrap();
+    driver.create(&order).await.expect("repeated, it changes nothing");
+    let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
+    // A server says so where the welcome does not say that it runs already, and may say it twice.
+    client.send(&ToAgent::Start { program: Some(program), restart: Restart::Never, health: None });
     let printed = "guest-1\n0::/programs\n2\n50\nfrom the host\n";
     let status = client.until_ended();
     client.until_log(status.log_seq);
-    assert_eq!(client.stdout(), printed);
+    assert_eq!((client.stdout().as_str(), status.starts), (printed, 1));
     assert_eq!(status.notes, Vec::<String>::new());
     let exit = status.last_exit.expect("it has ended");
     assert_eq!((exit.code, exit.cause), (Some(7), ExitCause::Normal));
@@ -176,15 +174,16 @@ async fn a_guest_sees_its_closure_live_and_nothing_else_of_the_host() {
     std::fs::write(host.dir.path().join(file), "of the host\n").unwrap();
     std::fs::write(host.dir.path().join("5c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-secret"), "").unwrap();
     order.closure.paths.extend([link, file].map(|base| host.path(base)));
-    let driver = host.driver_without_images();
-    driver.create(&order).await.unwrap();
-    let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
     let script = format!(
         "b=/nix/store/{BUSYBOX}/bin/busybox; $b ls /nix/store; $b cat /nix/store/{link}; \
          $b mount -o remount,rw /nix/store; $b touch /nix/store/{BUSYBOX}/new 2>/dev/null || echo read-only"
     );
-    let program = Some(busybox(&["sh", "-c", &script]));
-    client.send(&ToAgent::Start { program, restart: Restart::Never, health: None });
+    let program = busybox(&["sh", "-c", &script]);
+    order.spec.workload = Workload::Program(program.clone());
+    let driver = host.driver_without_images();
+    driver.create(&order).await.unwrap();
+    let (mut client, _) = Client::connect(&driver.agent_socket(order.id), 0);
+    client.send(&ToAgent::Start { program: Some(program), restart: Restart::Never, health: None });
     let status = client.until_ended();
     client.until_log(status.log_seq);
     assert_eq!(client.stdout(), format!("{BUSYBOX}\n{link}\n{file}\nof the host\nread-only\n"));
@@ -202,5 +201,66 @@ async fn a_guest_sees_its_closure_live_and_nothing_else_of_the_host() {
     eventually("the end of the guard", || !guard.is_alive());
     assert!(!qemu.is_alive() && !store.is_alive());
     assert_eq!(driver.ended(order.id), Some(Ended::Killed));
+    driver.destroy(order.id).await.unwrap();
+}
+
+/// Guests that are made until one is fast enough.
+const ATTEMPTS_MAX: u32 = 6;
+
+#[tokio::test]
+async fn a_program_whose_order_came_with_its_guest_begins_with_the_servers_hello_and_once() {
+    let host = Host::new();
+    let driver = host.driver();
+    // Without a word from the server, and with one that has heard more of the machine, nothing begins by itself.
+    let mut order = host.order(6, HOUR);
+    order.spec.workload = Workload::Program(busybox(&["sh", "-c", "echo $A; read line; echo $line; exit 3"]));
+    let Workload::Program(program) = &mut order.spec.workload else { unreachable!() };
+    (program.stdin, program.env) = (true, [("A".to_owned(), "of the order".to_owned())].into());
+    let program = Some(program.clone());
+    driver.create(&order).await.unwrap();
+    let (client, status) = Client::connect(&driver.agent_socket(order.id), 40);
+    assert_eq!((status.phase, status.starts), (Phase::Waiting, 0));
+    drop(client);
+    driver.destroy(order.id).await.unwrap();
+
+    let (socket, mut client) = loop {
+        order.attempt += 1;
+        driver.create(&order).await.unwrap();
+        let socket = driver.agent_socket(order.id);
+        let (client, status) = Client::connect(&socket, 0);
+        // A host that hardly runs the guest hands it the hello too late, and then it waits for its order as ever.
+        if status.phase != Phase::Waiting || order.attempt == ATTEMPTS_MAX {
+            assert_eq!((status.phase, status.starts), (Phase::Running, 1));
+            break (socket, client);
+        }
+    };
+    client.send(&ToAgent::Start { program: program.clone(), restart: Restart::Never, health: None });
+    client.until_log(1);
+    assert_eq!(client.stdout(), "of the order\n");
+    // Another server finds it running, and its order changes nothing.
+    drop(client);
+    let (mut client, status) = Client::connect(&socket, 0);
+    assert_eq!((status.phase, status.starts), (Phase::Running, 1));
+    client.send(&ToAgent::Start { program, restart: Restart::Never, health: None });
+    client.send_input(b"once\n");
+    let status = client.until_ended();
+    client.until_log(status.log_seq);
+    assert_eq!((client.stdout().as_str(), status.starts), ("of the order\nonce\n", 1));
+    assert_eq!(status.last_exit.expect("it has ended").code, Some(3));
+    driver.destroy(order.id).await.unwrap();
+
+    // One that cannot be executed says why, as it does when the server orders it.
+    let mut order = host.order(7, HOUR);
+    let mut missing = busybox(&[]);
+    missing.path.push_str("-missing");
+    order.spec.workload = Workload::Program(missing.clone());
+    driver.create(&order).await.unwrap();
+    let (mut client, status) = Client::connect(&driver.agent_socket(order.id), 0);
+    let status = if status.phase == Phase::Ended { status } else { client.until_ended() };
+    assert_eq!(
+        status.last_exit.map(|exit| (exit.code, exit.cause)),
+        Some((Some(127), ExitCause::NotStarted))
+    );
+    assert_eq!(status.notes, [format!("{} does not exist in the machine", missing.path)]);
     driver.destroy(order.id).await.unwrap();
 }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::index::{WriteError, chunks, paths};
 use super::listing::{FromChannel, Listing, read_listing};
-use super::nar::{Assembly, NarEncoding};
+use super::nar::Assembly;
 use super::pack::{Kind, PackWriter};
 use super::write::Written;
 use super::{Cache, CacheError, blocking, cpus, manifest, now_ms};
@@ -146,7 +146,7 @@ impl Cache {
         assembly: &Assembly,
     ) -> Result<Option<Listing>, CacheError> {
         let _cpu = self.0.cpus.acquire().await.expect("never closed");
-        let mut archive = self.assemble(assembly, 0..info.nar_size, NarEncoding::Plain);
+        let mut archive = self.assemble_to_hash(assembly);
         let (give, take) = mpsc::channel(LISTED_AHEAD);
         let of = info.clone();
         let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));

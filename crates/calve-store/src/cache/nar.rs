@@ -8,6 +8,7 @@ use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 
 use super::{Cache, CacheError, blocking};
 use crate::chunk::StoredChunk;
+use crate::decode;
 use crate::normal::Restorer;
 use crate::recipe::Recipe;
 use crate::remote::Manifest;
@@ -25,6 +26,9 @@ pub enum NarEncoding {
     /// As zstd frames, one after the other: those of chunks that hold no reference as they are stored.
     Zstd,
 }
+
+/// Makes what is sent of a group of chunks that begins at a byte of the archive, within a range of it.
+type Join = fn(&[StoredChunk], u64, &Restorer, &Range<u64>) -> Result<Bytes, CacheError>;
 
 /// A recipe with what is needed to put its archive together.
 #[derive(Clone)]
@@ -72,11 +76,43 @@ impl Cache {
         Assembly::new(manifest, Arc::new(recipes.remove(0)))
     }
 
+    /// The whole archive for who hashes it: each chunk's own hash would say the same once more.
+    pub(super) fn assemble_to_hash(
+        &self,
+        assembly: &Assembly,
+    ) -> BoxStream<'static, Result<Bytes, CacheError>> {
+        let range = 0..assembly.recipe.nar_size();
+        self.assemble_with(assembly, range, |group, at, restorer, range| {
+            plain(group, at, restorer, range, |chunk| {
+                decode::unchecked(chunk)
+                    .map_err(|error| CacheError::damaged(format!("chunk {}", chunk.id), error.message))
+            })
+        })
+    }
+
     pub(super) fn assemble(
         &self,
         assembly: &Assembly,
         range: Range<u64>,
         encoding: NarEncoding,
+    ) -> BoxStream<'static, Result<Bytes, CacheError>> {
+        self.assemble_with(
+            assembly,
+            range,
+            match encoding {
+                NarEncoding::Plain => {
+                    |group, at, restorer, range| plain(group, at, restorer, range, StoredChunk::check)
+                }
+                NarEncoding::Zstd => |group, at, restorer, _| compressed(group, at, restorer),
+            },
+        )
+    }
+
+    fn assemble_with(
+        &self,
+        assembly: &Assembly,
+        range: Range<u64>,
+        join: Join,
     ) -> BoxStream<'static, Result<Bytes, CacheError>> {
         let (mut at, mut first_at, mut ids) = (0, 0, Vec::new());
         for piece in &assembly.recipe.pieces {
@@ -96,10 +132,7 @@ impl Cache {
                 let at = next_at;
                 next_at += group.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>();
                 let (restorer, range) = (restorer.clone(), range.clone());
-                blocking(move || match encoding {
-                    NarEncoding::Plain => plain(&group, at, &restorer, &range),
-                    NarEncoding::Zstd => compressed(&group, at, &restorer),
-                })
+                blocking(move || join(&group, at, &restorer, &range))
             })
             .try_buffered(DECODED_AHEAD)
             .boxed()
@@ -111,11 +144,12 @@ fn plain(
     mut at: u64,
     restorer: &Restorer,
     range: &Range<u64>,
+    decode: impl Fn(&StoredChunk) -> Result<Vec<u8>, CacheError>,
 ) -> Result<Bytes, CacheError> {
     let begin = at;
     let mut bytes = Vec::with_capacity(group.iter().map(|chunk| chunk.len as usize).sum());
     for chunk in group {
-        let mut plain = chunk.check()?;
+        let mut plain = decode(chunk)?;
         restorer.restore(&mut plain, at);
         at += plain.len() as u64;
         bytes.extend_from_slice(&plain);

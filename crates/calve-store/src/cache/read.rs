@@ -16,6 +16,11 @@ const RUN_PLAIN_BYTES: u64 = 2 << 20;
 const RUN_GAP_BYTES: u64 = 32 << 10;
 /// Requests in flight for one stream, and answers that wait: with [`RUN_PLAIN_BYTES`] at most 8 MiB.
 const RUNS_AHEAD: usize = 4;
+/// Streams that read ahead, of all that one process gives at once: 128 MiB with [`RUNS_AHEAD`], usually a third. A client
+/// with 128 connections would else have more in memory than it can take.
+pub(super) const EAGER_STREAMS_MAX: usize = 16;
+/// Most plain bytes of one request's chunks in further streams, which have one such request in flight.
+const LEAN_RUN_PLAIN_BYTES: u64 = 512 << 10;
 /// How often a chunk is looked up again when its pack is gone: a collection moves it once.
 const MOVES_MAX: usize = 4;
 
@@ -29,21 +34,28 @@ impl Cache {
         ids: Vec<ChunkId>,
     ) -> BoxStream<'static, Result<Vec<StoredChunk>, CacheError>> {
         let (this, again) = (self.clone(), self.clone());
+        let eager = self.0.eager.clone().try_acquire_owned().ok();
+        let (ahead, run_bytes) = match eager {
+            Some(_) => (RUNS_AHEAD, RUN_PLAIN_BYTES),
+            None => (1, LEAN_RUN_PLAIN_BYTES),
+        };
         let windows: Vec<Vec<ChunkId>> = ids.chunks(LOOKUP_CHUNKS).map(<[_]>::to_vec).collect();
         stream::iter(windows)
             .then(move |window| {
                 let this = this.clone();
                 async move {
-                    let runs = runs(this.locate(window).await?);
+                    let runs = runs(this.locate(window).await?, run_bytes);
                     Ok::<_, CacheError>(stream::iter(runs.into_iter().map(Ok)))
                 }
             })
             .try_flatten()
             .map_ok(move |run| {
                 let this = again.clone();
+                // Held for as long as there is a stream.
+                let _ = &eager;
                 async move { this.read_run(run).await }
             })
-            .try_buffered(RUNS_AHEAD)
+            .try_buffered(ahead)
             .boxed()
     }
 
@@ -115,7 +127,7 @@ pub(super) fn stored(location: &Location, bytes: &Bytes, from: u64) -> StoredChu
 }
 
 /// Groups neighbours.
-fn runs(locations: Vec<Location>) -> Vec<Run> {
+fn runs(locations: Vec<Location>, plain_max: u64) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut plain = 0;
     for location in locations {
@@ -123,7 +135,7 @@ fn runs(locations: Vec<Location>) -> Vec<Run> {
             let end = last.offset + u64::from(last.stored);
             last.pack == location.pack
                 && (end..=end + RUN_GAP_BYTES).contains(&location.offset)
-                && plain + u64::from(location.plain) <= RUN_PLAIN_BYTES
+                && plain + u64::from(location.plain) <= plain_max
         });
         if joins {
             plain += u64::from(location.plain);

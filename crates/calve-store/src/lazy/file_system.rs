@@ -28,7 +28,7 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// and each page that is missed costs a round trip.
 const WHOLE_FILE_BYTES: u64 = 2 << 20;
 /// Bytes that are fetched ahead of a read that begins at a file's beginning, or goes on where one ended.
-const AHEAD_MIN_BYTES: u64 = 256 << 10;
+const AHEAD_MIN_BYTES: u64 = 1 << 20;
 /// The most, reached by doubling at each read that goes on: 1 Gbit/s for 60 ms.
 const AHEAD_MAX_BYTES: u64 = 8 << 20;
 /// How far from its expected place a read may be and still goes on: the kernel's read-ahead sends reads in any order.

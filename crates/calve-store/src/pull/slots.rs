@@ -34,6 +34,8 @@ struct State {
     arrived: HashMap<ChunkId, Vec<u8>>,
     spilled: HashMap<ChunkId, Spilled>,
     spill_end: u64,
+    /// What each waiting worker waits for.
+    awaited: Vec<ChunkId>,
     stopped: bool,
 }
 
@@ -80,20 +82,23 @@ impl Slots {
         if wanted.first {
             state.arrived.insert(chunk.id, plain);
         }
-        self.changed.notify_all();
+        // Most chunks come before anybody waits for them: nobody is woken for those.
+        if state.awaited.contains(&chunk.id) {
+            self.changed.notify_all();
+        }
         Ok(())
     }
 
     /// Waits for a chunk that is needed here first, and takes it.
     pub fn take(&self, id: &ChunkId) -> Result<Vec<u8>, TransferError> {
-        let plain = self.wait(|state| state.arrived.remove(id))?;
+        let plain = self.wait(id, |state| state.arrived.remove(id))?;
         self.room.add_permits(room_of(plain.len() as u32));
         Ok(plain)
     }
 
     /// Waits for a chunk that is needed elsewhere first, and copies it.
     pub fn copy(&self, id: &ChunkId) -> Result<Vec<u8>, TransferError> {
-        let spilled = self.wait(|state| state.spilled.get(id).copied())?;
+        let spilled = self.wait(id, |state| state.spilled.get(id).copied())?;
         let mut zstd = vec![0; spilled.stored_len];
         self.spill.read_exact_at(&mut zstd, spilled.at).map_err(StoreError::io("read", &self.path))?;
         let chunk = StoredChunk { id: *id, len: spilled.len, zstd: zstd.into() };
@@ -115,7 +120,11 @@ impl Slots {
         self.lock().stopped
     }
 
-    fn wait<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> Result<T, TransferError> {
+    fn wait<T>(
+        &self,
+        id: &ChunkId,
+        mut take: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<T, TransferError> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -124,7 +133,10 @@ impl Slots {
             if let Some(taken) = take(&mut state) {
                 return Ok(taken);
             }
+            state.awaited.push(*id);
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let at = state.awaited.iter().position(|awaited| awaited == id).expect("put there above");
+            state.awaited.swap_remove(at);
         }
     }
 

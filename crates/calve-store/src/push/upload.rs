@@ -1,6 +1,5 @@
 //! Chunks asked for, compressed and uploaded.
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -35,10 +34,6 @@ const _: () = assert!(UPLOAD_BYTES + 2 * COMPRESS_BYTES <= UPLOAD_BYTES_MAX);
 const UPLOADS_MAX: usize = 6;
 /// How long an upload may take: [`UPLOAD_BYTES`] over a line of 128 kbit/s.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
-
-thread_local! {
-    static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
-}
 
 type Compressed = (StoredChunk, OwnedSemaphorePermit);
 
@@ -149,15 +144,8 @@ fn compress(id: ChunkId, len: u32, plain: &Plain, level: i32) -> Result<StoredCh
             &read
         }
     };
-    let zstd = COMPRESSOR.with_borrow_mut(|kept| {
-        if kept.as_ref().is_none_or(|(of, _)| *of != level) {
-            *kept = Some((level, zstd::bulk::Compressor::new(level)?));
-        }
-        let (_, compressor) = kept.as_mut().expect("made above");
-        compressor.compress(plain)
-    });
     let failed = |error: io::Error| TransferError::Compress { level, source: error };
-    Ok(StoredChunk { id, len, zstd: zstd.map_err(failed)?.into() })
+    StoredChunk::compress(id, plain, level).map_err(failed)
 }
 
 async fn upload_all(

@@ -22,6 +22,8 @@ const SEALED_FILE: Mode = Mode::from_raw_mode(0o444);
 const SEALED_EXECUTABLE: Mode = Mode::from_raw_mode(0o555);
 const SEALED_DIR: Mode = Mode::from_raw_mode(0o555);
 const OPEN_DIR: Mode = Mode::from_raw_mode(0o755);
+/// The bits of a mode that say who may do what (inode(7)).
+const PERMISSIONS: u32 = 0o7777;
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -34,6 +36,9 @@ pub(super) struct TreeWriter {
     /// Where the current directory or, at the top, the parent lies; for messages.
     path: PathBuf,
     buffer: Vec<u8>,
+    /// Whether files get the mode that they are made with, and executable ones: the process's mask or an access control
+    /// list of the directory may take bits away. The same for the whole tree, and seen at its first file.
+    kept_modes: [Option<bool>; 2],
 }
 
 impl TreeWriter {
@@ -51,6 +56,7 @@ impl TreeWriter {
             open: Vec::new(),
             path: parent.to_owned(),
             buffer: Vec::new(),
+            kept_modes: [None; 2],
         })
     }
 
@@ -116,11 +122,18 @@ impl TreeWriter {
             write_all(&file, &buffer[..most]).map_err(|error| UnpackError::Store(self.error(name, error)))?;
             left -= most as u64;
         }
-        // The mask of the process may have taken bits away.
-        let sealed = rustix::fs::fchmod(&file, mode).and_then(|()| rustix::fs::futimens(&file, &times()));
+        let sealed = self.seal(&file, executable, mode).and_then(|()| rustix::fs::futimens(&file, &times()));
         sealed.map_err(|error| UnpackError::Store(self.error(name, error.into())))?;
         self.buffer = buffer;
         Ok(())
+    }
+
+    fn seal(&mut self, file: &OwnedFd, executable: bool, mode: Mode) -> rustix::io::Result<()> {
+        let kept = &mut self.kept_modes[usize::from(executable)];
+        if kept.is_none() {
+            *kept = Some(rustix::fs::fstat(file)?.st_mode & PERMISSIONS == mode.as_raw_mode());
+        }
+        if *kept == Some(true) { Ok(()) } else { rustix::fs::fchmod(file, mode) }
     }
 
     fn dir(&self) -> impl AsFd + '_ {

@@ -145,6 +145,14 @@ impl Mounted {
         });
     }
 
+    /// Asks for those paths that lie on this host: what is asked for counts as used, and is not pruned.
+    async fn note_use(&self) {
+        let paths: Vec<_> = self.closure.paths.iter().map(|path| path.path.clone()).collect();
+        let store = self.store.clone();
+        // What cannot be asked for cannot be pruned either, as that looks into the same store.
+        let _ = tokio::task::spawn_blocking(move || store.present(&paths).map(drop)).await;
+    }
+
     /// Waits until nothing uses the mount any more, or this process is told to end.
     async fn wait_for_end(&self) -> Outcome<()> {
         let hear =

@@ -1,8 +1,6 @@
-//! `calve cache serve --s3`: against an S3 server in this process, and against a real one where there is one.
+//! `calve cache serve --s3`: against an S3 server in this process, and by hand against any other.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use e2e::{Home, Ran};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -40,62 +38,48 @@ fn in_process(dir: &Path) -> String {
     format!("http://{address}")
 }
 
-/// `rclone serve s3`, which ends with the test.
-struct Rclone {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Rclone {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Rclone {
-    /// None where CALVE_RCLONE names no program.
-    fn start(dir: &Path) -> Option<Self> {
-        let Some(program) = std::env::var_os("CALVE_RCLONE") else {
-            eprintln!("not shown: CALVE_RCLONE names no rclone that serves S3");
-            return None;
-        };
-        std::fs::create_dir_all(dir.join("bucket")).unwrap();
-        let mut command = Command::new(program);
-        command.args(["serve", "s3", "--addr", "127.0.0.1:0", "--config", "/dev/null"]);
-        command.args(["--auth-key", &format!("{KEY},{SECRET}")]).arg(dir);
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("rclone runs");
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let url = lines.find_map(|line| {
-            let line = line.expect("text");
-            let at = line.split_once("Starting s3 server on [")?.1;
-            Some(at.trim_end_matches("]").trim_end_matches('/').to_owned())
-        });
-        // What it says later must not fill the pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { child, url: url.expect("rclone says where it listens") })
-    }
+/// Storage of the tests: where, and who may use it.
+struct S3 {
+    endpoint: String,
+    bucket: String,
+    key: String,
+    secret: String,
 }
 
 #[test]
 fn a_cache_in_s3_is_served_looked_at_collected_and_built_anew() {
     let home = Home::alone();
     let endpoint = in_process(&home.path().join("s3"));
-    serves_from(&home, &endpoint);
+    let (bucket, key, secret) = ("bucket".to_owned(), KEY.to_owned(), SECRET.to_owned());
+    serves_from(&home, &S3 { endpoint, bucket, key, secret });
 }
 
+/// By hand, against a server that somebody runs: `CALVE_TEST_S3=http://HOST:PORT/BUCKET`, with credentials in `AWS_…`.
 #[test]
-fn a_cache_in_the_s3_of_rclone_is_served_looked_at_collected_and_built_anew() {
-    let home = Home::alone();
-    let Some(rclone) = Rclone::start(&home.path().join("s3")) else { return };
-    serves_from(&home, &rclone.url);
+fn a_cache_in_the_s3_that_is_named_is_served_looked_at_collected_and_built_anew() {
+    let Ok(place) = std::env::var("CALVE_TEST_S3") else {
+        eprintln!("not shown: CALVE_TEST_S3 names no S3 server");
+        return;
+    };
+    let (endpoint, bucket) = place.rsplit_once('/').expect("an address with a bucket");
+    let secret = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let (key, secret) = (secret("AWS_ACCESS_KEY_ID"), secret("AWS_SECRET_ACCESS_KEY"));
+    serves_from(
+        &Home::alone(),
+        &S3 { endpoint: endpoint.to_owned(), bucket: bucket.to_owned(), key, secret },
+    );
 }
 
-fn serves_from(home: &Home, endpoint: &str) {
-    let endpoint = format!("endpoint={endpoint}");
-    let s3 = ["--s3", "s3://bucket/caches/one", "--s3-option", &endpoint, "--s3-option", "allow_http=true"];
-    let environment =
-        [("AWS_ACCESS_KEY_ID", KEY), ("AWS_SECRET_ACCESS_KEY", SECRET), ("AWS_REGION", "us-east-1")];
+fn serves_from(home: &Home, storage: &S3) {
+    let endpoint = format!("endpoint={}", storage.endpoint);
+    // A prefix that no run before has used.
+    let url = format!("s3://{}/caches/{}", storage.bucket, home.path().file_name().unwrap().display());
+    let s3 = ["--s3", &url, "--s3-option", &endpoint, "--s3-option", "allow_http=true"];
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", &*storage.key),
+        ("AWS_SECRET_ACCESS_KEY", &storage.secret),
+        ("AWS_REGION", "us-east-1"),
+    ];
     let with_s3 = |args: &[&str]| {
         let mut command = home.command([args, &s3].concat());
         command.envs(environment);
@@ -105,7 +89,7 @@ fn serves_from(home: &Home, endpoint: &str) {
     let serving = serve_with(home, &dir, &s3, &environment);
     let dir = dir.to_str().unwrap();
     let token = home.ok(&["cache", "token", "add", "ci", "--push", "--dir", dir]);
-    let key = home.ok(&["cache", "key", "--dir", dir]);
+    let key = with_s3(&["cache", "key", "--dir", dir]).stdout;
     let app = home.app();
     let tree = Path::new(&app).parent().unwrap().parent().unwrap().to_str().unwrap();
     let asked = |home: &Home, args: &[&str]| {
@@ -121,7 +105,7 @@ fn serves_from(home: &Home, endpoint: &str) {
     assert!(!Path::new(dir).join("objects/packs").exists(), "chunks lie in S3 alone");
     let info = with_s3(&["cache", "info", "--json", "--dir", dir]);
     let info: serde_json::Value = serde_json::from_str(&info.stdout).unwrap();
-    assert_eq!((&info["storage"], &info["paths"]), (&"s3://bucket/caches/one".into(), &1.into()), "{info}");
+    assert_eq!((&info["storage"], &info["paths"]), (&url.as_str().into(), &1.into()), "{info}");
     for args in [&["cache", "gc", "--dir", dir][..], &["cache", "verify", "--dir", dir]] {
         let ran = with_s3(args);
         assert_eq!(ran.code, 0, "{args:?}: {ran:?}");

@@ -56,8 +56,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
 
 /// An app in a cache, and a home that has neither.
 struct Scene {
-    home: Home,
+    /// Before the home, which waits for its processes.
     serving: Serving,
+    home: Home,
     key: String,
     path: String,
     data: Vec<u8>,
@@ -71,7 +72,7 @@ impl Scene {
             eprintln!("skipped: /dev/fuse: {error}");
             return None;
         }
-        if !rustix_is_root() && !Path::new("/usr/bin/fusermount3").exists() {
+        if !is_root() && !Path::new("/usr/bin/fusermount3").exists() {
             eprintln!("skipped: only root may mount without fusermount3");
             return None;
         }
@@ -86,7 +87,7 @@ impl Scene {
         let dir = dir.to_str().unwrap();
         let path = author.ok(&["push", app.to_str().unwrap(), "--to", dir]).trim().to_owned();
         let key = home.ok(&["cache", "key", "--dir", dir]).trim().to_owned();
-        Some(Self { home, serving, key, path, data })
+        Some(Self { serving, home, key, path, data })
     }
 
     /// `calve run --store lazy ARGS` of the app's busybox, with nothing coming beside what is touched.
@@ -104,24 +105,24 @@ impl Scene {
         wait_until("the mount to be gone", || {
             let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
             let dirs = std::fs::read_dir(self.home.path().join("run/lazy")).into_iter().flatten();
-            !mounts.contains(home) && dirs.count() == 0 && serving_processes(&self.path).is_empty()
+            !mounts.contains(home) && dirs.count() == 0 && self.serving_processes().is_empty()
         });
+    }
+
+    /// The processes of this home that serve machines.
+    fn serving_processes(&self) -> Vec<i32> {
+        let home = self.home.path().to_str().unwrap();
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let has = |pid: &i32, file: &str, text: &str| {
+            let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).contains(text)
+        };
+        processes.filter(|pid| has(pid, "cmdline", "--for-machines") && has(pid, "environ", home)).collect()
     }
 }
 
-/// The processes that serve this path.
-fn serving_processes(path: &str) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let serves = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        line.contains("--for-machines") && line.contains(path)
-    };
-    processes.filter(serves).collect()
-}
-
-fn rustix_is_root() -> bool {
+fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
@@ -150,8 +151,10 @@ fn a_program_runs_before_its_closure_is_here_and_leaves_nothing() {
     let ran = scene.run(&line.url, &scene.key, &["-d", "--name", "kept"], &["sleep", "1000"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     scene.home.wait_for_running("kept");
-    assert_eq!(serving_processes(&scene.path).len(), 1);
+    assert_eq!(scene.serving_processes().len(), 1);
     scene.home.kill_server();
+    // By the next server; a process that was killed may keep its socket for a moment.
+    scene.home.wait_for_running("kept");
     let busybox = format!("{}/bin/busybox", scene.path);
     let skip = (DATA_BYTES - 4096).to_string();
     let tail = ["exec", "kept", "--", &busybox, "sh", "-c"];

@@ -26,17 +26,36 @@ use crate::agent::descriptor::watched;
 /// not. It is the pause as well before a device that failed is opened again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// A device that was opened, without blocking, before the agent was there.
+pub struct Opened {
+    /// The device.
+    pub device: OwnedFd,
+    /// What was read from it.
+    pub received: Vec<u8>,
+}
+
 /// Serves whoever is at the other end and knows the token.
-pub async fn serve(agent: &Rc<Agent>, path: &Path) -> io::Result<Infallible> {
+pub async fn serve(agent: &Rc<Agent>, path: &Path, mut opened: Option<Opened>) -> io::Result<Infallible> {
     let mut decoder = Decoder::new(agent.token.clone());
     loop {
-        let Ok(device) = Device::open(path) else {
+        let device = match opened.take() {
+            Some(Opened { device, received }) => {
+                decoder.push(&received);
+                Device::new(device)
+            }
+            None => open(path).and_then(Device::new),
+        };
+        let Ok(device) = device else {
             tokio::time::sleep(LOOK_INTERVAL).await;
             continue;
         };
         loop {
             let broken = match await_preamble(&mut &device, &mut decoder).await {
-                Ok(()) => serve_connection(agent, &device, &device, &mut decoder, Preamble::Unsent).await,
+                Ok(()) => {
+                    let preamble =
+                        if agent.welcomed.get().is_some() { Preamble::Sent } else { Preamble::Unsent };
+                    serve_connection(agent, &device, &device, &mut decoder, preamble).await
+                }
                 Err(broken) => broken,
             };
             decoder.hang_up();
@@ -57,10 +76,14 @@ struct Device {
     writable: Edges,
 }
 
+/// Opens a device for [`Opened`].
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
 impl Device {
-    fn open(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let device = rustix::fs::open(path, flags, Mode::empty())?;
+    fn new(device: OwnedFd) -> io::Result<Self> {
         make_raw(&device)?;
         let (readable, writable) =
             (Edges::of(&device, EventFlags::IN)?, Edges::of(&device, EventFlags::OUT)?);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use calve_wire::guard::{GUARD_SOCKET, LIVE_STORE_SOCKET, LiveStore};
+use calve_wire::start::{START_FILE, START_ITEM};
 
 use crate::kernel::Transport;
 
@@ -63,6 +64,8 @@ pub(crate) struct GuestPlan {
     pub network: bool,
     /// Whether the processor that the guest sees has no random generator.
     pub random_device: bool,
+    /// The order to start its program, which the guest finds in its machine.
+    pub start: Option<Vec<u8>>,
 }
 
 impl GuestPlan {
@@ -90,6 +93,10 @@ impl GuestPlan {
         argv.pair("-kernel", &self.kernel);
         argv.pair("-initrd", &self.initrd);
         argv.pair("-append", &self.kernel_parameters);
+        if self.start.is_some() {
+            // A file, as arguments can be read by everybody on the host.
+            argv.pair("-fw_cfg", format!("name={START_ITEM},file={START_FILE}"));
+        }
         self.channels(&mut argv);
         self.devices(&mut argv);
         argv.0
@@ -203,6 +210,7 @@ mod tests {
             cpus_milli: None,
             network: false,
             random_device: false,
+            start: None,
         }
     }
 
@@ -257,6 +265,7 @@ mod tests {
             store: Some(StoreSource::Image("/a,b".into())),
             network: true,
             random_device: true,
+            start: Some(vec![]),
             ..plan()
         };
         let line = line(&plan);
@@ -265,6 +274,7 @@ mod tests {
             "virtio-blk-pci,drive=store",
             "virtio-net-pci",
             "virtio-rng-pci",
+            "-fw_cfg name=opt/calve/start,file=start",
             "accel=kvm",
             "-cpu host",
         ] {

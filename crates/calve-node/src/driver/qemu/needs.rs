@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use calve_core::DriverName;
 use calve_wire::machine::{Limits, Network, StoreDelivery, Workload};
+use calve_wire::start;
 
 use super::command::StoreSource;
 use super::emulator::Emulator;
@@ -67,6 +68,10 @@ fn gather_blocking(
     let busybox = if order.spec.workload == Workload::Base { static_busybox() } else { None };
     let devices = Devices { store: place, overlay: system_initrd.is_some(), network, random_device };
     let initrd = initrd_for(options, &kernel, &devices, busybox.as_deref(), system_initrd.as_deref())?;
+    let start = match &order.spec.workload {
+        Workload::Program(program) => start::encode(program, order.spec.restart, order.spec.health.as_ref()),
+        Workload::System { .. } | Workload::Base => None,
+    };
     let parameters = Parameters {
         mode,
         token: order.token.clone(),
@@ -75,6 +80,7 @@ fn gather_blocking(
         network,
         store: place,
         pids: order.spec.limits.pids,
+        start: start.is_some(),
         unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64),
         emulated_tsc_khz: (!kvm).then(|| tsc::host_khz(images_dir)),
     };
@@ -94,6 +100,7 @@ fn gather_blocking(
         cpus_milli: order.spec.limits.cpus_milli,
         network,
         random_device,
+        start,
     })
 }
 

@@ -5,6 +5,7 @@
 
 use calve_wire::agent::Remaining;
 use calve_wire::guard::CPUS_UNLIMITED;
+use calve_wire::start::START_PARAMETER;
 
 use super::command::STORE_TAG;
 
@@ -61,6 +62,8 @@ pub(crate) struct Parameters {
     pub store: Option<StorePlace>,
     /// Most processes of its program.
     pub pids: Option<u32>,
+    /// Whether the order to start its program comes with the machine.
+    pub start: bool,
     /// The host's clock, in milliseconds since the epoch.
     pub unix_ms: u64,
     /// Frequency of the host's time stamp counter in kHz, for a guest in emulation.
@@ -95,6 +98,9 @@ impl Parameters {
         }
         if let Some(pids) = self.pids {
             words.push(format!("calve.pids={pids}"));
+        }
+        if self.start {
+            words.push(START_PARAMETER.into());
         }
         let line = words.join(" ");
         // The guard may add a word.
@@ -134,6 +140,7 @@ mod tests {
             network: false,
             store: None,
             pids: None,
+            start: false,
             unix_ms: 1,
             emulated_tsc_khz: None,
         }
@@ -157,6 +164,7 @@ mod tests {
             network: true,
             store: Some(StorePlace::Image),
             pids: Some(7),
+            start: true,
             emulated_tsc_khz: Some(2_400_000),
             ..parameters(Mode::Probe)
         }
@@ -167,6 +175,7 @@ mod tests {
             "calve.net=slirp",
             "calve.store=/dev/vda",
             "calve.pids=7",
+            "calve.start=fw_cfg",
             "tsc_early_khz=2400000",
         ] {
             assert!(line.contains(word), "{word} in {line}");

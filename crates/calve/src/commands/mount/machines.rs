@@ -25,6 +25,8 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 const FIRST_MACHINE_MAX: Duration = Duration::from_secs(60);
 /// How long it stays for the next one, when the last has gone.
 const NEXT_MACHINE_MAX: Duration = Duration::from_secs(5);
+/// Time between two notes that the closure is used: a fraction of the shortest time after which paths are pruned.
+const NOTE_USE_EVERY: Duration = Duration::from_secs(600);
 /// How long it waits for the kernel to let go of the mount.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
 
@@ -56,9 +58,13 @@ pub async fn serve(args: &Args) -> Outcome {
     mounted.prefetch_soon();
     let unused = async {
         let made = dir.changed();
-        let mut unused_since = Instant::now();
+        let (mut unused_since, mut noted) = (Instant::now(), Instant::now());
         loop {
             tokio::time::sleep(LOOK_PAUSE).await;
+            if noted.elapsed() > NOTE_USE_EVERY {
+                mounted.note_use().await;
+                noted = Instant::now();
+            }
             // Also of machines that lived between two looks.
             let used_once = dir.changed() != made;
             let max = if used_once { NEXT_MACHINE_MAX } else { FIRST_MACHINE_MAX };
