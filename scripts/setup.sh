@@ -92,6 +92,15 @@ need_virtiofsd() {
   fi
 }
 
+# DigitalOcean's own client, in an environment of its own beside the build.
+need_pydo() {
+  local dir=$root/target/pydo
+  if "$dir/bin/python" -c 'import pydo' 2>/dev/null; then return; fi
+  python3 -c 'import ensurepip' 2>/dev/null || need_packages /usr/share/doc/python3-venv=python3-venv
+  say "fetching pydo"
+  rm -rf "$dir" && python3 -m venv "$dir" && "$dir/bin/pip" install --quiet --disable-pip-version-check pydo
+}
+
 # Programs of a Nix newer than the one that is installed, for the tests: the one of Debian 13 with its libraries, unpacked
 # beside the build. Where it cannot be had, the tests that want it say so.
 NEWER_NIX_SUITE=trixie
@@ -122,6 +131,7 @@ need_newer_nix() {
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
   need_virtiofsd
+  need_pydo
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
   need_newer_nix
 }

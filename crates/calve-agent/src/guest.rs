@@ -4,15 +4,18 @@
 //! ```text
 //!  kernel ─▶ rdinit=/calve-agent ─▶ mounts, modules ─┬─ bare ───▶ init (PID 1) + agent
 //!                                                    ├─ system ─▶ init + agent beside ─▶ PID 1 becomes <toplevel>/init
+//!                                                    ├─ cloud ──▶ metadata service ─▶ init (PID 1) + agent that dials
 //!                                                    └─ probe ──▶ a word on the console, end
 //! ```
 
 mod bare;
 mod clock;
+mod cloud;
 mod files;
 mod first;
 mod fw_cfg;
 mod limits;
+mod metadata;
 mod modules;
 mod mounts;
 mod network;
@@ -40,6 +43,15 @@ pub fn run() -> anyhow::Result<()> {
 
 fn boot() -> anyhow::Result<()> {
     mounts::base()?;
+    if parameters::is_cloud()? {
+        // A wrong end is an end that is not paid for.
+        let result = cloud::run(modules::load_all());
+        if let Err(error) = &result {
+            eprintln!("calve-agent: {error:#}");
+        }
+        power::power_off();
+        return result;
+    }
     let parameters = Parameters::read()?;
     let mut notes = modules::load_all();
     if parameters.cpus_unlimited {

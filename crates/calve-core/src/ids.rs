@@ -122,17 +122,20 @@ pub enum DriverName {
     Sandbox,
     /// A QEMU guest with its own kernel.
     Qemu,
+    /// A droplet at DigitalOcean, whose agent dials the server.
+    DigitalOcean,
 }
 
 impl DriverName {
     /// Every driver, in the order in which placement prefers them for programs.
-    pub const ALL: [Self; 2] = [Self::Sandbox, Self::Qemu];
+    pub const ALL: [Self; 3] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean];
 
     /// The driver's name as users type it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sandbox => "sandbox",
             Self::Qemu => "qemu",
+            Self::DigitalOcean => "digitalocean",
         }
     }
 }
@@ -149,7 +152,7 @@ impl FromStr for DriverName {
         Self::ALL.into_iter().find(|d| d.as_str() == s).ok_or_else(|| IdError {
             noun: "driver",
             text: s.to_owned(),
-            rule: "one of sandbox, qemu",
+            rule: "one of sandbox, qemu, digitalocean",
         })
     }
 }

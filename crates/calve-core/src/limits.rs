@@ -30,6 +30,8 @@ pub const ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
 pub const BOOT_MAX_SANDBOX: Duration = Duration::from_secs(30);
 /// Time in which a guest's agent must speak: a full system in emulation on a busy host takes minutes.
 pub const BOOT_MAX_QEMU: Duration = Duration::from_secs(600);
+/// Time in which the agent of a machine at a provider must speak: it is made within two minutes, and boots.
+pub const BOOT_MAX_PROVIDER: Duration = Duration::from_secs(600);
 /// Time beyond the grace in which an agent may finish a stop by itself before its machine is destroyed under it.
 pub const STOP_MARGIN: Duration = Duration::from_secs(5);
 /// How long the destruction of an ended machine waits for the rest of its log.

@@ -41,8 +41,16 @@ pub fn preference(runs: Runs) -> &'static [DriverName] {
     }
 }
 
+/// Whether a driver can make machines with this workload at all. Those that cost money are never preferred, only asked for.
+fn can_make(driver: DriverName, runs: Runs) -> bool {
+    match driver {
+        DriverName::Sandbox | DriverName::Qemu => preference(runs).contains(&driver),
+        DriverName::DigitalOcean => runs != Runs::System,
+    }
+}
+
 fn choose_wanted(machine: &Machine, wanted: DriverName, drivers: &Drivers) -> Choice {
-    if !preference(machine.runs).contains(&wanted) {
+    if !can_make(wanted, machine.runs) {
         return Choice::Nowhere(format!(
             "a system boots its own kernel, which the driver {wanted} cannot do; use --driver qemu or none"
         ));

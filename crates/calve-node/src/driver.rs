@@ -80,6 +80,11 @@ pub trait Driver: Send + Sync {
         false
     }
 
+    /// Whether its machines have no store of this host: closures are sent to them over the link.
+    fn takes_closure_by_link(&self) -> bool {
+        false
+    }
+
     /// The console output of the machine (kernel and boot messages), where it has one.
     fn console_log(&self, id: MachineId) -> Option<PathBuf>;
 

@@ -3,6 +3,7 @@
 //! *Invariant*: knows no records, no API and no leases beyond what an order carries; everything that it makes is found
 //! again by listing run directories, so that a host without any memory can adopt or destroy it.
 
+pub mod cloud_image;
 pub mod driver;
 mod images;
 pub mod initrd;

@@ -112,6 +112,11 @@ impl Dirs {
         self.data.join("roots")
     }
 
+    /// The key that signs this server's machines at providers.
+    pub fn owner_key(&self) -> PathBuf {
+        self.data.join("owner.key")
+    }
+
     /// The binary cache.
     pub fn cache(&self) -> PathBuf {
         self.data.join("cache")

@@ -15,6 +15,7 @@
 pub mod agents;
 pub mod api;
 pub mod cache;
+pub mod cloud;
 pub mod daemon;
 pub mod dirs;
 pub mod events;

@@ -4,6 +4,7 @@ pub mod host;
 mod leases;
 mod preflight;
 pub mod roots;
+mod seed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
 use leases::Leases;
 use preflight::Preflights;
 use roots::GcRoots;
+use seed::Seeds;
 
 /// The principal of what the loop does.
 const LOOP: &str = "loop";
@@ -55,6 +57,7 @@ pub struct World {
     logs: Arc<Logs>,
     ports: Ports,
     leases: Leases,
+    seeds: Seeds,
     events: EventLog,
     lazy: LazyDirs,
     run_dir: PathBuf,
@@ -102,6 +105,7 @@ impl World {
             preflights: Preflights::new(parts.drivers, changes.clone()),
             ports: Ports::default(),
             leases: Leases::default(),
+            seeds: Seeds::default(),
             store: parts.store,
             roots: parts.roots,
             cache: parts.cache,
@@ -375,7 +379,14 @@ impl Effects for World {
             Workload::System { .. } | Workload::Base => None,
         };
         let (restart, health) = (record.spec.restart, record.spec.health.clone());
-        self.tell(record.id, ToAgent::Start { program, restart, health })
+        let start = ToAgent::Start { program, restart, health };
+        let driver = self.driver(placed(record)?)?;
+        if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {
+            let closure = self.closure(record).await?;
+            self.seeds.begin(&self.agents, record.id, closure, start);
+            return Ok(());
+        }
+        self.tell(record.id, start)
     }
 
     async fn set_lease(&self, record: &MachineRecord) -> Result<(), EffectError> {
@@ -410,6 +421,7 @@ impl Effects for World {
             }
         }
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
+        self.seeds.end(id);
         self.agents.unlink(id);
         self.lazy.release(driver.name(), id);
         self.roots.release(id).await;

@@ -36,6 +36,8 @@ pub const LIVE_STORE_DIR: &str = "store";
 pub const GUARD_SOCKET: &str = "guard.sock";
 /// Word on the kernel's command line, added by the guard, that the limit of the processors could not be set.
 pub const CPUS_UNLIMITED: &str = "calve.cpus=unlimited";
+/// Word on the kernel's command line of an image for providers: the machine reads the rest from its provider's metadata.
+pub const CLOUD_PARAMETER: &str = "calve.mode=cloud";
 /// What a guest prints on its console when it was started only to see whether guests boot.
 pub const PROBE_MARKER: &str = "calve-guest-has-booted";
 /// The guard's first line when QEMU runs and its sockets accept connections.

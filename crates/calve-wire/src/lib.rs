@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod event;
 pub mod frame;
 pub mod guard;
+pub mod join;
 pub mod machine;
 pub mod record;
 pub mod start;

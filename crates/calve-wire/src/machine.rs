@@ -170,6 +170,20 @@ pub enum StoreDelivery {
     Lazy,
 }
 
+/// Where a provider makes the machine, and from what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// The provider's name for the region.
+    pub region: String,
+    /// The provider's name for the size.
+    pub size: String,
+    /// The provider's name or number for the image; the account's own base image where none is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
 /// A port of the machine published on the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -225,6 +239,9 @@ pub struct MachineSpec {
     /// image otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreDelivery>,
+    /// Where a provider makes it; only with a driver that is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// Its published ports.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
@@ -245,6 +262,7 @@ impl MachineSpec {
             limits: Limits::default(),
             network: Network::None,
             store: None,
+            place: None,
             ports: Vec::new(),
             source: Source::default(),
         }

@@ -8,6 +8,7 @@ use calve_wire::api::{
 };
 use calve_wire::doctor::Check;
 use calve_wire::event::Event;
+use calve_wire::join::UserData;
 use calve_wire::record::{MachineRecord, RECORD_VERSION, RecordError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,6 +63,7 @@ fn examples_of_every_version_are_read_and_nothing_of_them_is_lost() {
     check::<StreamControl>("stream-control.1.json");
     check::<Problem>("problem.1.json");
     check::<ToAgent>("to-agent.1.json");
+    check::<UserData>("user-data.1.json");
     check::<FromAgent>("from-agent.1.json");
     check::<SandboxSpec>("sandbox-spec.1.json");
 }

@@ -13,10 +13,12 @@ mod forward;
 mod logs;
 mod mount;
 mod names;
+mod provider;
 mod prune;
 mod ps;
 mod pull;
 mod push;
+mod reap;
 #[cfg(test)]
 mod reference;
 mod rm;
@@ -66,6 +68,8 @@ enum Command {
     Closure(closure::Args),
     Diff(diff::Args),
     Cache(cache::Args),
+    Provider(provider::Args),
+    Reap(reap::Args),
     Completions(completions::Args),
     Version(version::Args),
 }
@@ -103,6 +107,8 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Closure(args) => closure::run(args).await,
             Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,
+            Command::Provider(args) => provider::run(args).await,
+            Command::Reap(args) => reap::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,
         }

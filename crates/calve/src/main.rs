@@ -1,6 +1,6 @@
 //! `calve`: run any Nix closure on any machine with one command.
 //!
-//! *Invariant*: speaks to the server through the public `/v1` and `/cache` alone; only `ui` prints, only this file ends the process,
+//! *Invariant*: speaks to the server through the public `/v1` and `/cache` alone, and to providers where no server may be needed; only `ui` prints, only this file ends the process,
 //! and it does nothing but parse, dispatch and end with the exit code.
 
 mod args;

@@ -14,9 +14,24 @@ const EDGES: &[(&str, &[&str])] = &[
     ("calve-wire", &["calve-core", "calve-nix"]),
     ("calve-store", &["calve-nix"]),
     ("calve-node", &["calve-core", "calve-nix", "calve-store", "calve-wire"]),
-    ("calve-server", &["calve-core", "calve-nix", "calve-node", "calve-store", "calve-wire"]),
+    ("calve-provider", &["calve-core", "calve-nix", "calve-wire"]),
+    (
+        "calve-server",
+        &["calve-core", "calve-nix", "calve-node", "calve-provider", "calve-store", "calve-wire"],
+    ),
     ("calve-agent", &["calve-nix", "calve-store", "calve-wire"]),
-    ("calve", &["calve-core", "calve-nix", "calve-node", "calve-server", "calve-store", "calve-wire"]),
+    (
+        "calve",
+        &[
+            "calve-core",
+            "calve-nix",
+            "calve-node",
+            "calve-provider",
+            "calve-server",
+            "calve-store",
+            "calve-wire",
+        ],
+    ),
 ];
 
 /// Libraries that a crate must stay free of.

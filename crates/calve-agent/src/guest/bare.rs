@@ -36,29 +36,43 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
     {
         notes.push(format!("the network cannot be reached: {error}"));
     }
-    files::write(&parameters.hostname, parameters.network)?;
-    let programs = limits::mount().and_then(|()| Ok(parameters.pids.map(Programs::create).transpose()?));
-    let programs = programs.unwrap_or_else(|error| {
-        notes.push(match parameters.pids {
-            Some(_) => format!("processes are not limited: {error:#}"),
-            None => format!("there are no cgroups: {error:#}"),
-        });
-        None
-    });
-    let confine = Enter(programs);
+    let name_servers: &[_] = if parameters.network { &[network::NAME_SERVER.into()] } else { &[] };
+    files::write(&parameters.hostname, name_servers)?;
+    let confine = limited(parameters.pids, &mut notes);
     let (port, begun) = match first {
         Some(first) => first.begin(&parameters, &confine, &notes).map(|(port, begun)| (Some(port), begun))?,
         None => (None, None),
     };
     let program = begun.as_ref().and_then(|begun| Some(begun.started.as_ref().ok()?.pid));
     drop(interfaces);
+    inhabit(&confine, program, |init| agent(parameters, init, notes, port, begun))
+}
+
+/// What programs enter, which may be so many; where the kernel cannot do it, a note says so.
+pub(super) fn limited(pids: Option<u32>, notes: &mut Vec<String>) -> Enter {
+    let programs = limits::mount().and_then(|()| Ok(pids.map(Programs::create).transpose()?));
+    Enter(programs.unwrap_or_else(|error| {
+        notes.push(match pids {
+            Some(_) => format!("processes are not limited: {error:#}"),
+            None => format!("there are no cgroups: {error:#}"),
+        });
+        None
+    }))
+}
+
+/// Forks the agent, and is its init until it has ended; the `first` program runs already.
+pub(super) fn inhabit(
+    confine: &Enter,
+    first: Option<i32>,
+    agent: impl FnOnce(OwnedFd) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let (here, there) = packet::pair()?;
     // SAFETY: this process has one thread, so the child has all of its memory in a consistent state.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()).context("the agent cannot be forked"),
         0 => {
             drop(there);
-            let ended = agent(parameters, here, notes, port, begun);
+            let ended = agent(here);
             if let Err(error) = &ended {
                 eprintln!("calve-agent: {error:#}");
             }
@@ -66,8 +80,8 @@ pub(super) fn run(parameters: Parameters, mut notes: Vec<String>) -> anyhow::Res
             unsafe { libc::_exit(i32::from(ended.is_err())) }
         }
         pid => {
-            drop((here, port, begun));
-            init::run(there, &init::Options { confine: &confine, spare: Some(pid), first: program })?;
+            drop((here, agent));
+            init::run(there, &init::Options { confine, spare: Some(pid), first })?;
             Ok(())
         }
     }
@@ -88,7 +102,7 @@ fn agent(
             Ok(Transport::Device { path, opened })
         }),
         init,
-        enclosure: Box::new(BareGuest { notes, before: Cell::default() }),
+        enclosure: Box::new(BareGuest::new(notes, power::end_machine)),
         announce: Box::new(|| Ok(())),
         run_dir: None,
         begun,
@@ -97,7 +111,7 @@ fn agent(
 }
 
 /// Programs enter their cgroup and give up nothing: the guest's kernel is the wall.
-struct Enter(Option<Programs>);
+pub(super) struct Enter(Option<Programs>);
 
 impl Confine for Enter {
     fn apply(&self) -> io::Result<()> {
@@ -105,10 +119,19 @@ impl Confine for Enter {
     }
 }
 
-struct BareGuest {
+/// A guest in which there is nothing but the agent and its programs.
+pub(super) struct BareGuest {
     notes: Vec<String>,
     /// What was told already: nothing has happened before the first program.
     before: Cell<Events>,
+    end: fn(),
+}
+
+impl BareGuest {
+    /// One that ends so.
+    pub fn new(notes: Vec<String>, end: fn()) -> Self {
+        Self { notes, before: Cell::default(), end }
+    }
 }
 
 impl Enclosure for BareGuest {
@@ -136,6 +159,6 @@ impl Enclosure for BareGuest {
     }
 
     fn on_end(&self) {
-        power::end_machine();
+        (self.end)();
     }
 }

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
-use super::network::NAME_SERVER;
-
 /// Writes them.
-pub(super) fn write(hostname: &str, network: bool) -> io::Result<()> {
+pub(super) fn write(hostname: &str, name_servers: &[IpAddr]) -> io::Result<()> {
     for dir in ["/etc", "/root", "/var/tmp", "/usr/bin", "/bin"] {
         super::mounts::directory(dir)?;
     }
@@ -24,8 +23,9 @@ pub(super) fn write(hostname: &str, network: bool) -> io::Result<()> {
     for (path, text) in files {
         write_new(path, &text)?;
     }
-    if network {
-        write_new("/etc/resolv.conf", &format!("nameserver {NAME_SERVER}\n"))?;
+    if !name_servers.is_empty() {
+        let lines: String = name_servers.iter().map(|address| format!("nameserver {address}\n")).collect();
+        write_new("/etc/resolv.conf", &lines)?;
     }
     Ok(())
 }

@@ -11,6 +11,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// An address of RFC 3927 that lasts until the provider has told the real one; providers pass it to their metadata
+/// service alone.
+const LINK_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 16);
+const LINK_LOCAL_NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 0, 0);
 /// Where QEMU answers for the host's name servers.
 pub(super) const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
@@ -29,15 +33,36 @@ pub(super) fn loopback() -> io::Result<Interfaces> {
 
 /// Gives the first network card its address and makes QEMU its gateway.
 pub(super) fn through_host(interfaces: &Interfaces) -> io::Result<()> {
+    through(interfaces, ADDRESS, NETMASK, GATEWAY)
+}
+
+/// Gives the first network card this address and gateway.
+pub(super) fn through(
+    interfaces: &Interfaces,
+    address: Ipv4Addr,
+    netmask: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> io::Result<()> {
+    give(interfaces, address, netmask)?;
+    interfaces.add_default_route(gateway)
+}
+
+/// Gives the first network card an address by which the provider's metadata service can be asked, and nobody else.
+pub(super) fn link_local(interfaces: &Interfaces) -> io::Result<()> {
+    give(interfaces, LINK_LOCAL, LINK_LOCAL_NETMASK)
+}
+
+fn give(interfaces: &Interfaces, address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<()> {
+    // In the order of their names: the first is the public one.
     let card = fs::read_dir("/sys/class/net")?
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .find(|name| name != "lo")
+        .filter(|name| name != "lo")
+        .min()
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no network card is there"))?;
-    interfaces.set_address(&card, libc::SIOCSIFADDR, ADDRESS)?;
-    interfaces.set_address(&card, libc::SIOCSIFNETMASK, NETMASK)?;
-    interfaces.bring_up(&card)?;
-    interfaces.add_default_route(GATEWAY)
+    interfaces.set_address(&card, libc::SIOCSIFADDR, address)?;
+    interfaces.set_address(&card, libc::SIOCSIFNETMASK, netmask)?;
+    interfaces.bring_up(&card)
 }
 
 /// The network's interfaces.

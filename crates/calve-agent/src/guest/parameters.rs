@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use calve_wire::agent::Remaining;
+use calve_wire::guard::CLOUD_PARAMETER as CLOUD;
 use calve_wire::start::START_PARAMETER;
 
 /// What this guest shall be.
@@ -52,12 +53,19 @@ pub struct Parameters {
     pub unix_ms: Option<u64>,
 }
 
+/// Whether this machine is at a provider, where user data take the place of parameters.
+pub fn is_cloud() -> anyhow::Result<bool> {
+    Ok(command_line()?.split_ascii_whitespace().any(|word| word == CLOUD))
+}
+
+fn command_line() -> anyhow::Result<String> {
+    std::fs::read_to_string("/proc/cmdline").context("the kernel's command line cannot be read")
+}
+
 impl Parameters {
     /// Reads them from `/proc/cmdline`.
     pub fn read() -> anyhow::Result<Self> {
-        Self::parse(
-            &std::fs::read_to_string("/proc/cmdline").context("the kernel's command line cannot be read")?,
-        )
+        Self::parse(&command_line()?)
     }
 
     /// What remains of the lease now: the kernel has been running for a while.

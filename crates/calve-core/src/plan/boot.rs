@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::draft::Draft;
 use super::{On, World};
-use crate::limits::{BOOT_MAX_QEMU, BOOT_MAX_SANDBOX};
+use crate::limits::{BOOT_MAX_PROVIDER, BOOT_MAX_QEMU, BOOT_MAX_SANDBOX};
 use crate::{DriverName, State};
 
 /// Time from creation to the agent's first words.
@@ -12,6 +12,7 @@ fn boot_max(driver: DriverName) -> Duration {
     match driver {
         DriverName::Sandbox => BOOT_MAX_SANDBOX,
         DriverName::Qemu => BOOT_MAX_QEMU,
+        DriverName::DigitalOcean => BOOT_MAX_PROVIDER,
     }
 }
 
@@ -30,6 +31,9 @@ pub(super) fn end(draft: &mut Draft<'_>, world: &World<'_>) {
         // Nothing but the agent says anything before the program is started.
         DriverName::Sandbox => "is this host overloaded?".to_owned(),
         DriverName::Qemu => format!("`calve logs --console {name}` shows its console"),
+        DriverName::DigitalOcean => {
+            "can it reach this server's door for agents? its console at the provider may tell more".to_owned()
+        }
     };
     draft.fail(format!("the agent in the machine did not speak within {seconds} s of its creation; {why}"));
 }

@@ -199,6 +199,9 @@ fn placement_follows_the_workload_and_what_is_usable() {
     check(with(Runs::System, None), in_qemu);
     check(with(Runs::Base, None), in_qemu);
     check(with(Runs::Program, Some(DriverName::Qemu)), in_qemu);
+    // What costs money is made where it was asked for and never instead of something else.
+    let elsewhere = "write placed on local with digitalocean, creating 1\ncreate attempt 1";
+    check(with(Runs::Program, Some(DriverName::DigitalOcean)), elsewhere);
     check(no_sandbox(with(Runs::Program, None)), in_qemu);
     check(unknown(with(Runs::Program, None)), in_sandbox);
     check(unknown(with(Runs::Base, None)), "waits for the drivers to be looked at");
@@ -207,6 +210,11 @@ fn placement_follows_the_workload_and_what_is_usable() {
         no_sandbox(with(Runs::Program, Some(DriverName::Sandbox))),
         "write end failed since 1000000 with 0 ms, \"the driver sandbox cannot be used: no user namespaces; choose \
          another --driver or see `calve doctor`\", failed",
+    );
+    check(
+        with(Runs::System, Some(DriverName::DigitalOcean)),
+        "write end failed since 1000000 with 0 ms, \"a system boots its own kernel, which the driver digitalocean \
+         cannot do; use --driver qemu or none\", failed",
     );
     check(
         with(Runs::System, Some(DriverName::Sandbox)),

@@ -25,13 +25,17 @@ pub struct Host {
     pub store: Arc<Store>,
 }
 
-/// The driver of this name; whether the host can do what it needs is told by [`Driver::preflight`].
-pub fn open(name: DriverName, host: &Host) -> Arc<dyn Driver> {
+/// The driver of this name; whether the host can do what it needs is told by [`Driver::preflight`]. None for those that make
+/// machines elsewhere.
+pub fn open(name: DriverName, host: &Host) -> Option<Arc<dyn Driver>> {
     match name {
-        DriverName::Sandbox => Arc::new(SandboxDriver::new(&host.runtime_dir, host.agent_binary.clone())),
+        DriverName::Sandbox => {
+            Some(Arc::new(SandboxDriver::new(&host.runtime_dir, host.agent_binary.clone())))
+        }
+        DriverName::DigitalOcean => None,
         DriverName::Qemu => {
             let store = host.store.clone();
-            Arc::new(QemuDriver::new(QemuOptions {
+            Some(Arc::new(QemuDriver::new(QemuOptions {
                 runtime_dir: host.runtime_dir.clone(),
                 images_dir: host.images_dir.clone(),
                 agent_binary: host.agent_binary.clone(),
@@ -50,7 +54,7 @@ pub fn open(name: DriverName, host: &Host) -> Arc<dyn Driver> {
                         }
                     })
                 }),
-            }))
+            })))
         }
     }
 }

@@ -9,12 +9,12 @@
 mod command;
 mod emulator;
 mod guard;
-mod needs;
-mod parameters;
+pub(crate) mod needs;
+pub(crate) mod parameters;
 mod preflight;
 pub(crate) mod probe;
 mod qmp;
-mod tsc;
+pub(crate) mod tsc;
 mod virtiofsd;
 
 use std::fs::File;

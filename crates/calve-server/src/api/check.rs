@@ -7,7 +7,7 @@ use calve_core::{DriverName, Kind, MachineId};
 use calve_nix::StorePath;
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
-    HealthCheck, Limits, MachineSpec, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
+    HealthCheck, Limits, MachineSpec, Network, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
 };
 
 use super::problem::{ApiError, ApiResult};
@@ -46,6 +46,7 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
         return Err(ApiError::bad_request("the store is delivered as an image or live for guests only")
             .hint("ask for the driver qemu; a sandbox always has the host's own store paths"));
     }
+    place(spec)?;
     if let Some(check) = &spec.health {
         health(check)?;
     }
@@ -53,6 +54,49 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
         return Err(ApiError::bad_request(format!("`source` has over {SOURCE_MAX_BYTES} bytes")));
     }
     record_size(spec)
+}
+
+/// Longest name of a region, size or image, in bytes: providers' have some twenty.
+const PLACE_NAME_MAX_BYTES: usize = 128;
+
+/// What is said of a place goes with a provider, and what the provider decides is not said twice.
+fn place(spec: &MachineSpec) -> ApiResult<()> {
+    let at_provider = match spec.driver {
+        Some(DriverName::DigitalOcean) => true,
+        Some(DriverName::Sandbox | DriverName::Qemu) | None => false,
+    };
+    let Some(place) = &spec.place else {
+        if at_provider {
+            return Err(ApiError::bad_request(
+                "a provider needs to know where and how large the machine shall be",
+            )
+            .hint("say `--on digitalocean/REGION --size SIZE`"));
+        }
+        return Ok(());
+    };
+    if !at_provider {
+        return Err(ApiError::bad_request("only a provider can make a machine in a region")
+            .hint("leave `place` out, or ask for the driver digitalocean"));
+    }
+    let names = [&place.region, &place.size].into_iter().chain(&place.image);
+    for name in names {
+        let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+        if name.is_empty() || name.len() > PLACE_NAME_MAX_BYTES || !name.bytes().all(plain) {
+            return Err(ApiError::bad_request(format!("{name:?} is no name of a region, size or image")));
+        }
+    }
+    if spec.store.is_some() {
+        return Err(ApiError::bad_request("a machine at a provider gets its closure over its agent's link")
+            .hint("leave `store` out"));
+    }
+    if spec.limits != Limits::default() {
+        return Err(ApiError::bad_request("what a machine at a provider may use is said by its size")
+            .hint("leave the limits out, or choose another size"));
+    }
+    if spec.network == Network::None {
+        return Err(ApiError::bad_request("a machine at a provider has a network").hint("say `host`"));
+    }
+    Ok(())
 }
 
 /// The grace of a stop.

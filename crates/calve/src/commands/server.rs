@@ -41,12 +41,23 @@ pub struct Args {
     /// made once and kept in the data directory.
     #[arg(long, value_name = "ADDR:PORT")]
     agents: Option<SocketAddr>,
+    /// What agents dial, where that is not the address of --agents: that of a gateway, or of a host with many.
+    #[arg(long, value_name = "HOST:PORT", requires = "agents", value_parser = parse_dialled)]
+    agents_address: Option<String>,
     /// End after this time without a client and without a machine. [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     idle_exit: Option<Duration>,
     /// Started by another command: ends when idle, and lets another server have its place.
     #[arg(long, hide = true)]
     on_demand: bool,
+}
+
+fn parse_dialled(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(port)) if port > 0 => Ok(text.to_owned()),
+        _ => Err("it is written as HOST:PORT".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -201,7 +201,7 @@ fn host_has_random_instruction() -> bool {
     std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains(" rdrand"))
 }
 
-fn kernel_error(error: KernelError) -> DriverError {
+pub(crate) fn kernel_error(error: KernelError) -> DriverError {
     let hint = match &error {
         KernelError::NotFound(_) | KernelError::Unreadable { .. } | KernelError::Unfit { .. } => {
             Some(format!(
@@ -215,7 +215,7 @@ fn kernel_error(error: KernelError) -> DriverError {
     with_sources(DriverErrorKind::Unusable, error, hint)
 }
 
-fn initrd_error(error: InitrdError) -> DriverError {
+pub(crate) fn initrd_error(error: InitrdError) -> DriverError {
     let hint = match &error {
         InitrdError::NoModule { .. } => Some(format!("name a kernel that has it with {KERNEL_VARIABLE}")),
         InitrdError::NotStatic(_) => {

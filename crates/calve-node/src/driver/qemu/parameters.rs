@@ -70,13 +70,18 @@ pub(crate) struct Parameters {
     pub emulated_tsc_khz: Option<u64>,
 }
 
+/// What a kernel in emulation needs to be told, on a host with a time stamp counter of this frequency.
+pub(crate) fn emulated(tsc_khz: u64) -> String {
+    format!("{EMULATED} tsc_early_khz={tsc_khz}")
+}
+
 impl Parameters {
     /// The command line; the error says for people why there is none.
     pub(crate) fn line(&self) -> Result<String, String> {
         let mut words = self.mode_words();
         words.extend([ALWAYS, QUICK].map(str::to_owned));
         if let Some(khz) = self.emulated_tsc_khz {
-            words.push(format!("{EMULATED} tsc_early_khz={khz}"));
+            words.push(emulated(khz));
         }
         words.push(format!("rdinit=/calve-agent calve.token={} calve.name={}", self.token, self.hostname));
         if let Some(until_deadline_ms) = self.remaining.until_deadline_ms {

@@ -14,7 +14,7 @@ const MEASURED: Duration = Duration::from_millis(50);
 const READINGS: u32 = 16;
 
 /// The frequency in kHz; measured once per boot of the host and kept in `images_dir`. Blocks while it measures.
-pub(super) fn host_khz(images_dir: &Path) -> u64 {
+pub(crate) fn host_khz(images_dir: &Path) -> u64 {
     let kept = images_dir.join(format!("tsc-{}", boot_id()));
     if let Some(khz) = std::fs::read_to_string(&kept).ok().and_then(|text| text.trim().parse().ok()) {
         return khz;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
 use calve_core::{DriverName, Kind, MachineName};
 use calve_wire::api::CreateMachine;
-use calve_wire::machine::{Limits, MachineSpec, Network, PortMapping, Restart, StoreDelivery, Workload};
+use calve_wire::machine::{
+    Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
+};
 use clap::ValueEnum;
 
 use super::health::HealthArgs;
@@ -93,10 +95,49 @@ pub struct Args {
     #[arg(long, value_name = "HOW")]
     store: Option<StoreWord>,
 
+    /// Make the machine at a provider, e.g. digitalocean/ams3; needs a server with `--agents` and the provider's credentials.
+    #[arg(
+        long,
+        value_name = "PROVIDER/REGION",
+        value_parser = parse_on,
+        requires = "size",
+        conflicts_with_all = ["driver", "store", "cpus", "memory", "pids", "network"],
+        help_heading = "Providers"
+    )]
+    on: Option<On>,
+    /// How large, by the provider's name, e.g. s-1vcpu-1gb; `calve provider sizes` lists them.
+    #[arg(long, value_name = "SIZE", requires = "on", help_heading = "Providers")]
+    size: Option<String>,
+    /// What it boots, by the provider's name or number. [default: the account's newest image called calve-base]
+    #[arg(long, value_name = "IMAGE", requires = "on", help_heading = "Providers")]
+    image: Option<String>,
+
     #[command(flatten)]
     lazy: LazyArgs,
     #[command(flatten)]
     health: HealthArgs,
+}
+
+/// A provider and a region of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct On {
+    driver: DriverName,
+    region: String,
+}
+
+fn parse_on(text: &str) -> Result<On, String> {
+    let (provider, region) = text
+        .split_once('/')
+        .filter(|(_, region)| !region.is_empty())
+        .ok_or("it is written as PROVIDER/REGION, such as digitalocean/ams3")?;
+    if !calve_provider::NAMES.contains(&provider) {
+        return Err(format!(
+            "there is no provider {provider:?}; providers: {}",
+            calve_provider::NAMES.join(", ")
+        ));
+    }
+    let driver = provider.parse().map_err(|error: calve_core::ids::IdError| error.to_string())?;
+    Ok(On { driver, region: region.to_owned() })
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -160,10 +201,13 @@ impl Args {
             health,
             limits: Limits { cpus_milli: self.cpus, memory_bytes: self.memory, pids: self.pids },
             network: match self.network {
+                // A machine at a provider has one: by it its agent dials.
+                _ if self.on.is_some() => Network::Host,
                 NetworkWord::None => Network::None,
                 NetworkWord::Host => Network::Host,
             },
             store,
+            place: self.place(),
             ports: self.publish.clone(),
             source: resolved.source,
         };
@@ -181,10 +225,19 @@ impl Args {
         })
     }
 
+    /// Where a provider shall make it.
+    fn place(&self) -> Option<Place> {
+        let (on, size) = self.on.as_ref().zip(self.size.as_ref())?;
+        Some(Place { region: on.region.clone(), size: size.clone(), image: self.image.clone() })
+    }
+
     /// The driver that was asked for, or that goes without saying.
     fn driver(&self) -> Outcome<Option<DriverName>> {
         if self.lazy.is_given() && !matches!(self.store, Some(StoreWord::Lazy)) {
             return Err(Failure::usage("a cache and its keys are for --store lazy").hint("say --store lazy"));
+        }
+        if let Some(on) = &self.on {
+            return Ok(Some(on.driver));
         }
         match (self.driver, self.store) {
             (driver, Some(StoreWord::Lazy)) => Ok(driver),
@@ -193,6 +246,9 @@ impl Args {
                     .hint("leave --store out, or say --driver qemu"))
             }
             (None | Some(DriverName::Qemu), Some(_)) => Ok(Some(DriverName::Qemu)),
+            (Some(other), Some(_)) => {
+                Err(Failure::usage(format!("--store is for guests of this host, not for {other}")))
+            }
             (driver, None) => Ok(driver),
         }
     }
@@ -295,6 +351,10 @@ mod tests {
             (&["--json", "X"], "--detach"),
             (&["X", "arg"], "unexpected argument 'arg'"),
             (&["--health-interval", "1s", "X"], "--health"),
+            (&["--on", "digitalocean", "--size", "s", "X"], "PROVIDER/REGION"),
+            (&["--on", "none/x", "--size", "s", "X"], "providers: digitalocean"),
+            (&["--on", "digitalocean/ams3", "X"], "--size"),
+            (&["--on", "digitalocean/ams3", "--size", "s", "--cpus", "1", "X"], "--cpus"),
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert!(error.contains(sentence), "{line:?}: {error}");

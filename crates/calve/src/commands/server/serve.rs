@@ -1,10 +1,12 @@
 //! Being the server.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use calve_core::DriverName;
 use calve_node::driver::{self, Driver, Host};
+use calve_server::cloud::{CloudDriver, Door};
 use calve_server::daemon::{self, Config, IDLE_EXIT_DEFAULT, Ready, ServeError};
 use calve_server::dirs::Dirs;
 use calve_store::Store;
@@ -28,8 +30,10 @@ pub async fn run(args: Args) -> Outcome {
 async fn serve(args: Args) -> Result<(), ServeError> {
     let dirs = Dirs::from_env()?;
     daemon::init_log(&dirs)?;
+    let door = Arc::new(OnceLock::new());
+    let for_drivers = door.clone();
     let config = Config {
-        drivers: Arc::new(drivers),
+        drivers: Arc::new(move |dirs, store| drivers(dirs, store, &for_drivers)),
         listen: args.listen,
         token_file: args.token_file,
         agents: args.agents,
@@ -38,11 +42,22 @@ async fn serve(args: Args) -> Result<(), ServeError> {
         dirs,
     };
     daemon::serve(config, |ready| {
+        if let Some(opened) = door_of(ready, args.agents_address) {
+            door.get_or_init(|| opened);
+        }
         if !args.on_demand {
             announce(ready);
         }
     })
     .await
+}
+
+/// Where machines elsewhere dial: the address that was named, or the one on which the server listens, if that is one.
+fn door_of(ready: &Ready, named: Option<String>) -> Option<Door> {
+    let door = ready.agents.as_ref()?;
+    let dialled = |listens: &str| !listens.parse::<SocketAddr>().is_ok_and(|addr| addr.ip().is_unspecified());
+    let address = named.or_else(|| Some(door.listens.clone()).filter(|listens| dialled(listens)))?;
+    Some(Door { address, fingerprint: door.fingerprint.clone() })
 }
 
 fn announce(ready: &Ready) {
@@ -62,7 +77,7 @@ fn announce(ready: &Ready) {
 }
 
 /// Every driver that this program has.
-fn drivers(dirs: &Dirs, store: &Arc<Store>) -> Vec<Arc<dyn Driver>> {
+fn drivers(dirs: &Dirs, store: &Arc<Store>, door: &Arc<OnceLock<Door>>) -> Vec<Arc<dyn Driver>> {
     let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let host = Host {
         runtime_dir: dirs.run.clone(),
@@ -71,7 +86,15 @@ fn drivers(dirs: &Dirs, store: &Arc<Store>) -> Vec<Arc<dyn Driver>> {
         kernel: path("CALVE_KERNEL"),
         store: store.clone(),
     };
-    DriverName::ALL.into_iter().map(|name| driver::open(name, &host)).collect()
+    let elsewhere = |name: DriverName| -> Arc<dyn Driver> {
+        let provider = calve_provider::open(name.as_str(), &|variable| std::env::var(variable).ok());
+        let provider = provider.map_err(|error| error.to_string());
+        Arc::new(CloudDriver::new(name, provider, dirs.owner_key(), door.clone()))
+    };
+    DriverName::ALL
+        .into_iter()
+        .map(|name| driver::open(name, &host).unwrap_or_else(|| elsewhere(name)))
+        .collect()
 }
 
 /// `calve-agent` where this program lies; a path that is not there is told by the preflight.

@@ -1,0 +1,37 @@
+//! Providers by name.
+
+use std::sync::Arc;
+
+use crate::digitalocean::{DigitalOcean, Settings};
+use crate::{CredentialsError, Pace, Provider, ProviderError};
+
+/// Every provider, as users type it.
+pub const NAMES: [&str; 1] = [crate::digitalocean::NAME];
+
+/// Why a provider cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is none of this name.
+    #[error("there is no provider {name:?}; providers: {}", NAMES.join(", "))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// It has no credentials.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// Its settings make no sense.
+    #[error(transparent)]
+    Settings(#[from] ProviderError),
+}
+
+/// The provider called `name`, with the credentials and settings that stand in the environment `variables`.
+pub fn open(name: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Arc<dyn Provider>, OpenError> {
+    match name {
+        crate::digitalocean::NAME => {
+            let settings = Settings::from_environment(variables)?;
+            Ok(Arc::new(DigitalOcean::new(settings, Pace::default())?))
+        }
+        other => Err(OpenError::Unknown { name: other.to_owned() }),
+    }
+}

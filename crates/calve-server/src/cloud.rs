@@ -1,0 +1,254 @@
+//! Machines at a provider, as a driver of this server.
+//!
+//! ```text
+//!  create ─▶ owner key, tags, user data ─▶ Provider::create ─▶ machine boots, its agent dials the door for agents
+//!  list   ─▶ what was seen last, renewed in the background ─▶ marks ─▶ machines; twins are destroyed
+//! ```
+//! Its memory is the provider's list. What it holds besides bridges the time in which that list lags.
+
+mod place;
+mod sight;
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use calve_core::{DriverName, MachineId};
+use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
+use calve_provider::mark::{OwnerKey, Subject, Until};
+use calve_provider::{ErrorKind, Provider, ProviderError, reap};
+use calve_wire::agent::Remaining;
+use calve_wire::doctor::{Check, CheckStatus};
+use calve_wire::join::{USER_DATA_VERSION, UserData};
+
+use crate::world::now;
+use sight::{Made, Sight};
+
+/// A lease that ends less than this from what the tags say is not written anew.
+const LEASE_SLACK: Duration = Duration::from_secs(5);
+
+/// Where agents dial, and what they expect there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Door {
+    /// `host:port` as machines elsewhere reach it.
+    pub address: String,
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    pub fingerprint: String,
+}
+
+/// The driver; see [`Driver`].
+pub struct CloudDriver {
+    name: DriverName,
+    /// The provider, or in a sentence why there is none.
+    provider: Result<Arc<dyn Provider>, String>,
+    key_file: PathBuf,
+    key: OnceLock<OwnerKey>,
+    door: Arc<OnceLock<Door>>,
+    sight: Sight,
+}
+
+impl CloudDriver {
+    /// The driver for a provider, or for none, and why. The server's key is kept in `key_file`, and made with the first
+    /// machine; `door` is filled once the server listens for agents.
+    pub fn new(
+        name: DriverName,
+        provider: Result<Arc<dyn Provider>, String>,
+        key_file: PathBuf,
+        door: Arc<OnceLock<Door>>,
+    ) -> Self {
+        Self { name, provider, key_file, key: OnceLock::new(), door, sight: Sight::default() }
+    }
+
+    fn provider(&self) -> Result<&Arc<dyn Provider>, DriverError> {
+        self.provider.as_ref().map_err(|why| DriverError::new(DriverErrorKind::Unusable, why.clone()))
+    }
+
+    fn key(&self) -> Result<&OwnerKey, DriverError> {
+        if let Some(key) = self.key.get() {
+            return Ok(key);
+        }
+        let made = OwnerKey::load_or_make(&self.key_file).map_err(|error| {
+            let message = format!("the key that signs machines, {}, cannot be used", self.key_file.display());
+            DriverError::new(DriverErrorKind::Failed, message).caused_by(error)
+        })?;
+        Ok(self.key.get_or_init(|| made))
+    }
+
+    fn door(&self) -> Result<&Door, DriverError> {
+        self.door.get().ok_or_else(|| {
+            DriverError::new(
+                DriverErrorKind::Unusable,
+                "this server has no door for agents of machines elsewhere",
+            )
+            .hint("start it with `calve server --agents ADDR:PORT`")
+        })
+    }
+
+    /// The machines of this server; none where it never made one.
+    async fn look(&self) -> Result<Vec<Made>, DriverError> {
+        if !self.key_file.exists() {
+            return Ok(Vec::new());
+        }
+        self.sight.look(self.provider()?, self.key()?.owner()).await
+    }
+
+    async fn end(&self, machine: &Made) -> Result<(), DriverError> {
+        let provider = self.provider()?;
+        provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
+        self.sight.gone(&machine.provider_id);
+        reap::forget_tags(&**provider, &machine.tags).await;
+        Ok(())
+    }
+
+    fn check(&self, name: &str, status: CheckStatus, found: String, mend: Option<&str>) -> Check {
+        let cost = match status {
+            CheckStatus::Missing => format!("no machines at {}", self.name),
+            CheckStatus::Ok | CheckStatus::Degraded => String::new(),
+        };
+        let mend = mend.map(str::to_owned);
+        Check { area: self.name.to_string(), name: name.to_owned(), status, found, cost, mend }
+    }
+}
+
+#[async_trait]
+impl Driver for CloudDriver {
+    fn name(&self) -> DriverName {
+        self.name
+    }
+
+    async fn preflight(&self) -> Vec<Check> {
+        let (ok, missing) = (CheckStatus::Ok, CheckStatus::Missing);
+        let provider = match &self.provider {
+            Ok(provider) => provider,
+            Err(why) => return vec![self.check("credentials", missing, why.clone(), None)],
+        };
+        let account = match provider.check().await {
+            Ok(account) => self.check("credentials", ok, format!("of the account {}", account.name), None),
+            Err(error) => self.check("credentials", missing, error.to_string(), None),
+        };
+        let door = match self.door.get() {
+            Some(door) => self.check("door for agents", ok, format!("agents dial {}", door.address), None),
+            None => {
+                let found = "this server listens for none".to_owned();
+                self.check("door for agents", missing, found, Some("calve server --agents ADDR:PORT"))
+            }
+        };
+        vec![account, door]
+    }
+
+    async fn create(&self, order: &Order) -> Result<(), DriverError> {
+        let (provider, key, door) = (self.provider()?, self.key()?, self.door()?);
+        let wish = order.spec.place.as_ref().ok_or_else(|| {
+            DriverError::new(DriverErrorKind::Unusable, "the order does not say where and how large")
+        })?;
+        let image = place::image(&**provider, wish).await?;
+        for older in self.look().await?.iter().filter(|it| it.id == order.id && it.attempt < order.attempt) {
+            self.end(older).await?;
+        }
+        let subject = Subject { id: order.id, attempt: order.attempt, name: order.name.to_string() };
+        let until = until(order.remaining);
+        let user_data = UserData {
+            calve: USER_DATA_VERSION,
+            name: order.name.to_string(),
+            server: door.address.clone(),
+            fingerprint: door.fingerprint.clone(),
+            token: order.token.clone(),
+            deadline_unix_ms: order.remaining.until_deadline_ms.map(|left| now().0 + left),
+            grace_ms: order.remaining.grace_ms,
+        };
+        let asked = calve_provider::Order {
+            name: subject.name.clone(),
+            key: subject.key(),
+            tags: key.tags(&subject, until),
+            region: wish.region.clone(),
+            size: wish.size.clone(),
+            image,
+            user_data: user_data.to_text(),
+        };
+        let made = provider.create(&asked).await.map_err(driver_error)?;
+        self.sight.note(Made {
+            id: order.id,
+            attempt: order.attempt,
+            name: subject.name,
+            provider_id: made.id,
+            tags: asked.tags,
+            until,
+        });
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, DriverError> {
+        let seen = self.look().await?;
+        Ok(seen.iter().map(|machine| Found { id: machine.id, attempt: machine.attempt }).collect())
+    }
+
+    async fn set_lease(&self, id: MachineId, remaining: Remaining) -> Result<(), DriverError> {
+        let until = until(remaining);
+        let seen = self.look().await?;
+        let Some(machine) = seen.iter().find(|machine| machine.id == id) else { return Ok(()) };
+        if close(machine.until, until) {
+            return Ok(());
+        }
+        let provider = self.provider()?;
+        let subject = Subject { id, attempt: machine.attempt, name: machine.name.clone() };
+        let tag = self.key()?.until_tag(&subject, until);
+        // The new one first: at every moment there is one, and the longer one counts.
+        provider.add_tag(&machine.provider_id, &tag).await.map_err(driver_error)?;
+        let (old, mut tags): (Vec<_>, Vec<_>) =
+            machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
+        for old in &old {
+            provider.remove_tag(old).await.map_err(driver_error)?;
+        }
+        tags.push(tag);
+        self.sight.note(Made { until, tags, ..machine.clone() });
+        Ok(())
+    }
+
+    async fn destroy(&self, id: MachineId) -> Result<(), DriverError> {
+        for machine in self.look().await?.iter().filter(|machine| machine.id == id) {
+            self.end(machine).await?;
+        }
+        Ok(())
+    }
+
+    fn agent_socket(&self, _: MachineId) -> PathBuf {
+        unreachable!("agents of machines at a provider dial")
+    }
+
+    fn agents_dial(&self) -> bool {
+        true
+    }
+
+    fn takes_closure_by_link(&self) -> bool {
+        true
+    }
+
+    fn console_log(&self, _: MachineId) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// Until when a machine may live at all.
+fn until(remaining: Remaining) -> Until {
+    let end = remaining
+        .until_deadline_ms
+        .map(|left| now().0.saturating_add(left).saturating_add(remaining.grace_ms));
+    end.map_or(Until::Never, |ms| Until::Unix(ms.div_ceil(1000)))
+}
+
+fn close(a: Until, b: Until) -> bool {
+    match (a, b) {
+        (Until::Unix(a), Until::Unix(b)) => a.abs_diff(b) <= LEASE_SLACK.as_secs(),
+        (a, b) => a == b,
+    }
+}
+
+fn driver_error(error: ProviderError) -> DriverError {
+    let kind = match error.kind {
+        ErrorKind::Quota => DriverErrorKind::NoSpace,
+        _ if error.may_pass() => DriverErrorKind::Failed,
+        _ => DriverErrorKind::Unusable,
+    };
+    DriverError::new(kind, error.to_string())
+}

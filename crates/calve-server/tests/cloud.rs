@@ -1,0 +1,155 @@
+//! Machines at a provider as a driver: the guarantees of [`Driver`], against the emulator, whose lists lag.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use calve_core::{DriverName, Kind, MachineId, Timestamp};
+use calve_node::{Driver, DriverErrorKind, Found, Order};
+use calve_provider::digitalocean::{DigitalOcean, Settings};
+use calve_provider::{Pace, Provider};
+use calve_server::cloud::{CloudDriver, Door};
+use calve_store::Closure;
+use calve_wire::agent::Remaining;
+use calve_wire::doctor::CheckStatus;
+use calve_wire::join::UserData;
+use calve_wire::machine::{MachineSpec, Place, Workload};
+use digitalocean_emulator::{Emulator, Options, TOKEN};
+
+const HOUR: Remaining = Remaining { until_deadline_ms: Some(3_600_000), grace_ms: 10_000 };
+
+struct Stage {
+    dir: tempfile::TempDir,
+    emulator: Emulator,
+}
+
+impl Stage {
+    async fn set(options: Options) -> Self {
+        let emulator = Emulator::start(options).await.unwrap();
+        Self { dir: tempfile::tempdir().unwrap(), emulator }
+    }
+
+    /// The driver of a server that has just started.
+    fn driver(&self) -> CloudDriver {
+        let variables = |name: &str| match name {
+            "DIGITALOCEAN_API_URL" => Some(self.emulator.url.clone()),
+            _ => Some(TOKEN.to_owned()),
+        };
+        let settings = Settings::from_environment(&variables).unwrap();
+        let provider = DigitalOcean::new(settings, Pace::default()).unwrap();
+        self.driver_with(Ok(Arc::new(provider)))
+    }
+
+    fn driver_with(&self, provider: Result<Arc<dyn Provider>, String>) -> CloudDriver {
+        let door = Door { address: "calve.example.org:7077".to_owned(), fingerprint: "0a".repeat(32) };
+        let key = self.dir.path().join("owner.key");
+        CloudDriver::new(DriverName::DigitalOcean, provider, key, Arc::new(OnceLock::from(door)))
+    }
+
+    fn until_tags(&self) -> Vec<String> {
+        self.emulator.tags().into_iter().filter(|tag| tag.contains(":until:")).collect()
+    }
+}
+
+fn order(attempt: u32) -> Order {
+    let place = Place { region: "ams3".to_owned(), size: "s-1vcpu-1gb".to_owned(), image: None };
+    Order {
+        id: MachineId::new(Timestamp(1), 1),
+        name: "run-1".parse().unwrap(),
+        attempt,
+        token: "00112233445566778899aabbccddeeff".to_owned(),
+        spec: MachineSpec { place: Some(place), ..MachineSpec::new(Kind::System, Workload::Base) },
+        closure: Closure::default(),
+        remaining: HOUR,
+    }
+}
+
+#[tokio::test]
+async fn a_machine_is_listed_from_its_creation_on_however_lists_lag() {
+    let stage = Stage::set(Options { list_lag: Duration::from_secs(3600), ..Options::default() }).await;
+    let driver = stage.driver();
+    assert_eq!(driver.list().await.unwrap(), []);
+    let order = order(1);
+    driver.create(&order).await.unwrap();
+    let found = Found { id: order.id, attempt: 1 };
+    assert_eq!(driver.list().await.unwrap(), [found]);
+    let droplets = stage.emulator.droplets();
+    let data = UserData::parse(&droplets[0].user_data).unwrap();
+    assert_eq!((data.token.as_str(), data.server.as_str()), (&*order.token, "calve.example.org:7077"));
+    assert!(data.deadline_unix_ms.is_some() && !droplets[0].user_data.contains(TOKEN));
+    // The account's own base image is what it boots, as nothing else was said.
+    assert_eq!(droplets[0].image, 190_000_001);
+    driver.destroy(order.id).await.unwrap();
+    driver.destroy(order.id).await.unwrap();
+    assert_eq!(driver.list().await.unwrap(), []);
+    assert!(stage.emulator.droplets().is_empty());
+}
+
+#[tokio::test]
+async fn another_server_of_the_same_data_finds_the_machine_and_a_new_attempt_replaces_it() {
+    let stage = Stage::set(Options::default()).await;
+    stage.driver().create(&order(1)).await.unwrap();
+    stage.driver().create(&order(1)).await.unwrap();
+    assert_eq!(stage.emulator.created(), 1);
+    let next = stage.driver();
+    assert_eq!(next.list().await.unwrap(), [Found { id: order(1).id, attempt: 1 }]);
+    next.create(&order(2)).await.unwrap();
+    assert_eq!((stage.emulator.created(), stage.emulator.droplets().len()), (2, 1));
+    let last = stage.driver();
+    assert_eq!(last.list().await.unwrap(), [Found { id: order(1).id, attempt: 2 }]);
+    last.destroy(order(1).id).await.unwrap();
+    assert!(stage.emulator.droplets().is_empty());
+    assert!(!stage.emulator.tags().iter().any(|tag| tag.contains(":machine:")));
+}
+
+#[tokio::test]
+async fn a_renewed_lease_is_written_on_the_machine_and_the_same_one_is_not() {
+    let stage = Stage::set(Options::default()).await;
+    let driver = stage.driver();
+    driver.create(&order(1)).await.unwrap();
+    let before = stage.until_tags();
+    driver.set_lease(order(1).id, HOUR).await.unwrap();
+    assert_eq!(stage.until_tags(), before);
+    for longer in [
+        Remaining { until_deadline_ms: Some(7_200_000), ..HOUR },
+        Remaining { until_deadline_ms: None, ..HOUR },
+    ] {
+        driver.set_lease(order(1).id, longer).await.unwrap();
+    }
+    let after = stage.until_tags();
+    assert!(after.len() == 1 && after[0].contains(":until:never:"), "{after:?}");
+    driver.set_lease(MachineId::new(Timestamp(1), 9), HOUR).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_credentials_nothing_is_made_and_nothing_is_taken_for_gone() {
+    let stage = Stage::set(Options::default()).await;
+    let without = stage.driver_with(Err("no credentials for digitalocean".to_owned()));
+    let checks = without.preflight().await;
+    assert_eq!((checks.len(), checks[0].status), (1, CheckStatus::Missing));
+    let refused = without.create(&order(1)).await.unwrap_err();
+    assert_eq!(refused.kind, DriverErrorKind::Unusable);
+    assert_eq!(without.list().await.unwrap(), []);
+    stage.driver().create(&order(1)).await.unwrap();
+    // There may be machines now, of which this server cannot know.
+    assert!(without.list().await.is_err());
+    assert!(stage.driver().preflight().await.iter().all(|check| check.status == CheckStatus::Ok));
+}
+
+#[tokio::test]
+async fn what_the_provider_refuses_is_told_with_its_request() {
+    let stage = Stage::set(Options { droplet_limit: 0, ..Options::default() }).await;
+    let driver = stage.driver();
+    let full = driver.create(&order(1)).await.unwrap_err();
+    assert_eq!(full.kind, DriverErrorKind::NoSpace, "{full}");
+    let mut huge = order(1);
+    huge.spec.place.as_mut().unwrap().size = "huge".to_owned();
+    let refused = driver.create(&huge).await.unwrap_err();
+    assert!(
+        refused.kind == DriverErrorKind::Unusable && refused.message.contains("(request emulated-"),
+        "{refused}"
+    );
+    let mut nowhere = order(1);
+    nowhere.spec.place.as_mut().unwrap().region = "sgp1".to_owned();
+    let no_image = driver.create(&nowhere).await.unwrap_err();
+    assert!(no_image.message.contains("no image called calve-base in sgp1"), "{no_image}");
+}

@@ -1,0 +1,90 @@
+mod check;
+mod images;
+mod ls;
+mod regions;
+mod sizes;
+
+use std::sync::Arc;
+
+use calve_provider::{OpenError, Provider, ProviderError};
+use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
+
+use crate::failure::{Failure, Outcome};
+
+/// Shows what providers of machines have, and what of it is calve's.
+///
+/// Credentials come from the environment: DIGITALOCEAN_TOKEN, or DIGITALOCEAN_TOKEN_FILE for a file that nobody else can
+/// read. DIGITALOCEAN_API_URL names another address of the API.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Ls(ls::Args),
+    Check(check::Args),
+    Sizes(sizes::Args),
+    Regions(regions::Args),
+    Images(images::Args),
+}
+
+/// Which provider, and how it is shown.
+#[derive(Debug, clap::Args)]
+struct ProviderArgs {
+    /// The provider.
+    #[arg(value_name = "PROVIDER", default_value = calve_provider::NAMES[0], value_parser = parser())]
+    provider: String,
+    /// Print an array of objects.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The names of providers, as an argument.
+pub fn parser() -> PossibleValuesParser {
+    PossibleValuesParser::new(calve_provider::NAMES)
+}
+
+pub async fn run(args: Args) -> Outcome {
+    match args.command {
+        Command::Ls(args) => ls::run(args).await,
+        Command::Check(args) => check::run(args).await,
+        Command::Sizes(args) => sizes::run(args).await,
+        Command::Regions(args) => regions::run(args).await,
+        Command::Images(args) => images::run(args).await,
+    }
+}
+
+/// The provider of this name, with the credentials of the environment.
+pub fn open(name: &str) -> Outcome<Arc<dyn Provider>> {
+    calve_provider::open(name, &|variable| std::env::var(variable).ok()).map_err(|error| match error {
+        OpenError::Unknown { .. } => Failure::usage(error.to_string()),
+        OpenError::Credentials(credentials) => {
+            Failure::failed(format!("{name} cannot be used")).caused_by(credentials)
+        }
+        OpenError::Settings(settings) => Failure::failed(settings.to_string()),
+    })
+}
+
+/// What a provider refused, for people.
+pub fn refused(error: ProviderError) -> Failure {
+    use calve_provider::ErrorKind::{Credentials, Denied, Quota};
+    let hint = match error.kind {
+        Credentials => Some("the provider does not know this token: is it complete, and not revoked?"),
+        Denied => Some("the token needs the right to read and write machines and tags"),
+        Quota => Some("let go of machines, or ask the provider for more"),
+        _ => None,
+    };
+    let failure = Failure::failed(error.to_string());
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Dollars for an hour.
+fn price(dollars_per_hour: f64) -> String {
+    format!("{dollars_per_hour:.5}")
+}

@@ -1,0 +1,142 @@
+//! `calve provider` and `calve reap`, as a user runs them, against an emulator of DigitalOcean's API.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use calve_core::{MachineId, Timestamp};
+use calve_provider::mark::{OwnerKey, Subject, TAG, Until};
+use calve_provider::{Order, Provider, digitalocean};
+use digitalocean_emulator::{Emulator, Options, TOKEN};
+use serde_json::Value;
+
+/// A data directory, an account, and the server's key.
+struct Stage {
+    home: tempfile::TempDir,
+    emulator: Emulator,
+    ours: OwnerKey,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(home.path().join("data")).unwrap();
+        let ours = OwnerKey::load_or_make(&home.path().join("data/owner.key")).unwrap();
+        Self { home, emulator: Emulator::start(Options::default()).await.unwrap(), ours }
+    }
+
+    fn calve(&self, arguments: &[&str], token: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calve"));
+        command.args(arguments).env_clear().env("CALVE_HOME", self.home.path());
+        command.env("DIGITALOCEAN_API_URL", &self.emulator.url).env("DIGITALOCEAN_TOKEN", token);
+        command.output().unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.calve(&[arguments, &["--json"]].concat(), TOKEN);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    async fn machine(&self, key: &OwnerKey, number: u128, until: Until) {
+        let subject =
+            Subject { id: MachineId::new(Timestamp(1), number), attempt: 1, name: format!("run-{number}") };
+        let variables = |name: &str| match name {
+            "DIGITALOCEAN_API_URL" => Some(self.emulator.url.clone()),
+            _ => Some(TOKEN.to_owned()),
+        };
+        let settings = digitalocean::Settings::from_environment(&variables).unwrap();
+        let provider = digitalocean::DigitalOcean::new(settings, calve_provider::Pace::default()).unwrap();
+        let order = Order {
+            key: subject.key(),
+            tags: key.tags(&subject, until),
+            name: subject.name,
+            region: "ams3".to_owned(),
+            size: "s-1vcpu-1gb".to_owned(),
+            image: "debian-13-x64".to_owned(),
+            user_data: String::new(),
+        };
+        provider.create(&order).await.unwrap();
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.emulator.droplets().into_iter().map(|droplet| droplet.name).collect()
+    }
+}
+
+fn text(output: &Output) -> String {
+    [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_provider_has_is_shown_as_a_table_and_as_json() {
+    let stage = Stage::set().await;
+    stage.machine(&stage.ours, 1, Until::Unix(2_000_000_000)).await;
+    let sizes = stage.json(&["provider", "sizes", "digitalocean", "--region", "nyc3"]);
+    assert_eq!(sizes[0]["slug"], "s-1vcpu-1gb");
+    assert_eq!(sizes[0]["dollars_per_hour"], 0.00893);
+    assert_eq!(stage.json(&["provider", "check"])["account"], "emulated");
+    assert_eq!(stage.json(&["provider", "regions"])[0]["slug"], "ams3");
+    assert_eq!(stage.json(&["provider", "images"])[0]["name"], "Unknown OS calve-base");
+    let listed = stage.json(&["provider", "ls"]);
+    let owner = stage.ours.owner().to_string();
+    assert_eq!((&listed[0]["owner"], &listed[0]["until"]), (&owner.into(), &"2000000000".into()));
+    for shown in ["ls", "check", "sizes", "regions", "images"] {
+        let output = stage.calve(&["provider", shown], TOKEN);
+        assert!(output.status.success() && !text(&output).contains(TOKEN), "{}", text(&output));
+    }
+    assert!(text(&stage.calve(&["provider", "ls"], TOKEN)).contains("2033-05-18T03:33:20Z"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_credentials_are_one_sentence_that_does_not_show_them() {
+    let stage = Stage::set().await;
+    let wrong = stage.calve(&["provider", "check"], "dop_v1_wrong");
+    assert_eq!(wrong.status.code(), Some(125));
+    let said = text(&wrong);
+    assert!(said.contains("digitalocean: Unable to authenticate you (request emulated-"), "{said}");
+    assert!(!said.contains("dop_v1_wrong"), "{said}");
+    let none = text(&stage.calve(&["provider", "ls"], ""));
+    assert!(none.contains("set DIGITALOCEAN_TOKEN, or DIGITALOCEAN_TOKEN_FILE"), "{none}");
+    let file = stage.home.path().join("token");
+    std::fs::write(&file, TOKEN).unwrap();
+    let with_file = |mode| {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calve"));
+        command.args(["provider", "check"]).env_clear().env("DIGITALOCEAN_TOKEN_FILE", &file);
+        command.env("DIGITALOCEAN_API_URL", &stage.emulator.url).output().unwrap()
+    };
+    assert!(with_file(0o600).status.success());
+    let open = with_file(0o644);
+    assert!(!open.status.success() && text(&open).contains("chmod 600"), "{}", text(&open));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reap_destroys_what_has_expired_and_nothing_else() {
+    let stage = Stage::set().await;
+    let theirs = OwnerKey::from_seed(&[2; 32]);
+    stage.machine(&stage.ours, 1, Until::Unix(1000)).await;
+    stage.machine(&stage.ours, 2, Until::Unix(u64::MAX)).await;
+    stage.machine(&theirs, 3, Until::Unix(1000)).await;
+    let reap = ["reap", "--provider", "digitalocean"];
+    let dry = stage.json(&[&reap[..], &["--dry-run"]].concat());
+    let outcome = |name: &str, list: &Value| {
+        let found = list.as_array().unwrap().iter().find(|judged| judged["name"] == name);
+        found.map(|judged| judged["outcome"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(outcome("run-1", &dry).as_deref(), Some("would-be-destroyed"));
+    assert_eq!(stage.names().len(), 3);
+    let done = stage.json(&reap);
+    assert_eq!(outcome("run-1", &done).as_deref(), Some("destroyed"));
+    assert_eq!(outcome("run-2", &done).as_deref(), Some("lives"));
+    assert_eq!(stage.names(), ["run-2", "run-3"]);
+
+    // With all state lost nobody is guessed at: the owner is named, or everybody.
+    std::fs::remove_file(stage.home.path().join("data/owner.key")).unwrap();
+    let lost = stage.calve(&reap, TOKEN);
+    assert_eq!(lost.status.code(), Some(127));
+    assert!(text(&lost).contains("--all-owners"));
+    let owner = theirs.owner().to_string();
+    stage.json(&[&reap[..], &["--owner", &owner]].concat());
+    assert_eq!(stage.names(), ["run-2"]);
+    assert!(!stage.emulator.tags().iter().any(|tag| tag.starts_with(&format!("{TAG}:until:1000:"))));
+}

@@ -1,0 +1,161 @@
+//! `calve run --on digitalocean/ams3`, with the built programs: the server asks the provider, a real guest boots, dials the
+//! server's door, gets the closure, runs the program, and is gone afterwards.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use digitalocean_emulator::faults::{Fault, FaultKind};
+use digitalocean_emulator::{Backing, Emulator, Options, TOKEN};
+use droplets::{Guests, HOST_FROM_GUEST};
+use e2e::{Home, Ran, bin_dir, finish, wait_until};
+
+/// An account with real droplets, and a server that has its credentials.
+struct Stage {
+    home: Home,
+    guests: Arc<Guests>,
+    emulator: Emulator,
+    server: Option<Child>,
+    /// Where its door for agents is.
+    door: u16,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let home = Home::new();
+        let images = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
+        let consoles = home.path().join("consoles");
+        std::fs::create_dir(&consoles).unwrap();
+        let guests = Guests::new(&bin_dir().join("calve-agent"), &consoles, &images).unwrap();
+        let backing = Some(guests.clone() as Arc<dyn Backing>);
+        let emulator = Emulator::start(Options { backing, ..Options::default() }).await.unwrap();
+        // Free a moment ago; another server has to find its door again where the first had it.
+        let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut stage = Self { home, guests, emulator, server: None, door };
+        stage.serve();
+        stage
+    }
+
+    fn serve(&mut self) {
+        let door = self.door.to_string();
+        let mut command = self.home.command(["server", "--agents", &format!("127.0.0.1:{door}")]);
+        command.args(["--agents-address", &format!("{HOST_FROM_GUEST}:{door}")]);
+        command.env("DIGITALOCEAN_API_URL", &self.emulator.url).env("DIGITALOCEAN_TOKEN", TOKEN);
+        self.server = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let socket = self.home.path().join("run/calve.sock");
+        wait_until("the server to listen", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    }
+
+    fn kill_server(&mut self) {
+        let mut server = self.server.take().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    fn command(&self, arguments: &[&str], script: &str) -> Command {
+        let mut command = self.home.command(["run", "--on", "digitalocean/ams3", "--size", "s-1vcpu-1gb"]);
+        command.args(arguments).arg(self.home.app()).args(["--", "sh", "-c", script]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a script at the provider to its end.
+    fn run(&self, arguments: &[&str], script: &str) -> Ran {
+        finish(self.command(arguments, script).spawn().unwrap())
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(self.emulator.droplets().len(), 0);
+        let left: Vec<_> = self.emulator.tags().into_iter().filter(|tag| tag.contains(":machine:")).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Some(server) = &mut self.server {
+            self.home.run(&["rm", "--all"]);
+            self.home.run(&["server", "stop"]);
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+/// Nothing of these tests may block the emulator.
+async fn apart<T: Send + 'static>(stage: Stage, body: impl FnOnce(&mut Stage) -> T + Send + 'static) -> T {
+    let running = tokio::task::spawn_blocking(move || {
+        let mut stage = stage;
+        let result = body(&mut stage);
+        drop(stage);
+        result
+    });
+    running.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_runs_at_a_provider_and_the_machine_is_gone_with_it() {
+    let stage = Stage::set().await;
+    // The answer to the creation is lost.
+    stage.emulator.fault(Fault {
+        method: "POST",
+        path: "/v2/droplets",
+        kind: FaultKind::LoseReply,
+        times: 1,
+    });
+    apart(stage, |stage| {
+        let ran = stage.run(&["--ttl", "90m"], "echo at $(hostname); echo oh >&2; exit 7");
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (7, "at run-1\n", "oh\n"),
+            "{ran:?}"
+        );
+        assert_eq!(stage.emulator.created(), 1);
+        wait_until("the machine to be gone", || stage.home.state("run-1") == "gone");
+        stage.nothing_is_left();
+        // What cannot be had is one sentence with the request.
+        let mut huge = stage.home.command(["run", "--on", "digitalocean/ams3", "--size", "huge"]);
+        let huge = Ran::from_output(&huge.arg(stage.home.app()).output().unwrap());
+        assert!(huge.code == 125 && huge.stderr.contains("invalid size"), "{huge:?}");
+        assert!(huge.stderr.contains("(request emulated-"), "{huge:?}");
+        stage.nothing_is_left();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_at_a_provider_survives_its_server_and_its_lease_is_renewed_on_it() {
+    let stage = Stage::set().await;
+    apart(stage, |stage| {
+        let script = "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.2; done";
+        let started = stage.run(&["--detach", "--ttl", "10m"], script);
+        assert_eq!(started.code, 0, "{started:?}");
+        stage.home.wait_for_running("run-1");
+        let droplet = stage.emulator.droplets()[0].id;
+        stage.kill_server();
+        stage.serve();
+        stage.home.wait_for_running("run-1");
+        assert_eq!(stage.emulator.droplets()[0].id, droplet, "it was made anew");
+        // A renewed lease stands on the machine as well.
+        let until =
+            || stage.emulator.tags().into_iter().filter(|tag| tag.contains(":until:")).collect::<Vec<_>>();
+        let before = until();
+        stage.home.ok(&["extend", "run-1", "10m"]);
+        wait_until("the tag to be renewed", || until().len() == 1 && until() != before);
+        let log = stage.home.ok(&["logs", "run-1"]);
+        let lines: Vec<String> = (0..log.lines().count()).map(|n| format!("line {n}")).collect();
+        assert_eq!(log.lines().collect::<Vec<_>>(), lines, "the log has lost or doubled something");
+        // Without a server it is found, and known to live, by its tags alone.
+        stage.kill_server();
+        let mut reap = stage.home.command(["reap", "--provider", "digitalocean", "--json"]);
+        reap.env("DIGITALOCEAN_API_URL", &stage.emulator.url).env("DIGITALOCEAN_TOKEN", TOKEN);
+        let reaped = Ran::from_output(&reap.output().unwrap());
+        assert!(reaped.code == 0 && reaped.stdout.contains("\"lives\""), "{reaped:?}");
+        assert!(stage.guests.is_running(droplet));
+        stage.serve();
+        stage.home.ok(&["rm", "run-1"]);
+        wait_until("the machine to be gone", || stage.emulator.droplets().is_empty());
+        assert!(!stage.guests.is_running(droplet));
+    })
+    .await;
+}
