@@ -34,6 +34,7 @@ use assemble::Work;
 use fetch::Fetcher;
 use land::Landings;
 use plan::Plan;
+#[cfg(feature = "lazy")]
 pub(crate) use plan::{stalled, timely};
 use slots::Slots;
 

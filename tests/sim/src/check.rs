@@ -77,6 +77,13 @@ impl World {
         violations.into_iter().for_each(|violation| self.violation(violation));
     }
 
+    /// Whether the end of every machine that has ended was said.
+    pub fn has_announced(&self, view: &View) -> bool {
+        let inner = self.inner();
+        let stopped = |id| inner.events.get(&id).is_some_and(|events| events.contains(&What::Stopped));
+        view.all().iter().all(|record| !record.state.is_terminal() || stopped(record.id))
+    }
+
     /// At the end every machine is closed, announced, and nothing is left of it.
     pub fn check_end(&self, view: &View) {
         let mut violations = Vec::new();

@@ -108,7 +108,8 @@ async fn simulate(options: Options) -> Report {
     let api = served.await;
     api.view.refresh(&*api.state).await.expect("faults are off");
     users::end_endless(&world, &api).await;
-    let ended = || observer.living() == 0 && world.inner().host.is_empty();
+    // A write that was slow before it was quiet is announced once its answer comes.
+    let ended = || observer.living() == 0 && world.inner().host.is_empty() && world.has_announced(&observer);
     watch(&world, &store, &observer, QUIET_MAX, ended).await;
     world.check_end(&observer);
     check_left_alone(&world, &store).await;
