@@ -13,7 +13,7 @@ mod tree;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -202,13 +202,14 @@ impl Init<'_> {
 
 /// Descriptors 0 to 2 must be taken, or a received one could get such a number and be overwritten in a child.
 fn keep_standard_descriptors() -> io::Result<()> {
-    loop {
+    // SAFETY: a system call that only looks whether a descriptor is open (fcntl(2)).
+    let is_open = |descriptor| unsafe { libc::fcntl(descriptor, libc::F_GETFD) } >= 0;
+    // Where they are, nothing is opened: a guest's program runs already, and may have taken `/dev` elsewhere.
+    while !(0..=2).all(is_open) {
         let null = File::options().read(true).write(true).open("/dev/null")?;
-        if null.as_raw_fd() > 2 {
-            return Ok(());
-        }
         std::mem::forget(null);
     }
+    Ok(())
 }
 
 /// A descriptor that is readable when a child has ended (signalfd(2)); reading from it does not block.
