@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 
 /// The inputs of a target, each with its name.
 pub type Input = (&'static str, Vec<u8>);
@@ -45,6 +46,32 @@ pub fn write_corpus(inputs: &[(&str, &str, Vec<u8>)]) {
             fs::write(dir.join(name), bytes).unwrap();
         }
     }
+}
+
+/// Runs targets on so many changed files of their corpora.
+pub fn check_changed(targets: &[Target], cases: u32) {
+    let changes = prop::collection::vec(change(), 1..4);
+    check_all(cases, &(prop::sample::select(corpus(targets)), changes), |((name, bytes), changes)| {
+        let bytes = changed(bytes, changes);
+        targets.iter().filter(|(known, _)| *known == name).for_each(|(_, target)| target(&bytes));
+    });
+}
+
+/// Runs every target on so many inputs that are anything at all.
+pub fn check_arbitrary(targets: &[Target], cases: u32) {
+    check_all(cases, &prop::collection::vec(any::<u8>(), 0..400), |bytes| {
+        targets.iter().for_each(|(_, target)| target(&bytes));
+    });
+}
+
+/// Runs a check on so many inputs; a failing one is printed, not kept in a file.
+pub fn check_all<S: Strategy>(cases: u32, inputs: &S, check: impl Fn(S::Value)) {
+    let config = Config { failure_persistence: None, ..Config::with_cases(cases) };
+    let checked = TestRunner::new(config).run(inputs, |input| {
+        check(input);
+        Ok(())
+    });
+    checked.unwrap_or_else(|failed| panic!("{failed}"));
 }
 
 /// A change as fuzzers make them: a byte set, a piece removed, doubled or put in.

@@ -126,10 +126,3 @@ fn token_file(bytes: &[u8]) {
     }
     assert!(tokens.find("calve_guessed").unwrap_or_default().is_none());
 }
-
-/// Does what the target called `name` does, where it is one of these.
-pub fn run(name: &str, bytes: &[u8]) {
-    if let Some((_, target)) = TARGETS.iter().find(|(known, _)| *known == name) {
-        target(bytes);
-    }
-}

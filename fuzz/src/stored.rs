@@ -116,10 +116,3 @@ fn stored_manifest(bytes: &[u8]) {
     let Ok(manifest) = read_manifest(bytes) else { return };
     assert_eq!(read_manifest(&write_manifest(&manifest)).ok().as_ref(), Some(&manifest));
 }
-
-/// Does what the target called `name` does, where it is one of these.
-pub fn run(name: &str, bytes: &[u8]) {
-    if let Some((_, target)) = TARGETS.iter().find(|(known, _)| *known == name) {
-        target(bytes);
-    }
-}

@@ -132,9 +132,3 @@ fn references(bytes: &[u8]) {
     }
     assert!(rewritten == rest, "undone, the rewritten bytes are others");
 }
-
-/// Does what the target called `name` does.
-pub fn run(name: &str, bytes: &[u8]) {
-    let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("a target of this name");
-    target(bytes);
-}

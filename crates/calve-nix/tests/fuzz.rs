@@ -3,37 +3,30 @@
 
 #[path = "../../../fuzz/src/changes.rs"]
 mod changes;
-mod support;
 #[path = "../../../fuzz/src/targets.rs"]
 mod targets;
 
-use changes::{change, changed, check, corpus};
-use proptest::prelude::*;
-use targets::{TARGETS, run};
+use changes::{check, check_all, check_arbitrary, check_changed};
+use targets::TARGETS;
 
 #[test]
 fn every_target_has_a_corpus_and_a_program() {
     check(TARGETS);
 }
 
-proptest! {
-    #![proptest_config(support::cases(3000))]
+#[test]
+fn changed_corpora_do_no_harm() {
+    check_changed(TARGETS, 3000);
+}
 
-    #[test]
-    fn changed_corpora_do_no_harm(
-        (target, bytes) in prop::sample::select(corpus(TARGETS)),
-        changes in prop::collection::vec(change(), 1..4),
-    ) {
-        run(target, &changed(bytes, changes));
-    }
+#[test]
+fn arbitrary_bytes_do_no_harm() {
+    check_arbitrary(TARGETS, 3000);
+}
 
-    #[test]
-    fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        TARGETS.iter().for_each(|(name, _)| run(name, &bytes));
-    }
-
-    #[test]
-    fn arbitrary_texts_do_no_harm(text in "[ -~\n\u{0}-\u{ff}]{0,120}") {
-        TARGETS.iter().for_each(|(name, _)| run(name, text.as_bytes()));
-    }
+#[test]
+fn arbitrary_texts_do_no_harm() {
+    check_all(3000, &"[ -~\n\u{0}-\u{ff}]{0,120}", |text| {
+        TARGETS.iter().for_each(|(_, target)| target(text.as_bytes()));
+    });
 }

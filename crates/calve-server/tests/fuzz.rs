@@ -11,10 +11,8 @@ use calve_store::chunk::{ChunkId, StoredChunk};
 use calve_store::http::frame::encode;
 use calve_store::http::message::Message;
 use calve_store::remote::Manifest;
-use changes::{change, changed, check, corpus, write_corpus};
-use proptest::prelude::*;
-use proptest::test_runner::Config;
-use served::{ROUTES, TARGETS, run};
+use changes::{check, check_arbitrary, check_changed, write_corpus};
+use served::{ROUTES, TARGETS};
 
 /// A request of one of the routes.
 fn request(path: &str, packed: bool, body: &[u8]) -> Vec<u8> {
@@ -68,19 +66,12 @@ fn every_target_has_a_corpus_and_a_program() {
     check(TARGETS);
 }
 
-proptest! {
-    #![proptest_config(Config { failure_persistence: None, ..Config::with_cases(300) })]
+#[test]
+fn changed_corpora_do_no_harm() {
+    check_changed(TARGETS, 300);
+}
 
-    #[test]
-    fn changed_corpora_do_no_harm(
-        (target, bytes) in prop::sample::select(corpus(TARGETS)),
-        changes in prop::collection::vec(change(), 1..4),
-    ) {
-        run(target, &changed(bytes, changes));
-    }
-
-    #[test]
-    fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        TARGETS.iter().for_each(|(name, _)| run(name, &bytes));
-    }
+#[test]
+fn arbitrary_bytes_do_no_harm() {
+    check_arbitrary(TARGETS, 300);
 }

@@ -18,15 +18,10 @@ use calve_store::http::frame::{encode, encode_problem};
 use calve_store::http::{Problem, ProblemKind, pack_recipe};
 use calve_store::recipe::{Piece, Position, Recipe};
 use calve_store::remote::Remote;
-use changes::{change, changed, check, corpus, write_corpus};
+use changes::{change, changed, check, check_all, check_arbitrary, check_changed, corpus, write_corpus};
 use futures_util::StreamExt;
 use proptest::prelude::*;
-use proptest::test_runner::Config;
-use stored::{TARGETS, run};
-
-fn cases(cases: u32) -> Config {
-    Config { failure_persistence: None, ..Config::with_cases(cases) }
-}
+use stored::TARGETS;
 
 fn chunk(text: &str) -> StoredChunk {
     StoredChunk::compress(ChunkId::of(text.as_bytes()), text.as_bytes(), 3).unwrap()
@@ -81,21 +76,14 @@ fn every_target_has_a_corpus_and_a_program() {
     assert_eq!(calve_store::cache::stored::write_manifest(&read), manifest);
 }
 
-proptest! {
-    #![proptest_config(cases(2000))]
+#[test]
+fn changed_corpora_do_no_harm() {
+    check_changed(TARGETS, 2000);
+}
 
-    #[test]
-    fn changed_corpora_do_no_harm(
-        (target, bytes) in prop::sample::select(corpus(TARGETS)),
-        changes in prop::collection::vec(change(), 1..4),
-    ) {
-        run(target, &changed(bytes, changes));
-    }
-
-    #[test]
-    fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        TARGETS.iter().for_each(|(name, _)| run(name, &bytes));
-    }
+#[test]
+fn arbitrary_bytes_do_no_harm() {
+    check_arbitrary(TARGETS, 2000);
 }
 
 /// A cache that answers every request with the same bytes; gives its address.
@@ -125,8 +113,7 @@ fn a_client_survives_whatever_a_cache_answers() {
     let inputs: Vec<_> = inputs.map(|(_, bytes)| bytes).collect();
     let changes = prop::collection::vec(change(), 0..3);
     let arbitrary = (prop::sample::select(inputs), changes, any::<bool>(), 0..3_u8);
-    let mut runner = proptest::test_runner::TestRunner::new(cases(60));
-    let asking = runner.run(&arbitrary, |(bytes, changes, packed, first)| {
+    check_all(60, &arbitrary, |(bytes, changes, packed, first)| {
         let bytes = changed(bytes, changes);
         let bytes = if packed { zstd::bulk::compress(&bytes, 1).unwrap() } else { bytes };
         // What a commit's answer begins with.
@@ -146,7 +133,5 @@ fn a_client_survives_whatever_a_cache_answers() {
                 }
             }
         });
-        Ok(())
     });
-    asking.unwrap();
 }

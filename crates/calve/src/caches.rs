@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use calve_nix::TrustedKeys;
 use calve_nix::sign::PublicKey;
-use calve_server::dirs::Dirs;
 use calve_store::cache::{Cache, CacheError, CacheOptions};
 use calve_store::index::LocalIndex;
+use calve_store::pull::Source;
 use calve_store::remote::{Remote, RemoteError};
 use calve_store::{Address, HttpRemote, StoreError, TransferError};
 
+use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui;
 
@@ -51,6 +52,26 @@ pub struct TokenArgs {
     token_file: Option<PathBuf>,
 }
 
+/// Whom to trust of caches that are pulled from, and how to speak with them.
+#[derive(Debug, clap::Args)]
+pub struct TrustArgs {
+    /// A public key to trust; may be repeated.
+    #[arg(long, value_name = "NAME:KEY", value_parser = parse_key)]
+    trusted_key: Vec<PublicKey>,
+    #[command(flatten)]
+    token: TokenArgs,
+}
+
+impl TrustArgs {
+    /// Opens caches for a pull; gives them, and the keys that count.
+    pub async fn open(&self, places: &[Place]) -> Outcome<(Vec<Source>, TrustedKeys)> {
+        let opened = open_all(places, &self.token).await?;
+        let trusted = trusted_keys(&self.trusted_key, &opened)?;
+        let sources = opened.into_iter().map(|cache| Source { name: cache.name, remote: cache.remote });
+        Ok((sources.collect(), trusted))
+    }
+}
+
 /// A cache that can be asked.
 pub struct Opened {
     /// How messages call it.
@@ -84,6 +105,15 @@ pub async fn open(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
     }
 }
 
+/// Opens caches, one after the other.
+pub async fn open_all(places: &[Place], token: &TokenArgs) -> Outcome<Vec<Opened>> {
+    let mut opened = Vec::with_capacity(places.len());
+    for place in places {
+        opened.push(open(place, token).await?);
+    }
+    Ok(opened)
+}
+
 impl TokenArgs {
     /// The token's file, where one is named.
     pub fn file(&self) -> Option<&Path> {
@@ -104,7 +134,7 @@ impl TokenArgs {
 }
 
 /// The keys that count: those given, and those that Nix on this host trusts.
-pub fn trusted_keys(given: &[PublicKey], opened: &[Opened]) -> Outcome<TrustedKeys> {
+fn trusted_keys(given: &[PublicKey], opened: &[Opened]) -> Outcome<TrustedKeys> {
     let environment = std::env::var("CALVE_TRUSTED_KEYS").unwrap_or_default();
     let named: TrustedKeys = environment.parse().map_err(|error: calve_nix::sign::KeyError| {
         Failure::usage("CALVE_TRUSTED_KEYS holds something other than public keys").caused_by(error)
@@ -129,16 +159,14 @@ fn nix_keys(conf: &Path) -> Vec<PublicKey> {
 
 /// The cache's directory where none is said: in the data directory.
 pub fn default_dir() -> Outcome<PathBuf> {
-    let dirs = Dirs::from_env()
-        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = dirs::find()?;
     Ok(dirs.data.join("cache"))
 }
 
 /// Where calve notes which chunks lie in local paths; none where it cannot be used, which only costs time.
 pub fn chunk_index() -> Outcome<Option<Arc<LocalIndex>>> {
-    let dirs = Dirs::from_env()
-        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
-    dirs.create().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = dirs::find()?;
+    dirs::make(&dirs)?;
     match LocalIndex::open(&dirs.data.join("chunks.sqlite")) {
         Ok(index) => Ok(Some(Arc::new(index))),
         Err(error) => {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use calve_nix::StorePath;
 use calve_nix::sign::PublicKey;
 use calve_node::lazy::LazyDirs;
-use calve_server::dirs::Dirs;
 use calve_store::Closure;
 
 use crate::caches::{Place, TokenArgs, parse_key, parse_place};
+use crate::dirs;
 use crate::failure::{Failure, Outcome};
 use crate::resolve::{self, Resolved, Wish};
 
@@ -80,8 +80,7 @@ fn served(path: &StorePath, args: &LazyArgs) -> Outcome<Closure> {
         return Err(Failure::usage(format!("{path} is not on this host, and no cache is named"))
             .hint("say --from CACHE"));
     }
-    let dirs = Dirs::from_env()
-        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = dirs::find()?;
     let dir = LazyDirs::new(&dirs.run).of(std::slice::from_ref(path));
     let deadline = Instant::now() + READY_MAX;
     loop {

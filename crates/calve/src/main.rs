@@ -7,6 +7,7 @@ mod args;
 mod caches;
 mod client;
 mod commands;
+mod dirs;
 mod failure;
 mod lazy;
 mod resolve;

@@ -15,10 +15,10 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use calve_nix::StorePath;
-use calve_server::dirs::Dirs;
 use calve_store::{InStore, ProgramError, Store, StoreError};
 use calve_wire::machine::{Program, Source, Workload};
 
+use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use form::Form;
 
@@ -102,9 +102,8 @@ impl Stores {
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
-        let dirs = Dirs::from_env()
-            .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
-        dirs.create().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+        let dirs = dirs::find()?;
+        dirs::make(&dirs)?;
         let store = Store::open(&dirs.store()).map_err(|error| refused(error, "the store"))?;
         Ok(self.store.get_or_init(|| store))
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use calve_server::dirs::Dirs;
 
 use crate::client::connect::{Endpoint, Stream};
+use crate::dirs;
 use crate::failure::{Failure, Outcome};
 
 /// How long the local server may take until it listens: it takes milliseconds, on a host under full load seconds.
@@ -19,7 +20,7 @@ const LOG_TAIL_BYTES: u64 = 4096;
 
 /// Starts the server and connects to it.
 pub async fn start(dirs: &Dirs, endpoint: &Endpoint) -> Outcome<Stream> {
-    dirs.create().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    dirs::make(dirs)?;
     let lock = File::create(dirs.run.join("start.lock"))
         .map_err(|error| Failure::failed("the local server cannot be started").caused_by(error))?;
     let deadline = Instant::now() + START_DEADLINE;

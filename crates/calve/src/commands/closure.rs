@@ -39,10 +39,7 @@ struct Shown {
 }
 
 pub async fn run(args: Args) -> Outcome {
-    let mut opened = Vec::with_capacity(args.cache.len());
-    for place in &args.cache {
-        opened.push(caches::open(place, &args.token).await?);
-    }
+    let opened = caches::open_all(&args.cache, &args.token).await?;
     let shown = gather(&args.what, &opened).await?;
     if args.json {
         shown.json()?

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calve_nix::StorePath;
-use calve_nix::sign::{PublicKey, TrustedKeys};
+use calve_nix::sign::TrustedKeys;
 use calve_server::dirs::Dirs;
 use calve_store::lazy::{Chunks, ChunksOptions, LazyClosure, LazyError, Mount, MountError};
-use calve_store::pull::{PullOptions, Source};
+use calve_store::pull::PullOptions;
 use calve_store::{Closure, ClosurePath, Destination, Store, TransferError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::pull::parse_path;
-use crate::caches::{self, Place, TokenArgs, parse_key, parse_place};
+use crate::caches::{self, Place, TrustArgs, parse_place};
+use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::resolve;
 use crate::ui;
@@ -44,11 +45,8 @@ pub struct Args {
     /// A cache, as http://…, https://…, unix:/SOCKET or a directory; may be repeated, the next is asked where one fails.
     #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", value_parser = parse_place, required = true)]
     from: Vec<Place>,
-    /// A public key to trust; may be repeated.
-    #[arg(long, value_name = "NAME:KEY", value_parser = parse_key)]
-    trusted_key: Vec<PublicKey>,
     #[command(flatten)]
-    token: TokenArgs,
+    trust: TrustArgs,
     /// Started by `calve run --store lazy`: serves this user's machines until the last has gone.
     #[arg(long, hide = true, conflicts_with = "on")]
     for_machines: bool,
@@ -94,16 +92,9 @@ struct Mounted {
 impl Mounted {
     async fn new(args: &Args, on: &std::path::Path) -> Outcome<Self> {
         Mount::check().map_err(refused)?;
-        let dirs = Dirs::from_env()
-            .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+        let dirs = dirs::find()?;
         let store = Arc::new(resolve::store()?);
-        let mut opened = Vec::with_capacity(args.from.len());
-        for place in &args.from {
-            opened.push(caches::open(place, &args.token).await?);
-        }
-        let trusted = caches::trusted_keys(&args.trusted_key, &opened)?;
-        let sources = opened.into_iter().map(|cache| Source { name: cache.name, remote: cache.remote });
-        let sources: Vec<_> = sources.collect();
+        let (sources, trusted) = args.trust.open(&args.from).await?;
         let options = ChunksOptions { dir: Some(dirs.store()), ..ChunksOptions::new(sources.clone()) };
         let chunks = Chunks::new(options);
         // Machines use what is on this host from there.

@@ -1,13 +1,12 @@
 use std::sync::Arc;
 
 use calve_nix::StorePath;
-use calve_nix::sign::PublicKey;
 use calve_store::Destination;
 use calve_store::progress::Progress;
-use calve_store::pull::{PullOptions, Source, pull};
+use calve_store::pull::{PullOptions, pull};
 
 use crate::args::show_size;
-use crate::caches::{self, Place, TokenArgs, parse_key, parse_place};
+use crate::caches::{self, Place, TrustArgs, parse_place};
 use crate::failure::{ExitStatus, Outcome};
 use crate::resolve;
 use crate::ui::{self, Transfer};
@@ -25,11 +24,8 @@ pub struct Args {
     /// A cache, as http://…, https://…, unix:/SOCKET or a directory; may be repeated, all are used at once.
     #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", value_parser = parse_place, required = true)]
     from: Vec<Place>,
-    /// A public key to trust; may be repeated.
-    #[arg(long, value_name = "NAME:KEY", value_parser = parse_key)]
-    trusted_key: Vec<PublicKey>,
     #[command(flatten)]
-    token: TokenArgs,
+    trust: TrustArgs,
     /// Pull into calve's own store, also where the Nix store could be written to.
     #[arg(long)]
     private: bool,
@@ -44,13 +40,7 @@ pub fn parse_path(text: &str) -> Result<StorePath, String> {
 }
 
 pub async fn run(args: Args) -> Outcome {
-    let mut opened = Vec::with_capacity(args.from.len());
-    for place in &args.from {
-        opened.push(caches::open(place, &args.token).await?);
-    }
-    let trusted = caches::trusted_keys(&args.trusted_key, &opened)?;
-    let sources: Vec<_> =
-        opened.into_iter().map(|cache| Source { name: cache.name, remote: cache.remote }).collect();
+    let (sources, trusted) = args.trust.open(&args.from).await?;
     let store = Arc::new(resolve::store()?);
     let index = caches::chunk_index()?;
     let progress = Arc::new(Progress::default());

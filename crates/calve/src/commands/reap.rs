@@ -2,10 +2,10 @@ use std::path::PathBuf;
 
 use calve_provider::mark::{Owner, OwnerKey};
 use calve_provider::reap::{self, Judged, Verdict, Whose};
-use calve_server::dirs::Dirs;
 use serde_json::{Value, json};
 
 use super::provider;
+use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui::{self, Cell, Colour, Table};
 
@@ -75,8 +75,7 @@ fn whose(args: &Args) -> Outcome<Whose> {
 }
 
 fn key_file() -> Outcome<PathBuf> {
-    let dirs = Dirs::from_env()
-        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = dirs::find()?;
     Ok(dirs.owner_key())
 }
 

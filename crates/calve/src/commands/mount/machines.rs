@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use calve_node::lazy::LazyDirs;
 use calve_server::daemon;
-use calve_server::dirs::Dirs;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Args, Mounted};
+use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
 
 /// What is written to standard output once the closure is mounted.
@@ -32,9 +32,8 @@ const LET_GO_MAX: Duration = Duration::from_secs(10);
 
 pub async fn serve(args: &Args) -> Outcome {
     let failed = |what: &'static str| move |error: std::io::Error| Failure::failed(what).caused_by(error);
-    let dirs = Dirs::from_env()
-        .map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
-    dirs.create().map_err(|error| Failure::failed("calve has no place for its data").caused_by(error))?;
+    let dirs = dirs::find()?;
+    dirs::make(&dirs)?;
     daemon::init_log_at(&dirs.lazy_log()).map_err(failed("the log cannot be written"))?;
     let dir = LazyDirs::new(&dirs.run).of(&args.paths);
     dir.create().map_err(failed("the directory of the mount cannot be made"))?;
