@@ -13,6 +13,7 @@ pub mod join;
 pub mod machine;
 pub mod record;
 pub mod start;
+pub mod system;
 pub mod text;
 
 pub use calve_core::limits;
