@@ -17,6 +17,11 @@ pub const NEW: &str = "/nix/store/11111111111111111111111111111111-nixos-system-
 /// How long a host may take until it has its former system again: what is promised.
 pub const BACK_WITHIN: Duration = Duration::from_secs(90);
 
+/// `calve-switch`: the one that `CALVE_SWITCH` names, or the built one.
+pub fn program() -> PathBuf {
+    std::env::var_os("CALVE_SWITCH").map_or_else(|| e2e::bin_dir().join("calve-switch"), PathBuf::from)
+}
+
 /// A host in a directory.
 pub struct FakeHost {
     dir: tempfile::TempDir,
@@ -149,7 +154,7 @@ impl FakeHost {
 
     /// Runs a verb of `calve-switch`.
     pub fn run(&self, words: &[&str], input: Option<&str>) -> Output {
-        let mut command = Command::new(e2e::bin_dir().join("calve-switch"));
+        let mut command = Command::new(program());
         command.arg("--root").arg(self.dir.path()).args(words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("calve-switch starts");

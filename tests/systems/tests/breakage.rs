@@ -769,7 +769,7 @@ fn a_broken_host_has_its_former_system_back() {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let names: std::collections::BTreeSet<&str> = cases.iter().map(|case| case.name).collect();
     assert_eq!(names.len(), cases.len(), "each case has a name of its own");
-    e2e::bin_dir();
+    systems::program();
     let failed = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..8 {
