@@ -59,6 +59,8 @@ pub enum SwitchOutcome {
     RolledBack,
     /// Neither is sure: somebody has to look.
     Failed,
+    /// Nothing was begun.
+    Refused,
 }
 
 /// Where a switch stands, for people and for the server.
@@ -297,6 +299,9 @@ pub struct PendingSwitch {
     pub health: Option<String>,
     /// Time to confirm.
     pub confirm_ms: u64,
+    /// The generation that the system is already, where an earlier one is wanted back.
+    #[serde(default)]
+    pub generation: Option<u64>,
     /// Whether the host was told to begin.
     pub ordered: bool,
 }

@@ -49,6 +49,8 @@ pub(super) struct Link {
 #[derive(Default)]
 struct LinkState {
     session: Option<Arc<Session>>,
+    /// Counts connections in which the agent was heard.
+    heard: u64,
     /// What the agent said last; by itself, as machines that are away have none.
     status: Option<Box<Status>>,
     /// The last log entry that was kept.
@@ -149,6 +151,12 @@ impl Link {
         lock(&self.state).session.clone()
     }
 
+    /// Counts connections in which the agent was heard; none while there is none.
+    pub(super) fn heard_now(&self) -> Option<u64> {
+        let state = lock(&self.state);
+        state.session.as_ref().map(|_| state.heard)
+    }
+
     /// Whether the agent dials.
     pub(super) fn is_expected(&self) -> bool {
         lock(&self.state).dialled.is_some()
@@ -167,6 +175,7 @@ impl Link {
         {
             let mut state = lock(&self.state);
             state.session = Some(session);
+            state.heard += 1;
             state.status = Some(Box::new(status));
         }
         self.bell.ring();

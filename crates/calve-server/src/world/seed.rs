@@ -27,11 +27,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a closure did not arrive.
 #[derive(Debug, thiserror::Error)]
-enum SeedError {
+pub enum SeedError {
+    /// The link ended, or there is none.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The machine says why.
     #[error("the machine cannot take the closure: {0}")]
     Refused(String),
+    /// Here.
     #[error("the closure cannot be read")]
     Read(#[source] io::Error),
 }
@@ -68,11 +71,21 @@ impl Seeds {
 }
 
 async fn seed(agents: &Agents, id: MachineId, closure: &Closure, start: &ToAgent) -> Result<(), SeedError> {
-    let (sender, mut receiver) = agents.open(id, Target::Write { path: STORE_DIR.to_owned() })?.split();
-    let (pieces, mut read) = mpsc::channel(PIECES_MAX);
     let closure = closure.clone();
-    let reading =
-        tokio::task::spawn_blocking(move || archive(&closure, Pieces { pieces, piece: Vec::new() }));
+    send(agents, id, STORE_DIR, move |pieces| archive(&closure, "", pieces)).await?;
+    Ok(agents.send(id, start.clone())?)
+}
+
+/// Sends an archive that `write` writes, to be unpacked in a directory of the machine; it is there when this returns.
+pub async fn send(
+    agents: &Agents,
+    id: MachineId,
+    dir: &str,
+    write: impl FnOnce(Pieces) -> io::Result<()> + Send + 'static,
+) -> Result<(), SeedError> {
+    let (sender, mut receiver) = agents.open(id, Target::Write { path: dir.to_owned() })?.split();
+    let (pieces, mut read) = mpsc::channel(PIECES_MAX);
+    let reading = tokio::task::spawn_blocking(move || write(Pieces { pieces, piece: Vec::new() }));
     let sending = async {
         while let Some(piece) = read.recv().await {
             sender.send(&piece).await?;
@@ -106,24 +119,25 @@ async fn seed(agents: &Agents, id: MachineId, closure: &Closure, start: &ToAgent
             sending.await?;
         }
     }
-    Ok(agents.send(id, start.clone())?)
+    Ok(())
 }
 
-fn archive(closure: &Closure, pieces: Pieces) -> io::Result<()> {
+/// Writes the archive of a closure, its paths below `prefix`.
+pub fn archive(closure: &Closure, prefix: &str, pieces: Pieces) -> io::Result<()> {
     let mut archive = tar::Builder::new(pieces);
     archive.follow_symlinks(false);
     for path in &closure.paths {
-        let name = path.path.base_name();
+        let name = format!("{prefix}{}", path.path.base_name());
         match std::fs::symlink_metadata(&path.host_path)?.is_dir() {
-            true => archive.append_dir_all(name, &path.host_path)?,
-            false => archive.append_path_with_name(&path.host_path, name)?,
+            true => archive.append_dir_all(&name, &path.host_path)?,
+            false => archive.append_path_with_name(&path.host_path, &name)?,
         }
     }
     archive.into_inner()?.flush()
 }
 
 /// Hands an archive on in pieces.
-struct Pieces {
+pub struct Pieces {
     pieces: mpsc::Sender<Bytes>,
     piece: Vec<u8>,
 }
