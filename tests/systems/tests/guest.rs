@@ -86,7 +86,8 @@ impl Guest {
 fn a_system_is_switched_looked_at_and_rolled_back() {
     let guest = Guest::boot();
     let home = &guest.home;
-    assert_eq!(home.run(&["drift", "sys"]).code, 0, "{:?}", home.run(&["drift", "sys"]));
+    let drift = home.run(&["drift", "sys"]);
+    assert_eq!(drift.code, 0, "{drift:?}");
     let dry = guest.switch(&["--action", "dry-activate"]);
     assert!(dry.code == 0 && dry.stdout.contains("would activate"), "{dry:?}");
     assert_eq!(guest.current(), guest.first);
@@ -141,7 +142,7 @@ fn a_guest_whose_agent_or_network_the_new_system_breaks_goes_back_by_itself() {
 #[test]
 fn two_switches_at_once_and_a_server_that_is_killed_meanwhile() {
     let guest = Guest::boot();
-    guest.breaks("sleep 5;");
+    guest.breaks("sleep 20;");
     let home = &guest.home;
     let mut first = home.command(["switch", "sys", &guest.second, "--confirm", "60s"]);
     let first = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");

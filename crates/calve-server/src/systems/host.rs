@@ -89,7 +89,8 @@ impl<'a> Host<'a> {
             Ok(_) | Err(HostError::Missing | HostError::Said(_)) => {}
             Err(error) => return Err(error),
         }
-        let brought = format!("{SWITCH_DIR}/{SWITCH_PROGRAM}.brought");
+        // Of a name of its own: two who ask at once bring it twice, and neither disturbs the other.
+        let brought = format!("{SWITCH_DIR}/{SWITCH_PROGRAM}.{:016x}", crate::random::u128() >> 64);
         let name = brought.trim_start_matches('/').to_owned();
         let archive = move |pieces| {
             let mut archive = tar::Builder::new(pieces);
