@@ -6,6 +6,8 @@ mkdir -p /proc /sys /dev /run /tmp /root /var /etc
 [ -e /proc/1 ] || mount -t proc proc /proc
 [ -e /sys/kernel ] || mount -t sysfs sysfs /sys
 [ -e /dev/null ] || mount -t devtmpfs devtmpfs /dev
+# Before systemd does it, which would hide what is said there of the system.
+grep -q " /run " /proc/mounts || mount -t tmpfs -o mode=755 tmpfs /run
 [ -e /etc/standin/break-boot ] && . /etc/standin/break-boot
 if [ ! -e /etc/standin ]; then
   cp -a @base@/rootfs/etc/. /etc/
