@@ -17,6 +17,11 @@ pub const NEW: &str = "/nix/store/11111111111111111111111111111111-nixos-system-
 /// How long a host may take until it has its former system again: what is promised.
 pub const BACK_WITHIN: Duration = Duration::from_secs(90);
 
+/// Whether tests that boot whole systems in emulation are wanted: `CALVE_GUESTS=1 cargo test -p systems`. They take minutes each.
+pub fn runs_guests() -> bool {
+    std::env::var_os("CALVE_GUESTS").is_some_and(|value| value == "1")
+}
+
 /// `calve-switch`: the one that `CALVE_SWITCH` names, or the built one.
 pub fn program() -> PathBuf {
     std::env::var_os("CALVE_SWITCH").map_or_else(|| e2e::bin_dir().join("calve-switch"), PathBuf::from)

@@ -111,7 +111,12 @@ impl Guest {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         // The mark is made of two halves, so that an echo of the line is none.
-        self.line.write_all(format!("\n{{ {line}\n}} 2>&1; echo \"en\"\"d-{number}-\"\n").as_bytes()).ok()?;
+        let text = format!("\n{{ {line}\n}} 2>&1; echo \"en\"\"d-{number}-\"\n");
+        // A serial line in emulation loses what comes faster than it is read.
+        for piece in text.as_bytes().chunks(16) {
+            self.line.write_all(piece).ok()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let (mut said, mut bytes) = (Vec::new(), [0; 4096]);
         let until = Instant::now() + Duration::from_secs(40);
         while Instant::now() < until {
@@ -208,6 +213,9 @@ impl Drop for Guest {
 
 #[test]
 fn a_kernel_that_panics_before_the_new_system_is_confirmed_boots_the_former_one() {
+    if !systems::runs_guests() {
+        return;
+    }
     let mut guest = Guest::boot();
     guest.begin(SwitchAction::Switch, 300_000);
     guest.wait_for(SwitchStage::Confirming);
@@ -220,6 +228,9 @@ fn a_kernel_that_panics_before_the_new_system_is_confirmed_boots_the_former_one(
 
 #[test]
 fn a_system_is_tried_once_and_left_where_nobody_confirms_it() {
+    if !systems::runs_guests() {
+        return;
+    }
     let mut guest = Guest::boot();
     guest.begin(SwitchAction::Boot, 15_000);
     guest.wait_for(SwitchStage::AwaitingBoot);
@@ -233,6 +244,9 @@ fn a_system_is_tried_once_and_left_where_nobody_confirms_it() {
 
 #[test]
 fn a_system_that_panics_at_its_boot_is_tried_once_and_one_that_is_confirmed_boots_from_then_on() {
+    if !systems::runs_guests() {
+        return;
+    }
     let mut guest = Guest::boot();
     let second = guest.built.second.clone();
     let panics =
