@@ -38,7 +38,7 @@ pub async fn drive(systems: &Arc<Systems>, id: MachineId) {
         };
         let Some(pending) = pending else { return };
         let mut drive = Drive { systems, id, pending, heard_at: Instant::now() };
-        let ended = drive.to_the_end().await;
+        let ended = drive.until_ended().await;
         let view = SwitchView { stage: SwitchStage::Ended, ..ended };
         tracing::info!(machine = %id, switch = view.id, outcome = ?view.outcome, message = ?view.message, "switched");
         while let Err(error) = records::end(&*systems.state, id, &view).await {
@@ -62,7 +62,7 @@ impl Drive<'_> {
         Host::new(self.systems.world.agents(), self.id)
     }
 
-    async fn to_the_end(&mut self) -> SwitchView {
+    async fn until_ended(&mut self) -> SwitchView {
         if !self.pending.ordered {
             let begun = Instant::now();
             loop {

@@ -112,8 +112,7 @@ impl<'a> Host<'a> {
             return Ok(false);
         }
         let lacks = |name: &str| missing.iter().any(|missing| missing == name);
-        let paths =
-            closure.paths.iter().filter(|path| lacks(&path.path.base_name().to_string())).cloned().collect();
+        let paths = closure.paths.iter().filter(|path| lacks(path.path.base_name())).cloned().collect();
         let (closure, prefix) = (Closure::new(paths), format!("{}/", dir.trim_start_matches('/')));
         seed::send(self.agents, self.id, "/", move |pieces| seed::archive(&closure, &prefix, pieces)).await?;
         Ok(true)
