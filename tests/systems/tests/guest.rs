@@ -151,9 +151,9 @@ fn two_switches_at_once_and_a_server_that_is_killed_meanwhile() {
         return;
     }
     let guest = Guest::boot();
-    guest.breaks("sleep 20;");
+    guest.breaks("sleep 10;");
     let home = &guest.home;
-    let mut first = home.command(["switch", "sys", &guest.second, "--confirm", "60s"]);
+    let mut first = home.command(["switch", "sys", &guest.second, "--confirm", "170s"]);
     let first = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     wait_until("the host to be switched", || {
         home.json(&["history", "sys"])["facts"]["switch"]["stage"]
