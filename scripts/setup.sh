@@ -42,7 +42,7 @@ need_rust() {
       rustc-web cargo-web rustfmt-web rust-web-clippy >/dev/null
   else
     need_packages curl=curl /etc/ssl/certs/ca-certificates.crt=ca-certificates
-    curl --proto '=https' -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy >/dev/null
+    curl --proto '=https' -sSf https://static.rust-lang.org/rustup/rustup-init.sh | sh -s -- -y --profile minimal -c rustfmt -c clippy >/dev/null
     PATH="$HOME/.cargo/bin:$PATH"
   fi
   hash -r
