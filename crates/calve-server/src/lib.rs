@@ -22,7 +22,7 @@ pub mod events;
 mod http1;
 pub mod logs;
 pub mod ports;
-mod random;
+pub mod random;
 pub mod reconcile;
 pub mod state;
 pub mod world;

@@ -206,7 +206,10 @@ fn leases_records_and_events() {
         200,
         format!("id: 1\ndata: {}\n\n", events[0]).as_bytes(),
     );
+    // The connection has ended; the next one goes on behind what was shown.
+    fake.answer("GET /v1/events?follow=true&since=1", 404, &json!({"kind": "not_found", "title": "enough"}));
     let output = fake.run(&["events", "-f", "--json"]);
+    assert_eq!(output.status.code(), Some(127));
     assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap(), events[0]);
 }
 

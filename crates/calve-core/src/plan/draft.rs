@@ -12,6 +12,7 @@ static UNSEEN: Sight = Sight {
     busy: false,
     settled: super::Tick(0),
     pause_until: None,
+    unwritten_until: None,
     created: None,
     link_asked: false,
     agent: None,
@@ -151,9 +152,16 @@ impl<'a> Draft<'a> {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
-    pub fn finish(self, plan: &mut Plan) {
+    pub fn finish(mut self, plan: &mut Plan) {
         let id = self.machine.id;
         if !self.changes.is_empty() {
+            if let Some(until) = self.sight.unwritten_until.filter(|until| self.now < *until) {
+                // What the changes lead to must not come before them.
+                self.wait(On::Retry, Some(until));
+                plan.waits.extend(self.waits);
+                plan.wake_at(self.wake);
+                return;
+            }
             plan.actions.push(Action::Write { id, changes: self.changes });
         }
         if self.link {

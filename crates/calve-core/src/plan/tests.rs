@@ -482,3 +482,13 @@ fn a_failed_effect_is_followed_by_a_pause() {
     check(paused(), "write seeding\nwaits for the pause after a failure until 200");
     check(paused().at(200), "write seeding\nstart");
 }
+
+#[test]
+fn a_record_that_could_not_be_written_is_tried_again_after_a_pause_and_nothing_follows_before() {
+    let unwritten = || {
+        Case::heard(State::Booting, Phase::Waiting)
+            .but(|case| case.sight().unwritten_until = Some(Timestamp(NOW.0 + 200)))
+    };
+    check(unwritten(), "waits for the pause after a failure until 200");
+    check(unwritten().at(200), "write seeding\nstart");
+}

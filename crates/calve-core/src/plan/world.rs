@@ -77,6 +77,8 @@ pub struct Sight {
     pub settled: Tick,
     /// Effects on it wait until then, as the last one failed.
     pub pause_until: Option<Timestamp>,
+    /// Its record is not written until then, as the last writing failed; nor is done what would follow.
+    pub unwritten_until: Option<Timestamp>,
     /// How the last creation by this loop ended.
     pub created: Option<Created>,
     /// Whether its agent is being linked.

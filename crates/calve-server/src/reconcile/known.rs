@@ -79,14 +79,19 @@ impl Known {
         let settled = self.tick();
         let sight = self.sights.entry(doing.id).or_default();
         sight.busy = false;
+        let mut unwritten = false;
         let failed = match outcome {
             Outcome::Conflict => {
                 sight.link_asked &= !doing.link;
                 return;
             }
             Outcome::NotWritten(error) => {
-                tracing::warn!(machine = %doing.id, error = &error as &dyn std::error::Error, "not written");
+                // Once is enough: it is tried again and again.
+                if !self.failures.contains_key(&doing.id) {
+                    tracing::warn!(machine = %doing.id, error = &error as &dyn std::error::Error, "not written");
+                }
                 sight.link_asked &= !doing.link;
+                unwritten = true;
                 true
             }
             Outcome::Done { lease, result } => {
@@ -142,10 +147,15 @@ impl Known {
             };
             let pause = PAUSE_MIN.saturating_mul(1 << failures.count.min(10));
             let pause = pause.max(Duration::from_secs(1) * crowd / RETRIES_MAX_PER_SECOND).min(longest);
-            sight.pause_until = Some(pause_end(doing.id, now, pause));
+            let until = Some(pause_end(doing.id, now, pause));
+            if unwritten {
+                sight.unwritten_until = until
+            } else {
+                sight.pause_until = until
+            }
             *failures = Failures { count: failures.count + 1, goal: doing.goal };
             self.just_failed.push(doing.id);
-        } else if doing.effect.is_some() {
+        } else if sight.unwritten_until.take().is_some() || doing.effect.is_some() {
             sight.pause_until = None;
             self.failures.remove(&doing.id);
         }

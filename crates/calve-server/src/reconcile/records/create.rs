@@ -52,6 +52,10 @@ pub async fn create_announced(
     announce: impl FnOnce(&MachineRecord) + Send,
 ) -> Result<Arc<MachineRecord>, RecordsError> {
     view.refresh(state).await?;
+    // Asked for again, as the answer was lost.
+    if let Some((_, record)) = view.record(new.id) {
+        return Ok(record);
+    }
     if view.living() >= MACHINES_MAX {
         return Err(RecordsError::TooMany);
     }

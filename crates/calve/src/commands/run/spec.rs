@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
-use calve_core::{DriverName, Kind, MachineName};
+use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
     Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
@@ -17,6 +17,7 @@ use crate::args::{
     Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
     parse_ttl, show_duration,
 };
+use crate::commands::ps;
 use crate::failure::{Failure, Outcome};
 use crate::lazy::{self, LazyArgs};
 use crate::resolve::{self, Wish};
@@ -217,6 +218,7 @@ impl Args {
             Some(Ttl::None) => None,
         };
         Ok(CreateMachine {
+            id: Some(MachineId::new(ps::now(), calve_server::random::u128())),
             name: self.name.clone(),
             spec,
             ttl_ms: ttl.map(ms),
