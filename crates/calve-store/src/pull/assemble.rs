@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::local_chunks::LocalChunks;
@@ -107,7 +108,7 @@ impl Pieces<'_> {
 }
 
 impl Blocks for Pieces<'_> {
-    fn next_block(&mut self) -> io::Result<Option<Vec<u8>>> {
+    fn next_block(&mut self) -> io::Result<Option<Bytes>> {
         if self.next == self.path.recipe.pieces.len() {
             return Ok(None);
         }
@@ -116,6 +117,6 @@ impl Blocks for Pieces<'_> {
         self.next += 1;
         self.at += bytes.len() as u64;
         self.work.progress.archive_bytes_done.add(bytes.len() as u64);
-        Ok(Some(bytes))
+        Ok(Some(bytes.into()))
     }
 }
