@@ -22,6 +22,7 @@ use calve_wire::record::MachineRecord;
 
 use crate::state::{Durability, Expect, Revision, State, StateError};
 pub(super) use change::remove;
+pub(crate) use change::update_now;
 pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create, create_announced};
 pub(super) use names::sweep;

@@ -109,6 +109,26 @@ async fn update(
     id: MachineId,
     change: impl Fn(&mut MachineRecord) -> Result<bool, RecordsError> + Send + Sync,
 ) -> Result<Arc<MachineRecord>, RecordsError> {
+    update_with(Durability::Soon, state, view, id, change).await
+}
+
+/// The same, for what a power failure must not undo.
+pub(crate) async fn update_now(
+    state: &dyn State,
+    view: &View,
+    id: MachineId,
+    change: impl Fn(&mut MachineRecord) -> Result<bool, RecordsError> + Send + Sync,
+) -> Result<Arc<MachineRecord>, RecordsError> {
+    update_with(Durability::Now, state, view, id, change).await
+}
+
+async fn update_with(
+    durability: Durability,
+    state: &dyn State,
+    view: &View,
+    id: MachineId,
+    change: impl Fn(&mut MachineRecord) -> Result<bool, RecordsError> + Send + Sync,
+) -> Result<Arc<MachineRecord>, RecordsError> {
     let key = machine_key(id);
     for _ in 0..TRIES_MAX {
         let entry = state.get(&key).await?.ok_or_else(|| RecordsError::NotFound(id.to_string()))?;
@@ -117,7 +137,7 @@ async fn update(
             return Ok(Arc::new(record));
         }
         let value = stored(&record);
-        match put(state, &key, value.clone(), Expect::Revision(entry.revision), Durability::Soon).await {
+        match put(state, &key, value.clone(), Expect::Revision(entry.revision), durability).await {
             Ok(revision) => {
                 view.note(revision, &record, value);
                 return Ok(Arc::new(record));
