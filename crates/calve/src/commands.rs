@@ -10,6 +10,7 @@ mod events;
 mod exec;
 mod extend;
 mod forward;
+mod image;
 mod logs;
 mod mount;
 mod names;
@@ -69,6 +70,7 @@ enum Command {
     Diff(diff::Args),
     Cache(cache::Args),
     Provider(provider::Args),
+    Image(image::Args),
     Reap(reap::Args),
     Completions(completions::Args),
     Version(version::Args),
@@ -108,6 +110,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,
             Command::Provider(args) => provider::run(args).await,
+            Command::Image(args) => image::run(args).await,
             Command::Reap(args) => reap::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-pub(super) use plan::Plan;
+pub use plan::Plan;
 
 use super::metadata;
 

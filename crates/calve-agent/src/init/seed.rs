@@ -1,6 +1,7 @@
 //! Store paths that come over the link ([`calve_wire::seed`]), unpacked and checked one by one by a child of init.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -78,13 +79,9 @@ fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
     let mut nar = NarReader::with_size(hashed, header.nar_size);
     let mut open: Vec<PathBuf> = Vec::new();
     while let Some(event) = nar.next_event().map_err(io::Error::other)? {
-        let at = |name: &[u8]| match open.last() {
-            Some(dir) => dir.join(std::ffi::OsStr::from_bytes(name)),
-            None => to.to_owned(),
-        };
         match event {
             NarEvent::Enter { name } => {
-                let dir = at(&name);
+                let dir = place(&open, to, &name);
                 DirBuilder::new().mode(0o755).create(&dir)?;
                 open.push(dir);
             }
@@ -92,9 +89,9 @@ fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
                 let dir = open.pop().expect("a directory was entered");
                 seal(&File::open(&dir)?, 0o555)?;
             }
-            NarEvent::Symlink { name, target } => symlink(std::ffi::OsStr::from_bytes(&target), at(&name))?,
+            NarEvent::Symlink { name, target } => symlink(OsStr::from_bytes(&target), place(&open, to, &name))?,
             NarEvent::File { name, executable, size, .. } => {
-                let path = at(&name);
+                let path = place(&open, to, &name);
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
                 let copied = io::copy(&mut nar.contents(), &mut file)?;
                 if copied != size {
@@ -109,6 +106,11 @@ fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
         return Err(broken("its archive is not the one that was announced: its hash is another"));
     }
     Ok(())
+}
+
+/// Where a node lies: below the directory that is open, or where the root shall be.
+fn place(open: &[PathBuf], root: &Path, name: &[u8]) -> PathBuf {
+    open.last().map_or(root.to_owned(), |dir| dir.join(OsStr::from_bytes(name)))
 }
 
 /// Mode and time as every path in a store has them.

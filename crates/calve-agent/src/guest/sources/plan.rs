@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 /// A fixed address with what belongs to it, for the first network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::guest) struct Plan {
+pub struct Plan {
     /// The address.
     pub address: Ipv4Addr,
     /// Which addresses are its neighbours'.
@@ -77,32 +77,34 @@ impl Plan {
             if bare.is_empty() || bare.starts_with('#') {
                 continue;
             }
+            let dash = bare.starts_with("- ").then(|| line.len() - bare.len());
             let item = bare.trim_start_matches("- ").trim_start();
             let indent = line.len() - item.len();
-            around.retain(|(at, _)| *at < indent);
-            let (key, value) = match item.split_once(':') {
-                Some((key, value)) if value.is_empty() || value.starts_with(' ') => (Some(key.trim()), value.trim()),
-                _ => (None, item.trim()),
+            // A list may stand as far out as its key.
+            around.retain(|(at, _)| dash.map_or(*at < indent, |dash| *at <= dash));
+            let value = match item.split_once(':') {
+                Some((key, value)) if value.is_empty() || value.starts_with(' ') => {
+                    around.push((indent, unquoted(key.trim()).to_owned()));
+                    value.trim()
+                }
+                _ => item.trim(),
             };
-            if let Some(key) = key {
-                around.push((indent, unquoted(key).to_owned()));
+            let key = around.last().map_or(String::new(), |(_, key)| key.clone());
+            if key == "type" && unquoted(value) == "nameserver" {
+                // Of version 1, where a name server is an entry of its own: around what follows in it.
+                around.push((indent.saturating_sub(1), "nameservers".to_owned()));
+                continue;
             }
-            let key = around.last().map_or("", |(_, key)| key.as_str());
-            let within = |name: &str| around.iter().any(|(_, key)| key == name);
+            let of_servers = key.starts_with("dns") || around.iter().any(|(_, key)| key == "nameservers");
             for value in value.trim_matches(['[', ']']).split(',').map(|value| unquoted(value.trim())) {
-                match key {
-                    // Of version 1, where a name server is an entry of its own.
-                    "type" if value == "nameserver" => around.push((indent, "nameservers".to_owned())),
-                    "address" | "addresses" | "dns_nameservers" if within("nameservers") || key.starts_with("dns") => {
+                match key.as_str() {
+                    "address" | "addresses" | "dns_nameservers" if of_servers => {
                         found.3.extend(value.parse::<IpAddr>());
                     }
                     "address" | "addresses" => found.0 = found.0.or_else(|| with_prefix(value)),
                     "netmask" => found.1 = found.1.or(value.parse().ok()),
                     "gateway" | "gateway4" | "via" => found.2 = found.2.or(value.parse().ok()),
-                    _ => continue,
-                }
-                if key == "type" {
-                    break;
+                    _ => {}
                 }
             }
         }
