@@ -10,8 +10,8 @@ use calve_wire::frame::{TOKEN_BYTES, Token};
 use calve_wire::join::UserData;
 use calve_wire::machine::ExitCause;
 
-use crate::agent::transport::Transport;
 use crate::agent::key::{self, AgentKey};
+use crate::agent::transport::Transport;
 use crate::agent::transport::dial::{Join, Server};
 use crate::agent::{self, Config, unix_ms};
 use crate::enclosure::Enclosure;

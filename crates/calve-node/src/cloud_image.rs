@@ -16,7 +16,16 @@ const ALWAYS: &str = "console=ttyS0 panic=-1 reboot=t";
 /// Where a kernel has them as modules: the other bus, and what volumes with user data need, as virtual disks and as discs of
 /// virtio, SCSI and IDE, with ISO 9660 or FAT and the character sets that FAT asks for.
 const VOLUMES: [&str; 11] = [
-    "virtio_pci", "virtio_blk", "virtio_scsi", "ata_piix", "sd_mod", "sr_mod", "isofs", "vfat", "nls_cp437", "nls_ascii",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_scsi",
+    "ata_piix",
+    "sd_mod",
+    "sr_mod",
+    "isofs",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
     "nls_iso8859_1",
 ];
 

@@ -92,19 +92,22 @@ pub fn write(image: &CloudImage, grub: &Grub, format: Format, to: &Path) -> Resu
 fn raw(file: &mut File, disk: &[u8]) -> io::Result<()> {
     const PIECE_BYTES: usize = 64 * 1024;
     file.set_len(disk.len() as u64)?;
-    for (n, piece) in disk.chunks(PIECE_BYTES).enumerate().filter(|(_, piece)| piece.iter().any(|byte| *byte != 0)) {
+    for (n, piece) in
+        disk.chunks(PIECE_BYTES).enumerate().filter(|(_, piece)| piece.iter().any(|byte| *byte != 0))
+    {
         file.write_all_at(piece, (n * PIECE_BYTES) as u64)?;
     }
     file.flush()
 }
 
 fn disk(image: &CloudImage, grub: &Grub) -> Result<Vec<u8>, DiskImageError> {
-    let read = |path: &Path| fs::read(path).map_err(|source| DiskImageError::Read { path: path.to_owned(), source });
+    let read =
+        |path: &Path| fs::read(path).map_err(|source| DiskImageError::Read { path: path.to_owned(), source });
     let commands = grub::commands(LABEL, &image.parameters);
     let mut volume = Volume::new(LABEL);
     let files = [
         ("EFI/BOOT/BOOTX64.EFI", grub.for_uefi(&commands)?),
-        ("vmlinuz", read(&image.kernel.boot)?),
+        ("vmlinuz", read(&image.kernel.file)?),
         ("initrd", read(&image.initrd)?),
     ];
     for (name, bytes) in files {

@@ -248,7 +248,8 @@ impl Provider for DigitalOcean {
             "description": "boots calve's agent", "tags": ["calve"],
         });
         // An answer that was lost may leave an image behind, of which the newest counts.
-        let asked = self.api.ask::<ImageAnswer>(Method::POST, "v2/images", Some(&body), Repeat::OnlyIfRefused);
+        let asked =
+            self.api.ask::<ImageAnswer>(Method::POST, "v2/images", Some(&body), Repeat::OnlyIfRefused);
         Ok(asked.await?.body.image.into())
     }
 

@@ -223,7 +223,9 @@ fn refusal(reason: Refusal) -> Refused {
         Refusal::Used => "the join token was redeemed before, by another key",
         Refusal::Expired => "the join token was not redeemed in time",
         Refusal::Foreign => "the join token is not of this machine, or of an earlier attempt at it",
-        Refusal::Broken => "the agent's introduction is not signed by its key, or not of a version that this server reads",
+        Refusal::Broken => {
+            "the agent's introduction is not signed by its key, or not of a version that this server reads"
+        }
         Refusal::Later => "the server's state cannot be changed at the moment",
     };
     Refused { reason, message: message.to_owned() }

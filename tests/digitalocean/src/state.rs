@@ -165,7 +165,8 @@ impl State {
     /// The image that a request names by number or slug: its number, and where it can be used.
     pub fn image(&self, named: &Value, boot: Duration) -> Option<(u64, Vec<String>)> {
         let image = self.image_json(named, boot)?;
-        let regions = image["regions"].as_array()?.iter().filter_map(|region| region.as_str().map(str::to_owned));
+        let regions =
+            image["regions"].as_array()?.iter().filter_map(|region| region.as_str().map(str::to_owned));
         Some((image["id"].as_u64()?, regions.collect()))
     }
 

@@ -63,8 +63,26 @@ fn boot(dir: &Path, image: &Path, format: &str, firmware: &[&str], user_data: St
     File::create(&volume).unwrap().write_all(&files.to_bytes().unwrap()).unwrap();
     // Also a test that is killed leaves none behind.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]);
-    command.args(["-display", "none", "-machine", "pc,accel=tcg", "-cpu", EMULATED_CPU, "-smp", "1", "-m", "256M"]);
+    command.args([
+        "--pdeathsig",
+        "KILL",
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ]);
+    command.args([
+        "-display",
+        "none",
+        "-machine",
+        "pc,accel=tcg",
+        "-cpu",
+        EMULATED_CPU,
+        "-smp",
+        "1",
+        "-m",
+        "256M",
+    ]);
     command.args(firmware).args(["-snapshot"]);
     command.args(["-drive", &format!("file={},format={format},if=virtio", image.display())]);
     command.args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", volume.display())]);

@@ -57,7 +57,10 @@ fn cron_lines_have_a_time_a_user_and_a_command() {
     let words: Vec<&str> = jobs[0].split(' ').collect();
     let is_time = |word: &&str| word.chars().all(|c| c.is_ascii_digit() || "*/,-".contains(c));
     assert!(words[..5].iter().all(is_time) && words[5] == "root", "{words:?}");
-    assert!(jobs[0].contains("calve reap --provider") && !jobs[0].contains('%'), "a % is a line's end to cron");
+    assert!(
+        jobs[0].contains("calve reap --provider") && !jobs[0].contains('%'),
+        "a % is a line's end to cron"
+    );
 }
 
 #[test]

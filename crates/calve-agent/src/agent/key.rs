@@ -22,7 +22,10 @@ impl AgentKey {
             Ok(mut file) => {
                 let mode = file.metadata()?.permissions().mode();
                 let shown = path.display();
-                ensure!(mode & 0o077 == 0, "{shown} can be read by others: remove it, and the agent makes a new key");
+                ensure!(
+                    mode & 0o077 == 0,
+                    "{shown} can be read by others: remove it, and the agent makes a new key"
+                );
                 let mut seed = Vec::new();
                 file.read_to_end(&mut seed)?;
                 seed.try_into().ok().with_context(|| format!("{shown} holds no key of an agent"))?
@@ -73,7 +76,11 @@ pub fn random() -> io::Result<[u8; SEED_BYTES]> {
 /// Hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
 }
 
 #[cfg(test)]

@@ -61,13 +61,24 @@ fn bind_to(socket: &UdpSocket, card: &str) -> io::Result<()> {
     let length = libc::socklen_t::try_from(card.len()).map_err(io::Error::other)?;
     // SAFETY: the kernel reads so many bytes of the name (`socket(7)`, SO_BINDTODEVICE).
     let set = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, card.as_ptr().cast(), length)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            card.as_ptr().cast(),
+            length,
+        )
     };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The first reply that is ours, until then.
-fn hear(socket: &UdpSocket, until: Instant, exchange: [u8; 4], hardware: [u8; 6]) -> io::Result<Option<Reply>> {
+fn hear(
+    socket: &UdpSocket,
+    until: Instant,
+    exchange: [u8; 4],
+    hardware: [u8; 6],
+) -> io::Result<Option<Reply>> {
     let mut bytes = [0; 1500];
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -159,7 +170,9 @@ mod tests {
         bytes[0] = 2;
         bytes[16..20].copy_from_slice(&[10, 0, 2, 15]);
         bytes.extend_from_slice(&COOKIE);
-        bytes.extend_from_slice(&[53, 1, kind, 0, 1, 4, 255, 255, 0, 0, 3, 4, 10, 0, 2, 2, 54, 4, 10, 0, 2, 2]);
+        bytes.extend_from_slice(&[
+            53, 1, kind, 0, 1, 4, 255, 255, 0, 0, 3, 4, 10, 0, 2, 2, 54, 4, 10, 0, 2, 2,
+        ]);
         bytes.extend_from_slice(&[6, 8, 10, 0, 2, 3, 10, 0, 2, 4, 255]);
         bytes
     }
@@ -169,7 +182,10 @@ mod tests {
         let offer = parse(&reply(OFFER), [1, 2, 3, 4], CARD).expect("an offer");
         assert_eq!((offer.kind, offer.server), (OFFER, Some(Ipv4Addr::new(10, 0, 2, 2))));
         assert_eq!(offer.plan.netmask, Ipv4Addr::new(255, 255, 0, 0));
-        assert_eq!((offer.plan.gateway, offer.plan.name_servers.len()), (Some(Ipv4Addr::new(10, 0, 2, 2)), 2));
+        assert_eq!(
+            (offer.plan.gateway, offer.plan.name_servers.len()),
+            (Some(Ipv4Addr::new(10, 0, 2, 2)), 2)
+        );
         assert_eq!(parse(&reply(OFFER), [1, 2, 3, 5], CARD), None);
         assert_eq!(parse(&reply(OFFER), [1, 2, 3, 4], [0; 6]), None);
         for length in 0..reply(OFFER).len() - 1 {

@@ -71,7 +71,8 @@ pub(super) fn by_plan(interfaces: &Interfaces, plan: Option<Plan>) -> anyhow::Re
 /// As the kernel shows it: six bytes in hexadecimal digits, with colons.
 fn hardware_address(card: &str) -> io::Result<[u8; 6]> {
     let text = fs::read_to_string(format!("/sys/class/net/{card}/address"))?;
-    let bytes: Option<Vec<u8>> = text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let bytes: Option<Vec<u8>> =
+        text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 

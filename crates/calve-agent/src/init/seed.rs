@@ -89,7 +89,9 @@ fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
                 let dir = open.pop().expect("a directory was entered");
                 seal(&File::open(&dir)?, 0o555)?;
             }
-            NarEvent::Symlink { name, target } => symlink(OsStr::from_bytes(&target), place(&open, to, &name))?,
+            NarEvent::Symlink { name, target } => {
+                symlink(OsStr::from_bytes(&target), place(&open, to, &name))?
+            }
             NarEvent::File { name, executable, size, .. } => {
                 let path = place(&open, to, &name);
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;

@@ -116,10 +116,10 @@ impl Writer {
 
     /// Writes a directory with everything below it, behind what it begins with; its cluster.
     fn dir(&mut self, dir: &Dir, parent: Option<u32>, mut entries: Vec<u8>) -> Option<u32> {
-        let of = |name: &String| ENTRY_BYTES * (1 + name.encode_utf16().count().div_ceil(LONG_NAME_CHARACTERS));
-        let length = entries.len()
-            + parent.map_or(0, |_| 2 * ENTRY_BYTES)
-            + dir.0.keys().map(of).sum::<usize>();
+        let of =
+            |name: &String| ENTRY_BYTES * (1 + name.encode_utf16().count().div_ceil(LONG_NAME_CHARACTERS));
+        let length =
+            entries.len() + parent.map_or(0, |_| 2 * ENTRY_BYTES) + dir.0.keys().map(of).sum::<usize>();
         let cluster = self.allocate(length.max(1))?;
         if let Some(parent) = parent {
             entries.extend(short_entry(b".          ", DIRECTORY, cluster, 0));

@@ -8,7 +8,7 @@ use std::process::Command;
 /// Where Debian and Ubuntu have the platforms (packages `grub-pc-bin` and `grub-efi-amd64-bin`).
 const PLATFORMS: &str = "/usr/lib/grub";
 /// What both need to read the partition and start Linux.
-const MODULES: [&str; 5] = ["part_msdos", "fat", "search_fs_label", "linux", "boot"];
+const MODULES: [&str; 5] = ["part_msdos", "fat", "search_label", "linux", "boot"];
 /// What BIOS needs besides: disks through its interrupts.
 const BIOS_MODULES: [&str; 1] = ["biosdisk"];
 
@@ -50,7 +50,8 @@ pub struct Grub {
 impl Grub {
     /// The distribution's, or the one whose packages were unpacked into `root`; `scratch` is a directory for its files.
     pub fn find(root: Option<&Path>, scratch: &Path) -> Result<Self, GrubError> {
-        let under = |path: &str| root.map_or(PathBuf::from(path), |root| root.join(path.trim_start_matches('/')));
+        let under =
+            |path: &str| root.map_or(PathBuf::from(path), |root| root.join(path.trim_start_matches('/')));
         let platforms = under(PLATFORMS);
         let found = Self {
             mkimage: under("/usr/bin/grub-mkimage"),
@@ -79,7 +80,13 @@ impl Grub {
         self.make("x86_64-efi", &self.uefi, &MODULES, commands)
     }
 
-    fn make(&self, platform: &str, dir: &Path, modules: &[&str], commands: &str) -> Result<Vec<u8>, GrubError> {
+    fn make(
+        &self,
+        platform: &str,
+        dir: &Path,
+        modules: &[&str],
+        commands: &str,
+    ) -> Result<Vec<u8>, GrubError> {
         let unusable = |path: &Path| {
             let path = path.to_owned();
             move |source| GrubError::Io { path, source }

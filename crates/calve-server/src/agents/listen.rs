@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calve_wire::frame::{PREAMBLE_BYTES, PREAMBLE_MAGIC};
-use calve_wire::join::{
-    KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_MAX_BYTES, Knock, KnockAnswer,
-};
+use calve_wire::join::{KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_MAX_BYTES, Knock, KnockAnswer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;

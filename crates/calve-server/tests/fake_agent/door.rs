@@ -116,7 +116,12 @@ pub fn public(key: &Ed25519KeyPair) -> String {
 }
 
 /// A knock that fits this connection.
-pub fn knock(stream: &TlsStream<TcpStream>, key: &Ed25519KeyPair, id: MachineId, join: Option<&str>) -> Knock {
+pub fn knock(
+    stream: &TlsStream<TcpStream>,
+    key: &Ed25519KeyPair,
+    id: MachineId,
+    join: Option<&str>,
+) -> Knock {
     let exported =
         stream.get_ref().1.export_keying_material([0; KNOCK_EXPORT_BYTES], KNOCK_LABEL, None).unwrap();
     let machine = id.to_string();

@@ -20,8 +20,11 @@ pub(super) async fn list(
     let private = parameters.get("private").is_some_and(|value| value == "true");
     let distribution = parameters.get("type").is_some_and(|value| value == "distribution");
     let wanted = |custom: bool| if custom { !distribution } else { !private };
-    let mut items: Vec<Value> =
-        IMAGES.iter().filter(|image| wanted(image.slug.is_none())).map(|image| image_json(image.id)).collect();
+    let mut items: Vec<Value> = IMAGES
+        .iter()
+        .filter(|image| wanted(image.slug.is_none()))
+        .map(|image| image_json(image.id))
+        .collect();
     if wanted(true) {
         let state = shared.state();
         items.extend(state.images.values().map(|image| image.json(shared.options.boot)));
@@ -34,7 +37,8 @@ pub(super) async fn show(
     Path(named): Path<String>,
 ) -> Result<Response, Refusal> {
     let state = shared.state();
-    let image = state.image_json(&Value::String(named), shared.options.boot).ok_or_else(Refusal::not_found)?;
+    let image =
+        state.image_json(&Value::String(named), shared.options.boot).ok_or_else(Refusal::not_found)?;
     Ok(answer(StatusCode::OK, json!({"image": image})))
 }
 

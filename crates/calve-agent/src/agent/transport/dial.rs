@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use calve_wire::frame::{Decoder, Token};
 use calve_wire::join::{
-    KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_MAX_BYTES, KNOCK_VERSION, Knock, KnockAnswer, Refusal,
-    knock_statement,
+    KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_MAX_BYTES, KNOCK_VERSION, Knock, KnockAnswer,
+    Refusal, knock_statement,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -141,8 +141,7 @@ async fn connect(
 /// Shows the agent's key and redeems the join token, or has it redeemed already: the same is said every time, so that it does
 /// not matter where an agent or a connection ended before.
 async fn knock(stream: &mut Tls, join: &Join) -> anyhow::Result<Token> {
-    let exported =
-        stream.get_ref().1.export_keying_material([0; KNOCK_EXPORT_BYTES], KNOCK_LABEL, None)?;
+    let exported = stream.get_ref().1.export_keying_material([0; KNOCK_EXPORT_BYTES], KNOCK_LABEL, None)?;
     let statement = knock_statement(&exported, &join.machine, Some(&join.token));
     let knock = serde_json::to_vec(&Knock {
         version: KNOCK_VERSION,

@@ -57,10 +57,14 @@ impl Plan {
         let Some(network) = data.networks.iter().find(|network| network.kind.starts_with("ipv4")) else {
             return Ok(None);
         };
-        let Some((address, netmask)) = network.ip_address.as_deref().and_then(with_prefix) else { return Ok(None) };
+        let Some((address, netmask)) = network.ip_address.as_deref().and_then(with_prefix) else {
+            return Ok(None);
+        };
         let Some(netmask) = network.netmask.or(netmask) else { return Ok(None) };
-        let default = network.routes.iter().find(|route| route.network == "0.0.0.0").map(|route| route.gateway);
-        let servers = data.services.iter().filter(|service| service.kind == "dns").map(|service| service.address);
+        let default =
+            network.routes.iter().find(|route| route.network == "0.0.0.0").map(|route| route.gateway);
+        let servers =
+            data.services.iter().filter(|service| service.kind == "dns").map(|service| service.address);
         let gateway = network.gateway.or(default);
         Ok(Some(Self { address, netmask, gateway, name_servers: servers.collect() }))
     }
@@ -150,7 +154,11 @@ mod tests {
                       addresses: [192.0.2.7/24, \"2001:db8::7/64\"]\n      routes:\n        - to: default\n          via: 192.0.2.1\n      \
                       nameservers:\n        addresses:\n          - 192.0.2.53\n";
         assert_eq!(Plan::of_network_config(second), Some(plan(Some("192.0.2.1"), &["192.0.2.53"])));
-        for by_dhcp in ["", "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n", "version: 1\nconfig:\n- type: physical\n  subnets:\n  - type: dhcp4\n"] {
+        for by_dhcp in [
+            "",
+            "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n",
+            "version: 1\nconfig:\n- type: physical\n  subnets:\n  - type: dhcp4\n",
+        ] {
             assert_eq!(Plan::of_network_config(by_dhcp), None, "{by_dhcp}");
         }
     }

@@ -28,7 +28,9 @@ enum Kind {
 pub(super) fn look() -> anyhow::Result<Option<Found>> {
     for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
         let device = Path::new("/dev").join(entry.file_name());
-        let Some((kind, file_system)) = File::open(&device).ok().and_then(|file| labelled(&file)) else { continue };
+        let Some((kind, file_system)) = File::open(&device).ok().and_then(|file| labelled(&file)) else {
+            continue;
+        };
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mounts::attach(&device.to_string_lossy(), MOUNT_POINT, file_system, flags, "")?;
         let found = read(Path::new(MOUNT_POINT), kind);
@@ -87,7 +89,9 @@ fn read(root: &Path, kind: Kind) -> anyhow::Result<Option<Found>> {
 fn text(path: &Path) -> anyhow::Result<Option<String>> {
     match fs::metadata(path) {
         Ok(file) if file.len() > FILE_MAX_BYTES => anyhow::bail!("{} is too large", path.display()),
-        Ok(_) => Ok(Some(fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?)),
+        Ok(_) => {
+            Ok(Some(fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?))
+        }
         Err(_) => Ok(None),
     }
 }

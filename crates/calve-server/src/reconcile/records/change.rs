@@ -23,7 +23,7 @@ pub async fn request_stop(
     update(state, view, id, |record| Ok(stop(record, grace, reason, now))).await
 }
 
-/// Moves a machine's deadline back by `by`; a lease without an end stays so.
+/// Moves a machine's deadline back by `by`, up to the longest life that a machine may have; a lease without an end stays so.
 pub async fn extend(
     state: &dyn State,
     view: &View,
@@ -38,7 +38,8 @@ pub async fn extend(
         }
         let Some(deadline) = record.deadline_unix_ms else { return Ok(false) };
         let deadline = Timestamp(deadline).after(by);
-        if deadline > now.after(TTL_MAX) {
+        // From when it was made: a lease that is renewed again and again has an end too.
+        if deadline > Timestamp(record.created_unix_ms).after(TTL_MAX) {
             return Err(RecordsError::LeaseTooLong);
         }
         record.deadline_unix_ms = Some(deadline.0);

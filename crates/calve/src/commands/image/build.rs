@@ -52,7 +52,8 @@ pub fn run(args: &Args) -> Outcome {
     let images = dirs::find()?.images();
     std::fs::create_dir_all(&images)
         .map_err(|error| Failure::failed(format!("{} cannot be made", images.display())).caused_by(error))?;
-    let grub = Grub::find(args.grub.as_deref(), &images).map_err(|error| Failure::failed(error.to_string()))?;
+    let grub =
+        Grub::find(args.grub.as_deref(), &images).map_err(|error| Failure::failed(error.to_string()))?;
     let busybox = if args.no_shell { None } else { static_busybox() };
     let kernel = args.kernel.as_deref().filter(|kernel| !kernel.as_os_str().is_empty());
     let image = cloud_image(kernel, &agent_binary(), busybox.as_deref(), &images).map_err(|error| {

@@ -53,8 +53,13 @@ pub async fn run(args: Args) -> Outcome {
             let image = images.iter().find(|image| image.id == *id);
             let status = image.map_or("deleted", |image| image.status.as_str());
             if matches!(status, "deleted" | "error") {
-                return Err(Failure::failed(format!("{} could not use the image {id}: it is {status}", args.provider))
-                    .hint("does the address answer to the provider, with an image as `calve image build` makes it?"));
+                return Err(Failure::failed(format!(
+                    "{} could not use the image {id}: it is {status}",
+                    args.provider
+                ))
+                .hint(
+                    "does the address answer to the provider, with an image as `calve image build` makes it?",
+                ));
             }
         }
         pending.retain(|id| !images.iter().any(|image| image.id == *id && image.status == "available"));
@@ -63,7 +68,10 @@ pub async fn run(args: Args) -> Outcome {
         }
         if Instant::now() >= until {
             let minutes = IMPORT_MAX.as_secs() / 60;
-            return Err(Failure::failed(format!("the images {} did not come in {minutes} minutes", pending.join(" "))));
+            return Err(Failure::failed(format!(
+                "the images {} did not come in {minutes} minutes",
+                pending.join(" ")
+            )));
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }

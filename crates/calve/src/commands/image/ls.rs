@@ -21,9 +21,7 @@ pub async fn run(args: Args) -> Outcome {
     images.retain(is_ours);
     images.sort_by_key(|image| (image.id.len(), image.id.clone()));
     if args.json {
-        let object = |image: &calve_provider::Image| {
-            json!({"id": image.id, "name": image.name, "regions": image.regions, "status": image.status})
-        };
+        let object = |image: &calve_provider::Image| json!({"id": image.id, "name": image.name, "regions": image.regions, "status": image.status});
         let objects: Vec<_> = images.iter().map(object).collect();
         ui::json(serde_json::Value::from(objects).to_string().as_bytes())?;
         return Ok(ExitStatus::Success);
