@@ -3,7 +3,7 @@
 //! ```text
 //!  sector 0        boot.img of GRUB, with a partition table: one active partition, of the kind that UEFI looks at
 //!  sector 1 …      core.img of GRUB for BIOS: its first words, and what they load
-//!  1 MiB …         FAT32 "CALVE": EFI/BOOT/BOOTX64.EFI (GRUB for UEFI), vmlinuz, initrd
+//!  1 MiB …         FAT16 "CALVE": EFI/BOOT/BOOTX64.EFI (GRUB for UEFI), vmlinuz, initrd
 //! ```
 //! There is no root file system, no user, no password and no SSH server: the kernel starts the agent out of the initrd, and
 //! everything else comes with the machine's user data and over its agent's link. No mount, no loop device and no root are

@@ -3,6 +3,7 @@
 mod cache;
 mod closure;
 mod completions;
+mod cost;
 mod cp;
 mod diff;
 mod doctor;
@@ -72,6 +73,7 @@ enum Command {
     Provider(provider::Args),
     Image(image::Args),
     Reap(reap::Args),
+    Cost(cost::Args),
     Completions(completions::Args),
     Version(version::Args),
 }
@@ -112,6 +114,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Provider(args) => provider::run(args).await,
             Command::Image(args) => image::run(args).await,
             Command::Reap(args) => reap::run(args).await,
+            Command::Cost(args) => cost::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,
         }

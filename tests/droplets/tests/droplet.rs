@@ -19,7 +19,7 @@ use door::Door;
 use droplets::{Guests, HOST_FROM_GUEST};
 
 /// Longest wait for a guest: it boots in three seconds, on a crowded host in thirty.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 struct Stage {
     /// Holds consoles.

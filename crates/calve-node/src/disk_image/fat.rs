@@ -1,25 +1,31 @@
-//! A FAT32 volume made in one go, out of files that are known (Microsoft's "FAT32 File System Specification", 1.03).
+//! A FAT16 volume made in one go, out of files that are known (Microsoft's "FAT32 File System Specification", 1.03).
 
 use std::collections::BTreeMap;
 
 use super::SECTOR_BYTES;
 
-/// Size of every volume: the kind is told by the number of clusters, of which FAT32 has at least 65,525; with clusters of one
-/// sector that is some 33 MiB.
+/// Size of every volume.
 pub const VOLUME_BYTES: usize = 64 << 20;
 const SECTORS: usize = VOLUME_BYTES / SECTOR_BYTES;
-/// Sectors before the tables: the boot sector, its information and their copies.
-const RESERVED: usize = 32;
-/// Sectors of a table with four bytes for each cluster, rounded up by taking all sectors for clusters.
-const TABLE_SECTORS: usize = SECTORS * 4 / SECTOR_BYTES;
+/// Boot loaders read cluster by cluster, through a BIOS and in emulation slowly: not too small.
+const CLUSTER_SECTORS: usize = 8;
+const CLUSTER_BYTES: usize = CLUSTER_SECTORS * SECTOR_BYTES;
+/// Sectors before the tables: the boot sector, and clusters at multiples of their size.
+const RESERVED: usize = 8;
+/// Sectors of a table with two bytes for each cluster, rounded up by taking all sectors for clusters.
+const TABLE_SECTORS: usize = SECTORS / CLUSTER_SECTORS * 2 / SECTOR_BYTES;
 const TABLES: usize = 2;
-const DATA_SECTOR: usize = RESERVED + TABLES * TABLE_SECTORS;
-const CLUSTERS: usize = SECTORS - DATA_SECTOR;
-const _: () = assert!(CLUSTERS >= 65_525);
-/// The first cluster has this number, and is the root directory's.
-const FIRST_CLUSTER: u32 = 2;
+/// Entries of the root directory, which has its own place.
+const ROOT_ENTRIES: usize = 512;
+const ROOT_SECTOR: usize = RESERVED + TABLES * TABLE_SECTORS;
+const DATA_SECTOR: usize = ROOT_SECTOR + ROOT_ENTRIES * ENTRY_BYTES / SECTOR_BYTES;
+const CLUSTERS: usize = (SECTORS - DATA_SECTOR) / CLUSTER_SECTORS;
+/// The kind is told by the number of clusters alone.
+const _: () = assert!(CLUSTERS >= 4085 && CLUSTERS < 65_525);
+/// The first cluster has this number.
+const FIRST_CLUSTER: u16 = 2;
 /// The last cluster of a file.
-const END: u32 = 0x0fff_ffff;
+const END: u16 = 0xffff;
 const ENTRY_BYTES: usize = 32;
 const DIRECTORY: u8 = 0x10;
 const ARCHIVE: u8 = 0x20;
@@ -70,66 +76,73 @@ impl Volume {
     /// The volume; none where it is too small for its files.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         let mut writer = Writer { bytes: vec![0; VOLUME_BYTES], next: FIRST_CLUSTER };
-        writer.chain(0, &[0x0fff_fff8, END]);
-        let label = short_entry(&padded(&self.label), LABEL, 0, 0);
-        writer.dir(&self.root, None, label.to_vec())?;
-        writer.head(&padded(&self.label));
+        writer.chain(0, &[0xfff8, END]);
+        let label = padded(&self.label);
+        let mut root = short_entry(&label, LABEL, 0, 0).to_vec();
+        root.extend(writer.entries(&self.root, 0)?);
+        if root.len() > ROOT_ENTRIES * ENTRY_BYTES {
+            return None;
+        }
+        writer.bytes[ROOT_SECTOR * SECTOR_BYTES..][..root.len()].copy_from_slice(&root);
+        writer.head(&label);
         Some(writer.bytes)
     }
 }
 
 struct Writer {
     bytes: Vec<u8>,
-    next: u32,
+    next: u16,
 }
 
 impl Writer {
     /// Clusters for so many bytes, chained; the first of them, 0 for none.
-    fn allocate(&mut self, length: usize) -> Option<u32> {
-        let count = u32::try_from(length.div_ceil(SECTOR_BYTES)).ok()?;
+    fn allocate(&mut self, length: usize) -> Option<u16> {
+        let count = length.div_ceil(CLUSTER_BYTES);
         let first = self.next;
-        if (first - FIRST_CLUSTER) as usize + count as usize > CLUSTERS {
+        if usize::from(first - FIRST_CLUSTER) + count > CLUSTERS {
             return None;
         }
         if count == 0 {
             return Some(0);
         }
-        self.next += count;
-        let chain: Vec<u32> = (first + 1..first + count).chain([END]).collect();
+        self.next += count as u16;
+        let chain: Vec<u16> = (first + 1..self.next).chain([END]).collect();
         self.chain(first, &chain);
         Some(first)
     }
 
-    fn chain(&mut self, first: u32, values: &[u32]) {
+    fn chain(&mut self, first: u16, values: &[u16]) {
         for table in 0..TABLES {
-            let at = (RESERVED + table * TABLE_SECTORS) * SECTOR_BYTES + first as usize * 4;
+            let at = (RESERVED + table * TABLE_SECTORS) * SECTOR_BYTES + usize::from(first) * 2;
             for (n, value) in values.iter().enumerate() {
-                self.bytes[at + n * 4..at + n * 4 + 4].copy_from_slice(&value.to_le_bytes());
+                self.bytes[at + n * 2..at + n * 2 + 2].copy_from_slice(&value.to_le_bytes());
             }
         }
     }
 
-    fn put(&mut self, cluster: u32, bytes: &[u8]) {
-        let at = (DATA_SECTOR + (cluster - FIRST_CLUSTER) as usize) * SECTOR_BYTES;
+    fn put(&mut self, cluster: u16, bytes: &[u8]) {
+        let at = DATA_SECTOR * SECTOR_BYTES + usize::from(cluster - FIRST_CLUSTER) * CLUSTER_BYTES;
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Writes a directory with everything below it, behind what it begins with; its cluster.
-    fn dir(&mut self, dir: &Dir, parent: Option<u32>, mut entries: Vec<u8>) -> Option<u32> {
-        let of =
-            |name: &String| ENTRY_BYTES * (1 + name.encode_utf16().count().div_ceil(LONG_NAME_CHARACTERS));
-        let length =
-            entries.len() + parent.map_or(0, |_| 2 * ENTRY_BYTES) + dir.0.keys().map(of).sum::<usize>();
-        let cluster = self.allocate(length.max(1))?;
-        if let Some(parent) = parent {
-            entries.extend(short_entry(b".          ", DIRECTORY, cluster, 0));
-            // The root directory is called 0 here.
-            let parent = if parent == FIRST_CLUSTER { 0 } else { parent };
-            entries.extend(short_entry(b"..         ", DIRECTORY, parent, 0));
-        }
+    /// Writes a directory with everything below it; its cluster. The root directory, as a parent, is called 0.
+    fn dir(&mut self, dir: &Dir, parent: u16) -> Option<u16> {
+        let of = |name: &String| 1 + name.encode_utf16().count().div_ceil(LONG_NAME_CHARACTERS);
+        let count = 2 + dir.0.keys().map(of).sum::<usize>();
+        let cluster = self.allocate(count * ENTRY_BYTES)?;
+        let mut entries = short_entry(b".          ", DIRECTORY, cluster, 0).to_vec();
+        entries.extend(short_entry(b"..         ", DIRECTORY, parent, 0));
+        entries.extend(self.entries(dir, cluster)?);
+        self.put(cluster, &entries);
+        Some(cluster)
+    }
+
+    /// Writes what is in a directory; its entries.
+    fn entries(&mut self, dir: &Dir, cluster: u16) -> Option<Vec<u8>> {
+        let mut entries = Vec::new();
         for (n, (name, node)) in dir.0.iter().enumerate() {
             let (kind, first, size) = match node {
-                Node::Dir(below) => (DIRECTORY, self.dir(below, Some(cluster), Vec::new())?, 0),
+                Node::Dir(below) => (DIRECTORY, self.dir(below, cluster)?, 0),
                 Node::File(bytes) => {
                     let first = self.allocate(bytes.len())?;
                     if first != 0 {
@@ -142,46 +155,30 @@ impl Writer {
             entries.extend(long_entries(name, &short));
             entries.extend(short_entry(&short, kind, first, size));
         }
-        self.put(cluster, &entries);
-        Some(cluster)
+        Some(entries)
     }
 
     fn head(&mut self, label: &[u8; 11]) {
-        let mut boot = [0; SECTOR_BYTES];
+        let boot = &mut self.bytes[..SECTOR_BYTES];
         let mut put = |at: usize, bytes: &[u8]| boot[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &[0xeb, 0x58, 0x90]);
+        put(0, &[0xeb, 0x3c, 0x90]);
         put(3, b"MSWIN4.1");
         put(11, &(SECTOR_BYTES as u16).to_le_bytes());
-        put(13, &[1]);
+        put(13, &[CLUSTER_SECTORS as u8]);
         put(14, &(RESERVED as u16).to_le_bytes());
         put(16, &[TABLES as u8]);
+        put(17, &(ROOT_ENTRIES as u16).to_le_bytes());
         put(21, &[0xf8]);
+        put(22, &(TABLE_SECTORS as u16).to_le_bytes());
         put(24, &63_u16.to_le_bytes());
         put(26, &255_u16.to_le_bytes());
         put(28, &super::PARTITION_SECTOR.to_le_bytes());
         put(32, &(SECTORS as u32).to_le_bytes());
-        put(36, &(TABLE_SECTORS as u32).to_le_bytes());
-        put(44, &FIRST_CLUSTER.to_le_bytes());
-        // The information sector and the copy of the boot sector.
-        put(48, &1_u16.to_le_bytes());
-        put(50, &6_u16.to_le_bytes());
-        put(64, &[0x80, 0, 0x29]);
-        put(67, b"calv");
-        put(71, label);
-        put(82, b"FAT32   ");
+        put(36, &[0x80, 0, 0x29]);
+        put(39, b"calv");
+        put(43, label);
+        put(54, b"FAT16   ");
         put(510, &super::SIGNATURE);
-        let mut information = [0; SECTOR_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| information[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, b"RRaA");
-        put(484, b"rrAa");
-        let free = CLUSTERS as u32 - (self.next - FIRST_CLUSTER);
-        put(488, &free.to_le_bytes());
-        put(492, &self.next.to_le_bytes());
-        put(510, &super::SIGNATURE);
-        for at in [0, 6] {
-            self.bytes[at * SECTOR_BYTES..(at + 1) * SECTOR_BYTES].copy_from_slice(&boot);
-            self.bytes[(at + 1) * SECTOR_BYTES..(at + 2) * SECTOR_BYTES].copy_from_slice(&information);
-        }
     }
 }
 
@@ -194,13 +191,11 @@ fn padded(name: &str) -> [u8; 11] {
     padded
 }
 
-fn short_entry(name: &[u8; 11], kind: u8, cluster: u32, size: u32) -> [u8; ENTRY_BYTES] {
+fn short_entry(name: &[u8; 11], kind: u8, cluster: u16, size: u32) -> [u8; ENTRY_BYTES] {
     let mut entry = [0; ENTRY_BYTES];
     entry[..11].copy_from_slice(name);
     entry[11] = kind;
-    let [low_a, low_b, high_a, high_b] = cluster.to_le_bytes();
-    entry[20..22].copy_from_slice(&[high_a, high_b]);
-    entry[26..28].copy_from_slice(&[low_a, low_b]);
+    entry[26..28].copy_from_slice(&cluster.to_le_bytes());
     for at in [16, 18, 24] {
         entry[at..at + 2].copy_from_slice(&DATE.to_le_bytes());
     }
@@ -238,36 +233,34 @@ mod tests {
     use super::*;
 
     /// Reads a file back, following what the tables say.
-    fn contents(volume: &[u8], cluster: u32, size: usize) -> Vec<u8> {
-        let (mut bytes, mut cluster) = (Vec::new(), cluster);
-        while cluster < 0x0fff_fff8 {
-            let at = (DATA_SECTOR + (cluster - FIRST_CLUSTER) as usize) * SECTOR_BYTES;
-            bytes.extend_from_slice(&volume[at..at + SECTOR_BYTES]);
-            let at = RESERVED * SECTOR_BYTES + cluster as usize * 4;
-            cluster = u32::from_le_bytes(volume[at..at + 4].try_into().expect("four bytes"));
+    fn contents(volume: &[u8], mut cluster: u16) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while cluster < 0xfff8 {
+            let at = DATA_SECTOR * SECTOR_BYTES + usize::from(cluster - FIRST_CLUSTER) * CLUSTER_BYTES;
+            bytes.extend_from_slice(&volume[at..at + CLUSTER_BYTES]);
+            let at = RESERVED * SECTOR_BYTES + usize::from(cluster) * 2;
+            cluster = u16::from_le_bytes(volume[at..at + 2].try_into().expect("two bytes"));
         }
-        bytes.truncate(size);
         bytes
     }
 
     #[test]
     fn a_volume_holds_its_files_under_their_names() {
         let mut volume = Volume::new("cidata");
-        let text = vec![7; 3 * SECTOR_BYTES + 1];
+        let text = vec![7; 3 * CLUSTER_BYTES + 1];
         volume.file("a/user-data", text.clone());
         volume.file("empty", Vec::new());
         let bytes = volume.to_bytes().expect("room");
-        assert_eq!((&bytes[71..82], &bytes[82..87]), (&b"CIDATA     "[..], &b"FAT32"[..]));
-        let root = contents(&bytes, FIRST_CLUSTER, usize::MAX);
+        assert_eq!((&bytes[43..54], &bytes[54..59]), (&b"CIDATA     "[..], &b"FAT16"[..]));
+        let root = &bytes[ROOT_SECTOR * SECTOR_BYTES..];
         // The label, then the long name of `a`, then `a`.
         assert_eq!((root[11], root[32], root[32 + 11], root[64 + 11]), (LABEL, 0x41, LONG_NAME, DIRECTORY));
         assert_eq!(root[33], b'a');
-        let cluster = u32::from(root[64 + 26]);
-        let dir = contents(&bytes, cluster, usize::MAX);
+        let dir = contents(&bytes, root[64 + 26].into());
         assert_eq!((dir[0], dir[32], dir[64 + 11]), (b'.', b'.', LONG_NAME));
         let entry = &dir[96..128];
         let size = u32::from_le_bytes(entry[28..32].try_into().expect("four bytes")) as usize;
-        assert_eq!(contents(&bytes, u32::from(entry[26]), size), text);
+        assert_eq!(contents(&bytes, entry[26].into())[..size], text);
     }
 
     #[test]
