@@ -21,7 +21,8 @@ const ROOT_SECTOR: usize = RESERVED + TABLES * TABLE_SECTORS;
 const DATA_SECTOR: usize = ROOT_SECTOR + ROOT_ENTRIES * ENTRY_BYTES / SECTOR_BYTES;
 const CLUSTERS: usize = (SECTORS - DATA_SECTOR) / CLUSTER_SECTORS;
 /// The kind is told by the number of clusters alone.
-const _: () = assert!(CLUSTERS >= 4085 && CLUSTERS < 65_525);
+const _: () = assert!(CLUSTERS >= 4085);
+const _: () = assert!(CLUSTERS < 65_525);
 /// The first cluster has this number.
 const FIRST_CLUSTER: u16 = 2;
 /// The last cluster of a file.
