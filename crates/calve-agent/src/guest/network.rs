@@ -56,8 +56,9 @@ pub(super) fn by_plan(interfaces: &Interfaces, plan: Option<Plan>) -> anyhow::Re
         Some(plan) => plan,
         None => {
             let card = first_card()?;
-            // The address for the metadata service would be the sender of what DHCP is asked.
-            give(interfaces, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED)?;
+            // The address for the metadata service would be the sender of what DHCP is asked. None has no netmask either.
+            interfaces.set_address(&card, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
+            interfaces.bring_up(&card)?;
             dhcp::ask(&card, hardware_address(&card)?)?
         }
     };
