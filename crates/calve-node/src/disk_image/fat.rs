@@ -218,7 +218,7 @@ fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
     let mut entries = Vec::new();
     for (n, part) in characters.chunks(LONG_NAME_CHARACTERS).enumerate().rev() {
         let mut entry = [0; ENTRY_BYTES];
-        entry[0] = n as u8 + 1 | if n + 1 == count { 0x40 } else { 0 };
+        entry[0] = (n as u8 + 1) | if n + 1 == count { 0x40 } else { 0 };
         entry[11] = LONG_NAME;
         entry[13] = sum;
         for (at, character) in PLACES.into_iter().flat_map(|place| place.step_by(2)).zip(part) {
