@@ -136,6 +136,8 @@ need_test_peers() {
   need_virtiofsd
   need_pydo
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
+  need_packages grub-mkimage=grub-common /usr/lib/grub/i386-pc/boot.img=grub-pc-bin \
+    /usr/lib/grub/x86_64-efi/kernel.img=grub-efi-amd64-bin
   need_newer_nix
 }
 

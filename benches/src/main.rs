@@ -6,6 +6,7 @@ mod guest;
 mod hold;
 mod home;
 mod lazy;
+mod leases;
 mod peers;
 mod reads;
 mod size;
@@ -36,7 +37,7 @@ pub struct Effort {
 const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000, closures: closure::FULL };
 const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100, closures: closure::QUICK };
 
-const PARTS: [&str; 8] = ["start", "guest", "reads", "hold", "closure", "lazy", "size", NEAR];
+const PARTS: [&str; 9] = ["start", "guest", "reads", "hold", "leases", "closure", "lazy", "size", NEAR];
 /// The part of `closure` that needs no far line and no filled cache; only where it is named.
 const NEAR: &str = "near";
 
@@ -72,6 +73,7 @@ async fn measure(
             "guest" => guest::measure(effort, table).await?,
             "reads" => reads::measure(effort, table).await?,
             "hold" => hold::measure(effort, table)?,
+            "leases" => leases::measure(effort, table).await?,
             "closure" => closure::measure(effort.closures, false, table).await?,
             NEAR => closure::measure(effort.closures, true, table).await?,
             "lazy" => lazy::measure(effort.closures, table).await?,

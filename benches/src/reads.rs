@@ -207,6 +207,7 @@ fn record(n: u128, lives: bool, now: Timestamp) -> anyhow::Result<MachineRecord>
         driver: Some(DriverName::Qemu),
         attempt: 1,
         agent_token: format!("{n:032x}"),
+        joined: None,
         exit: (!lives).then_some(Exit { code: Some(0), signal: None, cause: ExitCause::Normal }),
         message: None,
         created_unix_ms: created,

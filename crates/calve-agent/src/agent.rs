@@ -8,6 +8,7 @@ pub mod begun;
 mod connection;
 mod descriptor;
 mod health;
+pub mod key;
 mod lease;
 mod log;
 mod outbox;
@@ -77,7 +78,7 @@ async fn supervise(config: Config) -> io::Result<()> {
     processes.ready().await?;
     let (events, told) = mpsc::unbounded_channel();
     let agent = Rc::new(Agent {
-        token: config.token,
+        token: RefCell::new(config.token),
         processes: processes.clone(),
         enclosure: config.enclosure,
         log: log::Log::default(),
@@ -98,7 +99,8 @@ async fn supervise(config: Config) -> io::Result<()> {
 
 /// What the parts of the agent share.
 pub struct Agent {
-    token: Token,
+    /// Of the links to the server; a machine that joins learns it there.
+    token: RefCell<Token>,
     processes: Processes,
     enclosure: Box<dyn Enclosure>,
     log: log::Log,

@@ -41,6 +41,9 @@ pub use streams::{AgentStream, Stdin, StreamEvent, StreamReceiver, StreamSender}
 /// what the server holds for a machine whose clients do not read.
 pub const STREAMS_MAX: usize = 256;
 
+/// The public half of an agent's ed25519 key.
+pub type AgentKey = [u8; 32];
+
 /// Tells what remains of a machine's lease at this moment.
 pub type RemainingNow = Arc<dyn Fn() -> Remaining + Send + Sync>;
 
@@ -111,6 +114,31 @@ impl Agents {
         self.keep(id, &token, remaining, PathBuf::new(), Way::Expect)
     }
 
+    /// The same for a machine that may have joined: from then on only the connections of its key count.
+    ///
+    /// # Errors
+    /// As [`Self::expect`].
+    pub fn expect_joined(
+        &self,
+        id: MachineId,
+        token: String,
+        key: Option<AgentKey>,
+        remaining: RemainingNow,
+    ) -> Result<(), LinkError> {
+        self.expect(id, token, remaining)?;
+        if let Some(key) = key {
+            self.bind(id, key);
+        }
+        Ok(())
+    }
+
+    /// The machine is this key's from now on: no connection without it is its agent's. Where no link is kept, nothing changes.
+    pub fn bind(&self, id: MachineId, key: AgentKey) {
+        if let Some(handle) = lock(&self.links).get(&id) {
+            handle.link.bind(key);
+        }
+    }
+
     fn keep(
         &self,
         id: MachineId,
@@ -177,12 +205,12 @@ impl Agents {
         lock(&self.links).get(&id).ok_or(LinkError::Unknown)?.link.session().ok_or(LinkError::NotLinked)
     }
 
-    /// The link whose token this is, in a time that does not depend on which it is.
-    fn expected(&self, preamble: &[u8]) -> Option<Arc<Link>> {
+    /// The link whose token this is and whose key, where it has one, in a time that does not depend on which it is.
+    fn expected(&self, preamble: &[u8], key: Option<&AgentKey>) -> Option<Arc<Link>> {
         let links = lock(&self.links);
         let mut found = None;
         for handle in links.values().filter(|handle| handle.link.is_expected()) {
-            if same(&handle.link.token.preamble(), preamble) {
+            if same(&handle.link.token.preamble(), preamble) && handle.link.key().as_ref() == key {
                 found = Some(handle.link.clone());
             }
         }
@@ -209,7 +237,7 @@ impl Bell {
 }
 
 /// Compares in a time that does not depend on where the two differ.
-fn same(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     let difference = a.iter().zip(b).fold(0, |acc, (a, b)| acc | (a ^ b));
     a.len() == b.len() && std::hint::black_box(difference) == 0
 }

@@ -22,6 +22,7 @@ use calve_wire::agent::Remaining;
 use calve_wire::doctor::{Check, CheckStatus};
 use calve_wire::join::{USER_DATA_VERSION, UserData};
 
+use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
 use sight::{Made, Sight};
 
@@ -153,7 +154,9 @@ impl Driver for CloudDriver {
             name: order.name.to_string(),
             server: door.address.clone(),
             fingerprint: door.fingerprint.clone(),
-            token: order.token.clone(),
+            machine: Some(order.id),
+            join: Some(joins::token(&order.token, order.id, order.attempt, now().after(JOIN_MAX))),
+            token: None,
             deadline_unix_ms: order.remaining.until_deadline_ms.map(|left| now().0 + left),
             grace_ms: order.remaining.grace_ms,
         };

@@ -361,7 +361,10 @@ impl Effects for World {
         let remaining = Arc::new(move || leases.remaining(id));
         let token = record.agent_token.clone();
         let linked = match driver.agents_dial() {
-            true => self.agents.expect(id, token, remaining),
+            true => {
+                let key = record.agent_key().and_then(crate::joins::bytes);
+                self.agents.expect_joined(id, token, key, remaining)
+            }
             false => self.agents.link(id, driver.agent_socket(id), token, remaining),
         };
         if let Err(error) = linked {
@@ -383,7 +386,7 @@ impl Effects for World {
         let driver = self.driver(placed(record)?)?;
         if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {
             let closure = self.closure(record).await?;
-            self.seeds.begin(&self.agents, record.id, closure, start);
+            self.seeds.begin(&self.agents, &self.store, record.id, closure, start);
             return Ok(());
         }
         self.tell(record.id, start)

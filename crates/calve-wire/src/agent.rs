@@ -141,6 +141,11 @@ pub enum Target {
         /// Absolute path of an existing directory.
         path: String,
     },
+    /// Store paths into the store of a machine that has none of its host ([`crate::seed`]).
+    Seed {
+        /// Absolute path of the store; made where it is missing.
+        path: String,
+    },
 }
 
 /// What an agent tells the server.

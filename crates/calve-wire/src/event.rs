@@ -81,6 +81,18 @@ pub enum What {
         /// Whether into the machine.
         into: bool,
     },
+    /// Its agent has redeemed its join token.
+    Joined {
+        /// The agent's public key, 64 hexadecimal digits.
+        key: String,
+    },
+    /// Somebody wanted to join as this machine and was refused.
+    JoinRefused {
+        /// Where the connection came from.
+        from: String,
+        /// Why.
+        why: String,
+    },
     /// Its record and logs were removed.
     Removed,
 }

@@ -140,3 +140,46 @@ async fn reap_destroys_what_has_expired_and_nothing_else() {
     assert_eq!(stage.names(), ["run-2"]);
     assert!(!stage.emulator.tags().iter().any(|tag| tag.starts_with(&format!("{TAG}:until:1000:"))));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_imported_into_each_region_listed_and_removed_and_others_are_not_touched() {
+    let stage = Stage::set().await;
+    let url = "https://images.example.org/calve-base.qcow2";
+    let imported = stage.calve(&["image", "import", url, "--region", "nyc3", "--region", "ams3"], TOKEN);
+    assert!(imported.status.success(), "{imported:?}");
+    let ids: Vec<String> = String::from_utf8_lossy(&imported.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(ids.len(), 2);
+    let listed = stage.json(&["image", "ls"]);
+    let of = |id: &str| listed.as_array().unwrap().iter().find(|image| image["id"] == id).unwrap().clone();
+    assert_eq!(
+        (of(&ids[0])["regions"][0].as_str(), of(&ids[0])["status"].as_str()),
+        (Some("nyc3"), Some("available"))
+    );
+    for (arguments, word) in [
+        (["image", "import", "nonsense"], "Url is invalid"),
+        (["image", "rm", "185000001"], "no image 185000001 of calve's agent"),
+    ] {
+        let refused = stage.calve(&[&arguments[..], &["--provider", "digitalocean"]].concat(), TOKEN);
+        assert!(!refused.status.success() && text(&refused).contains(word), "{refused:?}");
+    }
+    let unknown = stage.calve(&["image", "import", url, "--region", "moon1"], TOKEN);
+    assert!(text(&unknown).contains("no region moon1"), "{unknown:?}");
+    let removed = stage.calve(&["image", "rm", &ids[0], &ids[1]], TOKEN);
+    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(stage.json(&["image", "ls"]).as_array().unwrap().len(), listed.as_array().unwrap().len() - 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_at_all_providers_and_what_it_costs_is_shown_without_a_server() {
+    let stage = Stage::set().await;
+    stage.machine(&stage.ours, 1, Until::Unix(2_000_000_000)).await;
+    stage.machine(&OwnerKey::from_seed(&[7; 32]), 2, Until::Never).await;
+    let listed = stage.json(&["ps", "--all-providers"]);
+    assert_eq!((listed.as_array().unwrap().len(), listed[0]["provider"].as_str()), (2, Some("digitalocean")));
+    let cost = stage.json(&["cost"]);
+    assert_eq!(cost["machines"].as_array().unwrap().len(), 2);
+    assert!((cost["dollars_per_hour"].as_f64().unwrap() - 2.0 * 0.00893).abs() < 1e-9, "{cost}");
+    let table = stage.calve(&["cost"], TOKEN);
+    assert!(table.status.success() && text(&table).contains("together"), "{table:?}");
+    assert_eq!(stage.names().len(), 2);
+}

@@ -140,6 +140,8 @@ fn show(event: &Event) -> String {
         What::Exec { argv } => format!("exec {}", argv.join(" ")),
         What::Copied { path, into: true } => format!("files copied to {path}"),
         What::Copied { path, into: false } => format!("files copied from {path}"),
+        What::Joined { key } => format!("its agent joined with the key {}", key.get(..16).unwrap_or(key)),
+        What::JoinRefused { from, why } => format!("a join from {from} was refused: {why}"),
         What::Removed => "record and logs removed".to_owned(),
     };
     let line = format!("{}  {}  {what}  (by {})", logs::show_time(event.time_unix_ms), event.name, event.by);

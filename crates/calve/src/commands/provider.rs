@@ -1,4 +1,5 @@
 mod check;
+pub mod everywhere;
 mod images;
 mod ls;
 mod regions;
@@ -57,15 +58,25 @@ pub async fn run(args: Args) -> Outcome {
     }
 }
 
+pub use ls::show_everywhere;
+
 /// The provider of this name, with the credentials of the environment.
 pub fn open(name: &str) -> Outcome<Arc<dyn Provider>> {
-    calve_provider::open(name, &|variable| std::env::var(variable).ok()).map_err(|error| match error {
+    calve_provider::open(name, &environment).map_err(|error| failure_of(name, error))
+}
+
+fn environment(variable: &str) -> Option<String> {
+    std::env::var(variable).ok()
+}
+
+fn failure_of(name: &str, error: OpenError) -> Failure {
+    match error {
         OpenError::Unknown { .. } => Failure::usage(error.to_string()),
         OpenError::Credentials(credentials) => {
             Failure::failed(format!("{name} cannot be used")).caused_by(credentials)
         }
         OpenError::Settings(settings) => Failure::failed(settings.to_string()),
-    })
+    }
 }
 
 /// What a provider refused, for people.

@@ -107,6 +107,7 @@ fn declared(new: NewMachine, name: MachineName, now: Timestamp) -> MachineRecord
         driver: None,
         attempt: 0,
         agent_token: new.agent_token,
+        joined: None,
         exit: None,
         message: None,
         created_unix_ms: now.0,
