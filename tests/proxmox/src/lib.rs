@@ -179,6 +179,12 @@ impl Emulator {
         }
     }
 
+    /// Holds a storage's lock until what is returned is dropped.
+    pub async fn hold_storage(&self, storage: &str) -> impl Drop + Send + use<> {
+        let forever = Duration::from_secs(3600);
+        self.shared.locks.storage(storage, forever).await.expect("nobody holds it for so long")
+    }
+
     /// Makes a machine as somebody else does who also asked for the next VMID, with that VMID.
     pub fn take_next_vmid(&self) -> u64 {
         let mut state = self.shared.state();

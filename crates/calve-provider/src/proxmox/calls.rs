@@ -18,7 +18,7 @@ use crate::http::{Answer, Body, Repeat};
 use crate::{ErrorKind, ProviderError};
 
 /// Pauses between two looks at a task: the first, and the longest, to which it grows.
-const LOOK_FIRST: Duration = Duration::from_millis(50);
+const LOOK_FIRST: Duration = Duration::from_millis(15);
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for a task: a full clone of a large disk takes minutes.
 const TASK_MAX: Duration = Duration::from_secs(1800);
@@ -39,7 +39,7 @@ pub(super) fn kind_of(status: StatusCode, words: &str) -> Option<ErrorKind> {
     }
     if has(&["can't lock file", "is locked (", "got lock request timeout", "got lock timeout"]) {
         Some(ErrorKind::Locked)
-    } else if has(&["already exists", "modified configuration"]) {
+    } else if has(&["already exists", "modified configuration", "no such cluster node"]) {
         Some(ErrorKind::Refused)
     } else if has(&["does not exist", "unable to find configuration file", "no such "]) {
         Some(ErrorKind::NotFound)
@@ -158,7 +158,7 @@ impl Proxmox {
                 return Err(self.api.error(ErrorKind::NoAnswer, message, Some(upid.to_owned())));
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 3 / 2).min(LOOK_MAX);
+            pause = (pause * 4 / 3).min(LOOK_MAX);
         }
     }
 

@@ -50,9 +50,10 @@ impl Proxmox {
                 Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
                 stopped => stopped?,
             }
+            // What is removed from a storage has its lock, as clones have.
+            let _turn = self.storage.acquire().await.expect("it is never closed");
             // Before the machine, so that it stays known for as long as something of it is there.
             self.remove_volume(node, vmid, mark, config).await?;
-            let _turn = self.storage.acquire().await.expect("it is never closed");
             match self.act(Method::DELETE, &path, &[("purge", "1")]).await {
                 Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
                 Err(error) if error.message.contains("is running") && stops < STOPS_MAX => stops += 1,
