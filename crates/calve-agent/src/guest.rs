@@ -19,6 +19,7 @@ mod metadata;
 mod modules;
 mod mounts;
 mod network;
+mod nocloud;
 mod parameters;
 mod port;
 mod power;

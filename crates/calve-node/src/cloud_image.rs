@@ -33,7 +33,8 @@ pub fn cloud_image(
 ) -> Result<CloudImage, DriverError> {
     let kernel = host_kernel(kernel, images_dir).map_err(kernel_error)?;
     let bus = if kernel.facts.transport == Transport::Pci { "virtio_pci" } else { "virtio_mmio" };
-    let modules = [bus, "virtio_net"];
+    // Besides the network: what a volume with user data is attached by (Proxmox VE), and its file system.
+    let modules = [bus, "virtio_net", "virtio_scsi", "sr_mod", "isofs"];
     let contents = Contents { kernel: &kernel, modules: &modules, agent, busybox, system: None };
     let initrd = initrd(&contents, images_dir).map_err(initrd_error)?;
     Ok(CloudImage { kernel, initrd, parameters: format!("{CLOUD_PARAMETER} {ALWAYS} rdinit=/calve-agent") })

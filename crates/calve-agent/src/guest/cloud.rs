@@ -11,7 +11,7 @@ use calve_wire::agent::Remaining;
 use calve_wire::join::UserData;
 
 use super::bare::{self, BareGuest};
-use super::{clock, files, metadata, mounts, network, power};
+use super::{clock, files, metadata, mounts, network, nocloud, power};
 use crate::agent::transport::Transport;
 use crate::agent::transport::dial::Server;
 use crate::agent::{self, Config, unix_ms};
@@ -21,7 +21,10 @@ pub(super) fn run(mut notes: Vec<String>) -> anyhow::Result<()> {
     mounts::for_programs()?;
     let interfaces = network::loopback().context("the loopback cannot be brought up")?;
     network::link_local(&interfaces).context("the network card cannot be brought up")?;
-    let metadata = metadata::fetch()?;
+    let metadata = match nocloud::metadata()? {
+        Some(metadata) => metadata,
+        None => metadata::fetch()?,
+    };
     if let Some(now) = metadata.date.as_deref().and_then(metadata::unix_ms) {
         clock::set(now);
     }
