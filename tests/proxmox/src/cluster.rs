@@ -40,6 +40,7 @@ pub(crate) const TEMPLATES: [Template; 5] = [
             ("scsi0", "local-lvm:base-9003-disk-0,size=3G"),
             ("ide2", "local-lvm:vm-9003-cloudinit,media=cdrom,size=4M"),
             ("balloon", "512"),
+            ("protection", "1"),
             ("tags", "debian;template"),
         ],
     ),

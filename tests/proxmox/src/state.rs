@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::cluster::{TEMPLATES, template_config};
 
 /// Options of a machine that are numbers.
-const NUMBERS: [&str; 6] = ["cores", "sockets", "onboot", "template", "balloon", "agent"];
+const NUMBERS: [&str; 6] = ["cores", "sockets", "onboot", "template", "balloon", "protection"];
 
 /// A virtual machine.
 #[derive(Debug, Clone)]

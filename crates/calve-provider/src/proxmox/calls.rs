@@ -32,7 +32,7 @@ pub(super) type Fields<'a> = &'a [(&'a str, &'a str)];
 pub(super) fn kind_of(status: StatusCode, words: &str) -> Option<ErrorKind> {
     let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     match status.as_u16() {
-        500 | 200 => {}
+        500 => {}
         // Between its proxy and the node: it may have been done.
         595..=599 => return Some(ErrorKind::Failed),
         _ => return None,

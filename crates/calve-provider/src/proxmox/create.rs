@@ -340,6 +340,10 @@ impl Proxmox {
                 fields.push(("delete", "balloon"));
             }
         }
+        // A template is protected from being destroyed; what is made of it is not.
+        if config.has("protection") {
+            fields.push(("protection", "0"));
+        }
         self.act(Method::POST, &format!("nodes/{node}/qemu/{vmid}/config"), &fields).await
     }
 

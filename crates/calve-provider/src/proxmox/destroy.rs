@@ -44,6 +44,10 @@ impl Proxmox {
         config: &Config,
     ) -> Result<(), ProviderError> {
         let path = format!("nodes/{node}/qemu/{vmid}");
+        // Copied from a template that is protected, by a process that got no further.
+        if config.text("protection").is_some_and(|it| it == "1") {
+            self.act(Method::PUT, &format!("{path}/config"), &[("protection", "0")]).await?;
+        }
         let mut stops = 0;
         loop {
             match self.stop(&path).await {

@@ -140,7 +140,8 @@ async fn fifty_parallel_creations_and_removals_meet_no_lock_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_know_nothing_of_each_other_make_each_its_machine() {
-    let (emulator, _) = stage(Options { clone: Duration::from_millis(5), ..Options::default() }, pace()).await;
+    let (emulator, _) =
+        stage(Options { clone: Duration::from_millis(5), ..Options::default() }, pace()).await;
     let mut making = tokio::task::JoinSet::new();
     for number in 0..12 {
         let behind = ProxmoxBehind(emulator.clone());

@@ -113,7 +113,7 @@ fn valid(shared: &Shared, fields: &Parameters) -> Result<(), Refusal> {
                 number()?;
             }
             "memory" | "balloon" => number()?,
-            "onboot" if value == "0" || value == "1" => {}
+            "onboot" | "protection" if value == "0" || value == "1" => {}
             "name" if is_dns_name(value) => {}
             "description" if value.len() <= DESCRIPTION_MAX => {}
             "tags" => {
@@ -303,6 +303,9 @@ pub(super) async fn destroy(
         unlocked(&doing, &vm)?;
         if vm.running {
             return Err(format!("VM {vmid} is running - destroy failed"));
+        }
+        if vm.option("protection") == "1" {
+            return Err(format!("can't remove VM {vmid} - protection mode enabled"));
         }
         for (_, drive) in vm.drives().filter(|(_, drive)| !drive.contains(":iso/")) {
             let storage = drive.split(':').next().unwrap_or_default();
