@@ -125,7 +125,7 @@ mod tests {
         for text in [shown.clone(), shown.replace(':', "").to_lowercase(), format!(" {shown}\n")] {
             assert_eq!(text.parse(), Ok(Fingerprint::of(b"certificate")), "{text}");
         }
-        for bad in ["", "AA:BB", &shown[3..], &shown.replace('A', "G").replace('0', "G")] {
+        for bad in ["", "AA:BB", &shown[3..], &"G".repeat(64)] {
             assert_eq!(bad.parse::<Fingerprint>(), Err(FingerprintError), "{bad}");
         }
     }

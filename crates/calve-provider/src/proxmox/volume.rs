@@ -149,7 +149,7 @@ mod tests {
         while at < end && image[at] != 0 {
             let record = &image[at..at + image[at] as usize];
             let name_bytes = record[32] as usize;
-            let mut system = &record[33 + name_bytes + usize::from(name_bytes % 2 == 0)..];
+            let mut system = &record[33 + name_bytes + usize::from(name_bytes.is_multiple_of(2))..];
             while system.len() > 4 {
                 if &system[..2] == b"NM" && &system[5..system[2] as usize] == wanted.as_bytes() {
                     let start = number(at + 2) * SECTOR;
