@@ -177,7 +177,7 @@ async fn proxmox_is_shown_and_reaped_with_a_token_from_a_file_and_a_pinned_certi
         (&["regions"], "pve2"),
         (&["images"], "calve-base"),
     ] {
-        let output = calve(&[&["provider"], shown, &["proxmox"]].concat());
+        let output = calve(&[&["provider"][..], shown, &["proxmox"]].concat());
         assert!(output.status.success() && text(&output).contains(words), "{}", text(&output));
         assert!(!text(&output).contains(proxmox_emulator::TOKEN));
     }
