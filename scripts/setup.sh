@@ -104,6 +104,18 @@ need_pydo() {
     say "pydo cannot be had here: its test is left out"
 }
 
+# The client of Proxmox VE that people use from Python, likewise.
+PROXMOXER_VERSION=2.2.0
+need_proxmoxer() {
+  local dir=$root/target/proxmoxer
+  if "$dir/bin/python" -c 'import proxmoxer, requests' 2>/dev/null; then return; fi
+  python3 -c 'import ensurepip' 2>/dev/null || need_packages /usr/share/doc/python3-venv=python3-venv
+  say "fetching proxmoxer"
+  rm -rf "$dir" && python3 -m venv "$dir"
+  "$dir/bin/pip" install --quiet --disable-pip-version-check proxmoxer==$PROXMOXER_VERSION requests ||
+    say "proxmoxer cannot be had here: its test is left out"
+}
+
 # Programs of a Nix newer than the one that is installed, for the tests: the one of Debian 13 with its libraries, unpacked
 # beside the build. Where it cannot be had, the tests that want it say so.
 NEWER_NIX_SUITE=trixie
@@ -135,6 +147,7 @@ need_newer_nix() {
 need_test_peers() {
   need_virtiofsd
   need_pydo
+  need_proxmoxer
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
   need_packages grub-mkimage=grub-common /usr/lib/grub/i386-pc/boot.img=grub-pc-bin \
     /usr/lib/grub/x86_64-efi/kernel.img=grub-efi-amd64-bin

@@ -16,6 +16,7 @@ mod error;
 mod http;
 pub mod mark;
 mod open;
+pub mod proxmox;
 pub mod reap;
 
 use async_trait::async_trait;

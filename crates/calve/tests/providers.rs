@@ -1,11 +1,11 @@
-//! `calve provider` and `calve reap`, as a user runs them, against an emulator of DigitalOcean's API.
+//! `calve provider` and `calve reap`, as a user runs them, against emulators of their APIs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use calve_core::{MachineId, Timestamp};
 use calve_provider::mark::{OwnerKey, Subject, TAG, Until};
-use calve_provider::{Order, Provider, digitalocean};
+use calve_provider::{Order, Provider, digitalocean, proxmox};
 use digitalocean_emulator::{Emulator, Options, TOKEN};
 use serde_json::Value;
 
@@ -182,4 +182,60 @@ async fn what_is_at_all_providers_and_what_it_costs_is_shown_without_a_server() 
     let table = stage.calve(&["cost"], TOKEN);
     assert!(table.status.success() && text(&table).contains("together"), "{table:?}");
     assert_eq!(stage.names().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxmox_is_shown_and_reaped_with_a_token_from_a_file_and_a_pinned_certificate() {
+    let home = tempfile::tempdir().unwrap();
+    let emulator = proxmox_emulator::Emulator::start(Default::default()).await.unwrap();
+    let file = home.path().join("token");
+    std::fs::write(&file, proxmox_emulator::TOKEN).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let variables = [
+        ("PROXMOX_API_URL", emulator.url.clone()),
+        ("PROXMOX_TOKEN_FILE", file.display().to_string()),
+        ("PROXMOX_FINGERPRINT", emulator.fingerprint.clone()),
+    ];
+    let calve = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calve"));
+        command.args(arguments).env_clear().env("CALVE_HOME", home.path()).envs(variables.clone());
+        command.output().unwrap()
+    };
+    let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+    let settings = proxmox::Settings::from_environment(&get).unwrap();
+    let provider = proxmox::Proxmox::new(settings, calve_provider::Pace::default()).unwrap();
+    let key = OwnerKey::from_seed(&[3; 32]);
+    for (number, until) in [(1, Until::Unix(1000)), (2, Until::Never)] {
+        let name = format!("run-{number}");
+        let subject = Subject { id: MachineId::new(Timestamp(1), number), attempt: 1, name };
+        let [region, size, image] = ["pve1", "template", "calve-base"].map(str::to_owned);
+        let (tags, user_data) = (key.tags(&subject, until), String::new());
+        let order = Order { key: subject.key(), tags, name: subject.name, region, size, image, user_data };
+        provider.create(&order).await.unwrap();
+    }
+    for (shown, words) in [
+        (&["ls"][..], "run-2"),
+        (&["check"], "calve@pve!emulated"),
+        (&["sizes"], "2vcpu-4gb"),
+        (&["regions"], "pve2"),
+        (&["images"], "calve-base"),
+    ] {
+        let output = calve(&[&["provider"][..], shown, &["proxmox"]].concat());
+        assert!(output.status.success() && text(&output).contains(words), "{}", text(&output));
+        assert!(!text(&output).contains(proxmox_emulator::TOKEN));
+    }
+    let reaped = calve(&["reap", "--provider", "proxmox", "--all-owners"]);
+    assert!(reaped.status.success(), "{}", text(&reaped));
+    let left: Vec<String> = emulator.machines().iter().map(|vm| vm.name().to_owned()).collect();
+    assert_eq!(left, ["run-2"]);
+    // Nobody says which server's where none made machines there.
+    let whose = calve(&["reap", "--provider", "proxmox"]);
+    assert!(
+        whose.status.code() == Some(127) && text(&whose).contains("owner-proxmox.key"),
+        "{}",
+        text(&whose)
+    );
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let exposed = calve(&["provider", "check", "proxmox"]);
+    assert!(!exposed.status.success() && text(&exposed).contains("chmod 600"), "{}", text(&exposed));
 }

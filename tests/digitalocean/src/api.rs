@@ -94,8 +94,11 @@ async fn passage(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let (rate, fault) = {
         let mut faults = shared.faults();
         let rate = faults.count();
-        let fault =
-            if rate.refused { None } else { faults.of(request.method().as_str(), request.uri().path()) };
+        let fault = if rate.refused {
+            None
+        } else {
+            faults.plans.of(request.method().as_str(), request.uri().path())
+        };
         (rate, fault)
     };
     let known = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());

@@ -15,8 +15,12 @@ use crate::failure::{Failure, Outcome};
 
 /// Shows what providers of machines have, and what of it is calve's.
 ///
-/// Credentials come from the environment: DIGITALOCEAN_TOKEN, or DIGITALOCEAN_TOKEN_FILE for a file that nobody else can
-/// read. DIGITALOCEAN_API_URL names another address of the API.
+/// Credentials come from the environment: DIGITALOCEAN_TOKEN or PROXMOX_TOKEN (USER@REALM!ID=SECRET), or with _FILE behind it
+/// the name of a file that nobody else can read. DIGITALOCEAN_API_URL names another address of that API.
+///
+/// PROXMOX_API_URL says where Proxmox VE is, PROXMOX_FINGERPRINT its certificate (`pvenode cert info`; else the system's
+/// authorities count), PROXMOX_CLONE how templates are copied (linked or full), PROXMOX_STORAGE and PROXMOX_ISO_STORAGE where
+/// disks and ISO images are put, PROXMOX_POOL the pool of new machines.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]

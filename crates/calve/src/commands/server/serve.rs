@@ -89,7 +89,7 @@ fn drivers(dirs: &Dirs, store: &Arc<Store>, door: &Arc<OnceLock<Door>>) -> Vec<A
     let elsewhere = |name: DriverName| -> Arc<dyn Driver> {
         let provider = calve_provider::open(name.as_str(), &|variable| std::env::var(variable).ok());
         let provider = provider.map_err(|error| error.to_string());
-        Arc::new(CloudDriver::new(name, provider, dirs.owner_key(), door.clone()))
+        Arc::new(CloudDriver::new(name, provider, dirs.owner_key(name.as_str()), door.clone()))
     };
     DriverName::ALL
         .into_iter()
