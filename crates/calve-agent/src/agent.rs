@@ -8,6 +8,7 @@ pub mod begun;
 mod connection;
 mod descriptor;
 mod health;
+mod last_words;
 mod lease;
 mod log;
 mod outbox;
@@ -131,6 +132,8 @@ enum Event {
     Started(Result<program::Run, NotStarted>),
     /// The program has ended.
     Exited(End),
+    /// The health check has decided; why where it fails.
+    Health(Result<(), String>),
     /// Anything else that the workload's rules want to know.
     Input(workload::Input),
 }
