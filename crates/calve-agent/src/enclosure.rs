@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn files_are_told_before_they_leave_no_room_for_a_start() {
-        let files = |mib: u64, limit_mib: u64| FilesInMemory { bytes: mib << 20, limit_bytes: limit_mib << 20 };
+        let files =
+            |mib: u64, limit_mib: u64| FilesInMemory { bytes: mib << 20, limit_bytes: limit_mib << 20 };
         assert!(!files(15, 32).are_many());
         assert!(files(16, 32).are_many() && !files(27, 32).fill_it());
         assert!(files(28, 32).fill_it() && files(2, 4).fill_it());

@@ -401,7 +401,9 @@ impl Supervisor {
             None => {
                 let exit = status.last_exit.map_or_else(|| "unknown".to_owned(), said);
                 let unheard = spool.after(0).count();
-                eprintln!("calve-agent: the program ended ({exit}); {unheard} runs of its output were not fetched");
+                eprintln!(
+                    "calve-agent: the program ended ({exit}); {unheard} runs of its output were not fetched"
+                );
             }
         }
     }

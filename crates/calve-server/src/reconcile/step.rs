@@ -7,6 +7,7 @@ use bytes::Bytes;
 use calve_core::plan::{Action, Change, Fault};
 use calve_core::{DriverName, Exit, ExitCause, Lease, MachineId, State as MachineState, Timestamp};
 use calve_wire::event::What;
+use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 
 use super::records::{self, View, machine_key};
