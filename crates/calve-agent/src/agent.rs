@@ -9,6 +9,7 @@ mod connection;
 mod descriptor;
 mod health;
 pub mod key;
+mod last_words;
 mod lease;
 mod log;
 mod outbox;
@@ -133,6 +134,8 @@ enum Event {
     Started(Result<program::Run, NotStarted>),
     /// The program has ended.
     Exited(End),
+    /// The health check has decided; why where it fails.
+    Health(Result<(), String>),
     /// Anything else that the workload's rules want to know.
     Input(workload::Input),
 }

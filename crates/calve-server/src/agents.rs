@@ -13,6 +13,7 @@
 mod connect;
 mod dial;
 mod identity;
+mod last_words;
 mod link;
 mod listen;
 mod outbox;
@@ -81,6 +82,8 @@ pub struct Agents {
     logs: Arc<Logs>,
     bell: Arc<Bell>,
     links: Mutex<BTreeMap<MachineId, LinkHandle>>,
+    /// Of agents that ended unheard, until their machines are forgotten.
+    last_words: Mutex<BTreeMap<MachineId, Arc<Status>>>,
     dialer: Dialer,
 }
 
@@ -88,7 +91,13 @@ impl Agents {
     /// No links yet. What agents say goes to `logs`; `bell` rings whenever a report has changed.
     pub fn new(logs: Arc<Logs>, bell: Arc<Notify>) -> Arc<Self> {
         let bell = Arc::new(Bell { rung: bell, count: AtomicU64::new(0) });
-        Arc::new(Self { logs, bell, links: Mutex::default(), dialer: Dialer::default() })
+        Arc::new(Self {
+            logs,
+            bell,
+            links: Mutex::default(),
+            last_words: Mutex::default(),
+            dialer: Dialer::default(),
+        })
     }
 
     /// Keeps a link to the agent that listens on `socket`, until [`Self::unlink`]. Repeated: nothing changes. To be called
@@ -165,7 +174,10 @@ impl Agents {
 
     /// What is known of each linked machine's agent.
     pub fn reports(&self) -> BTreeMap<MachineId, AgentReport> {
-        lock(&self.links).iter().map(|(id, handle)| (*id, handle.link.report())).collect()
+        let mut reports: BTreeMap<_, _> =
+            lock(&self.links).iter().map(|(id, handle)| (*id, handle.link.report())).collect();
+        reports.extend(lock(&self.last_words).iter().map(|(id, status)| (*id, unlinked(status))));
+        reports
     }
 
     /// Counts changes of the [`Self::reports`]: while this stays the same, so do they.
@@ -175,12 +187,17 @@ impl Agents {
 
     /// What is known of one machine's agent.
     pub fn report(&self, id: MachineId) -> Option<AgentReport> {
+        if let Some(status) = lock(&self.last_words).get(&id) {
+            return Some(unlinked(status));
+        }
         lock(&self.links).get(&id).map(|handle| handle.link.report())
     }
 
     /// What `part` takes of the agent's last status; without copying all of it.
     pub fn said<T>(&self, id: MachineId, part: impl FnOnce(Option<&Status>) -> T) -> T {
+        let last = lock(&self.last_words).get(&id).cloned();
         match lock(&self.links).get(&id) {
+            _ if last.is_some() => part(last.as_deref()),
             Some(handle) => handle.link.said(part),
             None => part(None),
         }
@@ -216,6 +233,11 @@ impl Agents {
         }
         found
     }
+}
+
+/// The report of an agent that is gone: what it left is kept already.
+fn unlinked(status: &Status) -> AgentReport {
+    AgentReport { linked: false, status: Some(status.clone()), log_complete: true }
 }
 
 /// Tells that a report has changed.

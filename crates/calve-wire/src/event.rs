@@ -59,6 +59,9 @@ pub enum What {
     Health {
         /// Whether it is healthy now.
         healthy: bool,
+        /// Why it is not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Somebody told it to end.
     StopRequested,

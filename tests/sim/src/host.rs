@@ -92,6 +92,7 @@ impl Vm {
         Status {
             phase: self.phase,
             starts: self.starts,
+            ends: self.starts - u32::from(matches!(self.phase, Phase::Running | Phase::Stopping)),
             last_exit: self.last_exit,
             expired: self.expired,
             ..Status::waiting()

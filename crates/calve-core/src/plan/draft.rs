@@ -81,6 +81,12 @@ impl<'a> Draft<'a> {
         !matches!(self.stored, State::Seeding | State::Running | State::Draining) && self.phase().is_none()
     }
 
+    /// Whether the workload was handed to the agent: then it may run already, whatever was heard of it last. Its output comes
+    /// before the word that it runs.
+    pub fn handed_over(&self) -> bool {
+        matches!(self.sight.started, Some(Ok(()))) || self.sight.agent.is_some_and(|agent| agent.starts > 0)
+    }
+
     /// Whether the machine may run on, as far as has been decided.
     pub fn wanted(&self) -> bool {
         self.machine.goal == Goal::Run

@@ -124,6 +124,8 @@ pub struct Agent {
     pub phase: Option<Phase>,
     /// How often the program was started.
     pub starts: u32,
+    /// How often the program ended.
+    pub ends: u32,
     /// How the program ended last.
     pub last_exit: Option<Exit>,
     /// Whether the health check passes, where it is known.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use calve_core::plan::{Action, Change, Fault};
 use calve_core::{DriverName, Exit, ExitCause, Lease, MachineId, State as MachineState, Timestamp};
 use calve_wire::event::What;
+use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 
 use super::records::{self, View, machine_key};
@@ -102,6 +103,11 @@ impl Step {
         {
             new.message = Some(reason);
         }
+        let expired = self.changes.contains(&Change::State(MachineState::Expired));
+        let programs = matches!(new.spec.workload, Workload::Program(_));
+        if expired && programs && new.attempt > 0 && new.exit.is_none() && new.message.is_none() {
+            new.message = Some("its lease ended, and no server heard how its program did".to_owned());
+        }
         let value = records::stored(&new);
         let revision = self.put(value.clone(), *revision).await?;
         self.view.note(revision, &new, value);
@@ -115,12 +121,14 @@ impl Step {
     /// What the agent or the driver knows of such an end. Kept, as neither can be asked any more once the machine is gone.
     fn reason(&self, exit: Exit, record: &MachineRecord) -> Option<String> {
         match exit.cause {
-            ExitCause::NotStarted => self.effects.agents().remove(&self.id)?.status?.why_not_started(),
+            ExitCause::NotStarted | ExitCause::OutOfMemory => {
+                self.effects.agents().remove(&self.id)?.status?.why_ended()
+            }
             ExitCause::MachineLost => {
                 let note = self.effects.end_note(record)?;
                 Some(format!("{note}; `calve logs --console {}` shows its console", record.name))
             }
-            ExitCause::Normal | ExitCause::OutOfMemory | ExitCause::Limit => None,
+            ExitCause::Normal | ExitCause::Limit => None,
         }
     }
 

@@ -129,8 +129,9 @@ fn show(event: &Event) -> String {
         What::Started { start: 1 } => "program started".to_owned(),
         What::Started { start } => format!("program started again (start {start})"),
         What::Exited { exit } => format!("program ended: {}", ps::show_exit(exit)),
-        What::Health { healthy: true } => "healthy".to_owned(),
-        What::Health { healthy: false } => "not healthy".to_owned(),
+        What::Health { healthy: true, .. } => "healthy".to_owned(),
+        What::Health { healthy: false, reason: None } => "not healthy".to_owned(),
+        What::Health { healthy: false, reason: Some(reason) } => format!("not healthy: {reason}"),
         What::StopRequested => "told to stop".to_owned(),
         What::Stopped => "stopped: nothing is left alive".to_owned(),
         What::Extended { deadline_unix_ms: Some(deadline) } => {
