@@ -64,6 +64,10 @@ impl NixPlace {
         scratch: &Scratch,
         flush: bool,
     ) -> Result<(), TransferError> {
+        for (info, _) in trees {
+            info.content_address()
+                .map_err(|message| TransferError::WrongAddress { path: info.path.clone(), message })?;
+        }
         let _collector = self.keep_collector_away()?;
         // In one order for everybody, so that two never wait for each other.
         let mut places: Vec<_> =

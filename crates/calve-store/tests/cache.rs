@@ -107,6 +107,15 @@ async fn what_is_wrong_never_appears() {
     assert!(refused(push(&cache, &[lying.clone()]).await).contains("libc is damaged: its chunks give"));
     lying.info.nar_size -= 1;
     assert!(refused(push(&cache, &[lying]).await).contains("bytes instead of"));
+    // Content addresses that are none, and of another path.
+    for hash in ["sha356:", "sha256:"].map(|name| format!("{name}{}", Sha256Hash::of(b"").to_base32())) {
+        let mut lying = paths[0].clone();
+        lying.info.ca = Some(format!("fixed:r:{hash}"));
+        assert!(refused(push(&cache, &[lying.clone()]).await).contains("its content address"));
+        stage(&cache, "ca.nar", &lying.archive).await;
+        let error = cache.put_nar("ca.nar", Compression::None, lying.info).await.unwrap_err();
+        assert!(error.to_string().contains("its content address"), "{error}");
+    }
     // Chunks that were not sent.
     let other = made("other", 1, 200_000, &[]);
     let (recipe, mut stored) = chunks(&other);

@@ -1,9 +1,10 @@
 //! Workers: each puts the archives of paths together from their chunks and unpacks them on the way.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use calve_nix::content_address::FileCheck;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::local_chunks::LocalChunks;
@@ -51,11 +52,13 @@ impl Work {
     fn unpack(&self, n: usize, demand: &UnboundedSender<Wanted>) -> Result<(), TransferError> {
         let path = &self.plan.paths[n];
         let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
+        let mut check = path.info.file_check();
         let pieces = Pieces {
             work: self,
             path,
             restorer: restorer.expect("checked when it was planned"),
             local: LocalChunks::new(&self.store, self.index.as_ref()),
+            check: check.as_mut(),
             demand,
             next: 0,
             at: 0,
@@ -72,7 +75,12 @@ impl Work {
                 UnpackError::WrongHash { wanted, found } => TransferError::WrongHash { path, wanted, found },
                 UnpackError::Store(error) => error.into(),
             }
-        })
+        })?;
+        if check.is_some_and(|check| !check.is_right()) {
+            let message = "its file has another hash than its content address says".to_owned();
+            return Err(TransferError::WrongAddress { path: info.path.clone(), message });
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +90,8 @@ struct Pieces<'a> {
     path: &'a PlannedPath,
     restorer: Restorer,
     local: LocalChunks<'a>,
+    /// Where the path's name follows from its bytes.
+    check: Option<&'a mut FileCheck>,
     demand: &'a UnboundedSender<Wanted>,
     next: usize,
     at: u64,
@@ -113,6 +123,9 @@ impl Blocks for Pieces<'_> {
         }
         let mut bytes = self.piece(self.next).map_err(io::Error::other)?;
         self.restorer.restore(&mut bytes, self.at);
+        if let Some(check) = &mut self.check {
+            check.write_all(&bytes)?;
+        }
         self.next += 1;
         self.at += bytes.len() as u64;
         self.work.progress.archive_bytes_done.add(bytes.len() as u64);

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use calve_nix::StorePath;
 use calve_nix::sign::{Signature, TrustedKeys, VerifyError, fingerprint};
-use calve_nix::{Sha256Hash, StorePath};
 
 use super::{PullOptions, Source, blocking};
 use crate::chunk::ChunkId;
@@ -142,6 +142,11 @@ fn check(
     };
     let manifests: Vec<_> = manifests.into_iter().filter(new).collect();
     for Manifest { info, .. } in &manifests {
+        info.content_address().map_err(|message| TransferError::Damaged {
+            what: info.path.to_string(),
+            cache: source.name.clone(),
+            message,
+        })?;
         verify(info, trusted).map_err(|reason| TransferError::Untrusted {
             path: info.path.clone(),
             cache: source.name.clone(),
@@ -164,19 +169,13 @@ fn check(
 
 /// Whether a path may be used: its name follows from its contents, or a trusted key has signed it.
 fn verify(info: &PathInfo, trusted: &TrustedKeys) -> Result<(), VerifyError> {
-    if is_source(info) {
+    if info.is_proven_by_contents() {
         return Ok(());
     }
     let references: BTreeSet<_> = info.references.iter().cloned().collect();
     let fingerprint = fingerprint(&info.path, &info.nar_hash, info.nar_size, &references);
     let signatures: Vec<Signature> = info.signatures.iter().filter_map(|text| text.parse().ok()).collect();
     trusted.verify(&fingerprint, &signatures).map(|_| ())
-}
-
-/// Whether the path is that of a tree added as it is: then its hash follows from its name, and no signature says more.
-fn is_source(info: &PathInfo) -> bool {
-    let path_of = |hash: &Sha256Hash| StorePath::from_source(info.path.name(), hash);
-    info.ca.is_some() && info.references.is_empty() && path_of(&info.nar_hash).as_ref() == Ok(&info.path)
 }
 
 /// The recipes with these ids, those of the index first.
