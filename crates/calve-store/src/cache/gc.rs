@@ -39,6 +39,8 @@ pub struct GcPolicy {
 pub struct Collected {
     /// Paths that stay.
     pub paths_kept: u64,
+    /// Paths that the index had lost and that are there again.
+    pub paths_restored: u64,
     /// Paths that are gone.
     pub paths_removed: u64,
     /// Chunks and recipes that are gone.
@@ -96,13 +98,16 @@ impl Cache {
     /// Removes what nothing needs any more. One collection at a time runs in a cache.
     pub async fn collect(&self, policy: &GcPolicy) -> Result<Collected, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage")?;
+        // What a damaged index does not know any more is no garbage.
+        let paths_restored = self.restore_lost().await?;
         // As a writer: whoever stamped an earlier time has committed, so that `mark` sees it, and whoever comes later is
         // spared. Taken beside a commit in flight, its chunks would look untouched though nothing has marked them.
         let now_ms = self.0.index.write(|_| Ok::<_, WriteError>(now_ms())).await?;
         let grace = policy.grace.unwrap_or(self.0.grace);
         let times = Times { now_ms, spared_ms: now_ms.saturating_sub(millis(grace)) };
         let (live, dead) = self.mark(policy, times).await?;
-        let mut done = Collected { paths_kept: live.paths.len() as u64, ..Collected::default() };
+        let paths_kept = live.paths.len() as u64;
+        let mut done = Collected { paths_kept, paths_restored, ..Collected::default() };
         self.sweep_paths(dead, times, policy.dry_run, &mut done).await?;
         self.sweep_chunks(&live, times, policy.dry_run, &mut done).await?;
         if !policy.dry_run {

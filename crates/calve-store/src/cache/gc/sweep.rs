@@ -103,11 +103,13 @@ impl Cache {
             };
             let (rows, manifests) = self.0.index.read(read).await?;
             let live: u64 = rows.iter().map(|(chunk, _)| u64::from(chunk.stored)).sum();
-            if pack.made_ms >= times.spared_ms {
+            // Manifests of paths that are gone go at once: what a pack holds beyond them, the index has lost.
+            let forgotten = manifests < pack.manifests;
+            if pack.made_ms >= times.spared_ms && !forgotten {
                 continue;
             }
             let mostly_dead = manifests == 0 && live * 100 < pack.bytes * PACK_LIVE_PERCENT;
-            if mostly_dead || manifests < pack.manifests {
+            if mostly_dead || forgotten {
                 shrunk.push_back((live, pack));
             } else if pack.bytes < PACK_SMALL_BYTES {
                 small.push_back((live, pack));
