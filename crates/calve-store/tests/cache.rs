@@ -133,12 +133,6 @@ async fn what_is_wrong_never_appears() {
     assert!(matches!(gone, Err(RemoteError::Missing { .. })));
 }
 
-/// 300,000 zeros, by `bzip2 -9`.
-const ZEROS_BZIP2: [u8; 47] = [
-    66, 90, 104, 57, 49, 65, 89, 38, 83, 89, 223, 71, 77, 111, 0, 2, 76, 64, 128, 192, 0, 4, 0, 0, 8, 32, 0,
-    48, 204, 5, 41, 166, 20, 70, 196, 81, 30, 46, 228, 138, 112, 161, 33, 190, 142, 154, 222,
-];
-
 fn compress(compression: Compression, plain: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     match compression {
@@ -149,8 +143,10 @@ fn compress(compression: Compression, plain: &[u8]) -> Vec<u8> {
             encoder.read_to_end(&mut out).unwrap();
         }
         Compression::Bzip2 => {
-            assert!(plain == vec![0; 300_000]);
-            out.extend_from_slice(&ZEROS_BZIP2);
+            // Two streams, one after the other, as `pbzip2` writes them; nothing in them gets smaller.
+            for part in plain.chunks(plain.len().div_ceil(2)) {
+                bzip2::bufread::BzEncoder::new(part, bzip2::Compression::best()).read_to_end(&mut out).unwrap();
+            }
         }
         // Stored, not compressed (RFC 7932): window bits, then meta-blocks of at most 64 KiB, then the last, empty one.
         Compression::Br => brotli_stored(plain, &mut out),
@@ -186,11 +182,7 @@ async fn archives_of_nix_copy_are_taken_in_every_compression() {
         // Large enough for several threads where decompression is quick without optimisation, too.
         let quick = matches!(compression, Compression::None | Compression::Zstd);
         let len = if quick { 9_000_000 } else { 300_000 };
-        let mut made = made("large", build, len, &[&path("large", build)]);
-        if compression == Compression::Bzip2 {
-            made.archive = vec![0; len];
-            made.info.nar_hash = Sha256Hash::of(&made.archive);
-        }
+        let made = made("large", build, len, &[&path("large", build)]);
         let name = format!("{build}.nar{}", compression.extension());
         stage(&cache, &name, &compress(compression, &made.archive)).await;
         assert!(cache.has_nar(&name).await.unwrap());

@@ -230,12 +230,10 @@ fn hash_and_list(
 
 /// Whether the file that passed by is the one that the path's content address names.
 pub(super) fn check_file(info: &PathInfo, check: Option<FileCheck>) -> Result<(), CacheError> {
-    match check {
-        Some(check) if !check.is_right() => {
-            Err(CacheError::damaged(&info.path, "its file has another hash than its content address says"))
-        }
-        _ => Ok(()),
+    if check.is_none_or(FileCheck::is_right) {
+        return Ok(());
     }
+    Err(CacheError::damaged(&info.path, "its file has another hash than its content address says"))
 }
 
 /// References in order and once each; a content address from which the path follows; signatures that are some.

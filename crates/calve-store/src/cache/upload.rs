@@ -297,7 +297,7 @@ fn decompressed(
             let stream = stream.map_err(|error| failed(&error))?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(source, stream))
         }
-        Compression::Bzip2 => Box::new(bzip2_rs::DecoderReader::new(source)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(source)),
         Compression::Br => Box::new(brotli_decompressor::Decompressor::new(source, BUFFER_BYTES)),
     })
 }
