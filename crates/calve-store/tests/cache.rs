@@ -116,6 +116,40 @@ async fn what_is_wrong_never_appears() {
         let error = cache.put_nar("ca.nar", Compression::None, lying.info).await.unwrap_err();
         assert!(error.to_string().contains("its content address"), "{error}");
     }
+    // Archives that Nix would not write: each that the reader refuses is refused here, too.
+    let archive = archive_of(&noise(3, 100));
+    let mut padded = archive.clone();
+    padded[96 + 100] = 1;
+    let directory = |names: &[&str]| {
+        let mut text = vec![&b"nix-archive-1"[..], b"(", b"type", b"directory"];
+        for name in names {
+            text.extend([&b"entry"[..], b"(", b"name", name.as_bytes(), b"node", b"(", b"type", b"symlink"]);
+            text.extend([&b"target"[..], b"there", b")", b")"]);
+        }
+        text.push(b")");
+        strings(&text)
+    };
+    assert!(cache_takes(&cache, &directory(&["a", "b"])).await.is_ok());
+    let link = |target: &[u8]| strings(&[b"nix-archive-1", b"(", b"type", b"symlink", b"target", target, b")"]);
+    for (what, archive) in [
+        ("padding", padded),
+        ("more", [&archive[..], &[0; 8]].concat()),
+        ("less", archive[..archive.len() - 8].to_vec()),
+        ("order", directory(&["b", "a"])),
+        ("double", directory(&["a", "a"])),
+        ("dot", directory(&["."])),
+        ("dots", directory(&[".."])),
+        ("slash", directory(&["a/b"])),
+        ("zero", directory(&["a\0"])),
+        ("no name", directory(&[""])),
+        ("no target", link(b"")),
+        ("a zero in a target", link(b"a\0b")),
+        ("type", strings(&[b"nix-archive-1", b"(", b"type", b"socket", b")"])),
+        ("noise", noise(9, 4000)),
+    ] {
+        let error = cache_takes(&cache, &archive).await.expect_err(what);
+        assert!(error.contains("archive"), "{what}: {error}");
+    }
     // Chunks that were not sent.
     let other = made("other", 1, 200_000, &[]);
     let (recipe, mut stored) = chunks(&other);
@@ -131,6 +165,29 @@ async fn what_is_wrong_never_appears() {
     }
     let gone = cache.closure(&[other.info.path]).await;
     assert!(matches!(gone, Err(RemoteError::Missing { .. })));
+}
+
+fn strings(texts: &[&[u8]]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for text in texts {
+        archive.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        archive.extend_from_slice(text);
+        archive.resize(archive.len().next_multiple_of(8), 0);
+    }
+    archive
+}
+
+/// Pushes an archive, and uploads it; both end in the same way.
+async fn cache_takes(cache: &Cache, archive: &[u8]) -> Result<(), String> {
+    let mut made = made("odd", archive.len() as u64, 1000, &[]);
+    made.archive = archive.to_vec();
+    (made.info.nar_hash, made.info.nar_size) = (Sha256Hash::of(archive), archive.len() as u64);
+    stage(cache, "odd.nar", archive).await;
+    let uploaded = cache.put_nar("odd.nar", Compression::None, made.info.clone()).await;
+    let pushed = push(cache, &[made]).await;
+    assert_eq!(uploaded.is_ok(), pushed.is_ok());
+    uploaded.map(drop).map_err(|error| error.to_string())?;
+    pushed.map(drop).map_err(|error| error.to_string())
 }
 
 fn compress(compression: Compression, plain: &[u8]) -> Vec<u8> {
@@ -208,8 +265,8 @@ async fn uploads_that_lie_are_refused_and_can_be_sent_again() {
     let good = compress(Compression::Xz, &made.archive);
     let mut flipped = good.clone();
     flipped[good.len() / 2] ^= 1;
-    let bomb = compress(Compression::Zstd, &vec![0; 50_000_000]);
-    let other = compress(Compression::None, &noise(5, 300_000));
+    let bomb = compress(Compression::Zstd, &archive_of(&vec![0; 50_000_000]));
+    let other = compress(Compression::None, &archive_of(&noise(5, 300_000 - FRAME_BYTES)));
     for (compression, bytes, message) in [
         (Compression::Xz, &good[..good.len() - 9], "x.nar"),
         (Compression::Xz, &flipped[..], "x.nar"),

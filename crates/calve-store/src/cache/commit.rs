@@ -152,7 +152,7 @@ impl Cache {
         let of = info.clone();
         let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
         while let Some(bytes) = archive.next().await {
-            // Who takes them gives up only by a panic, which is passed on below.
+            // Who takes them gives up where they are no archive, or by a panic, which is passed on below.
             if give.send(bytes?).await.is_err() {
                 break;
             }
