@@ -130,6 +130,11 @@ fn describe(failure: &Failure, terminal: bool) -> String {
     text
 }
 
+/// A number of things, as people say it.
+pub fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
 /// Prints what clap says of the arguments: help to standard output, errors to standard error.
 pub fn usage(mut error: clap::Error) -> ExitStatus {
     use clap::error::ContextValue;
