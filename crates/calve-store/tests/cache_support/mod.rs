@@ -138,7 +138,7 @@ pub async fn assert_intact(cache: &Cache, paths: &[Made]) {
 
 /// Options of a cache that spares nothing.
 pub fn options(dir: &Path) -> CacheOptions {
-    CacheOptions { grace: Duration::ZERO, name: "test-1".to_owned(), ..CacheOptions::local(dir) }
+    CacheOptions { grace: Duration::ZERO, name: Some("test-1".to_owned()), ..CacheOptions::local(dir) }
 }
 
 /// A cache in a local directory that spares nothing.
