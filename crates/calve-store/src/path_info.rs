@@ -38,10 +38,12 @@ impl PathInfo {
     pub fn content_address(&self) -> Result<Option<ContentAddress>, String> {
         let Some(text) = &self.ca else { return Ok(None) };
         let wrong = |why: String| format!("its content address {text:?} is wrong: {why}");
-        let address: ContentAddress =
-            text.parse().map_err(|error: calve_nix::content_address::ContentAddressError| wrong(error.to_string()))?;
+        let address: ContentAddress = text
+            .parse()
+            .map_err(|error: calve_nix::content_address::ContentAddressError| wrong(error.to_string()))?;
         let to_self = self.refers_to_itself();
-        let others: BTreeSet<_> = self.references.iter().filter(|path| **path != self.path).cloned().collect();
+        let others: BTreeSet<_> =
+            self.references.iter().filter(|path| **path != self.path).cloned().collect();
         match address.store_path(self.path.name(), &others, to_self) {
             Ok(path) if path == self.path => {}
             Ok(path) => return Err(wrong(format!("the store path {path} follows from it"))),

@@ -130,7 +130,8 @@ async fn what_is_wrong_never_appears() {
         strings(&text)
     };
     assert!(cache_takes(&cache, &directory(&["a", "b"])).await.is_ok());
-    let link = |target: &[u8]| strings(&[b"nix-archive-1", b"(", b"type", b"symlink", b"target", target, b")"]);
+    let link =
+        |target: &[u8]| strings(&[b"nix-archive-1", b"(", b"type", b"symlink", b"target", target, b")"]);
     for (what, archive) in [
         ("padding", padded),
         ("more", [&archive[..], &[0; 8]].concat()),
@@ -202,7 +203,9 @@ fn compress(compression: Compression, plain: &[u8]) -> Vec<u8> {
         Compression::Bzip2 => {
             // Two streams, one after the other, as `pbzip2` writes them; nothing in them gets smaller.
             for part in plain.chunks(plain.len().div_ceil(2)) {
-                bzip2::bufread::BzEncoder::new(part, bzip2::Compression::best()).read_to_end(&mut out).unwrap();
+                bzip2::bufread::BzEncoder::new(part, bzip2::Compression::best())
+                    .read_to_end(&mut out)
+                    .unwrap();
             }
         }
         // Stored, not compressed (RFC 7932): window bits, then meta-blocks of at most 64 KiB, then the last, empty one.

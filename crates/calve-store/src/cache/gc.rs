@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::index::paths::{self, PathRow};
 use super::index::{WriteError, chunks};
-use super::{Cache, CacheError, manifest, now_ms};
+use super::{Cache, CacheError, manifest, now_ms, reserve};
 use crate::chunk::ChunkId;
 
 /// Paths whose recipes are read at once.
@@ -98,6 +98,16 @@ impl Cache {
     /// Removes what nothing needs any more. One collection at a time runs in a cache.
     pub async fn collect(&self, policy: &GcPolicy) -> Result<Collected, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage")?;
+        if policy.dry_run {
+            return self.collect_locked(policy).await;
+        }
+        reserve::release(&self.0.dir);
+        let collected = self.collect_locked(policy).await;
+        reserve::keep(&self.0.dir);
+        collected
+    }
+
+    async fn collect_locked(&self, policy: &GcPolicy) -> Result<Collected, CacheError> {
         // What a damaged index does not know any more is no garbage.
         let paths_restored = self.restore_lost().await?;
         // As a writer: whoever stamped an earlier time has committed, so that `mark` sees it, and whoever comes later is

@@ -179,7 +179,8 @@ impl Cache {
                 let mut adopted = Vec::new();
                 for (manifest, plain) in manifests {
                     let path = &manifest.info.path;
-                    if chunks::has_pack(index, &pack.name)? && paths::get(index, path.hash_part())?.is_none() {
+                    if chunks::has_pack(index, &pack.name)? && paths::get(index, path.hash_part())?.is_none()
+                    {
                         let number = paths::upsert(index, path, &plain, &manifest.recipe, pack.pack, now_ms)?;
                         paths::set_broken(index, number, true)?;
                         adopted.push(number);
