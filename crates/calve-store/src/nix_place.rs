@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use rusqlite::{Connection, OpenFlags};
 
+use crate::partial::Partials;
 use crate::place::seal_root;
 use crate::scratch::Scratch;
 use crate::store::RootLock;
@@ -46,10 +47,16 @@ impl NixPlace {
         Ok(Self { state, dir })
     }
 
+    pub fn partials(&self) -> Partials {
+        Partials::new(self.dir.join("partial"))
+    }
+
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         let lock = RootLock::wait(&self.dir.join("lock"))?;
         let tmp = self.dir.join("tmp");
         let leftovers = Scratch::leftovers(&tmp, &lock)?;
+        let partials = self.partials();
+        leftovers.iter().for_each(|leftover| partials.take(leftover.path()));
         let scratch = Scratch::new(&tmp, &lock);
         // Removing big trees takes time that others need not wait for.
         drop(lock);

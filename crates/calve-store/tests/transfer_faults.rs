@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::{BTreeSet, HashSet};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -282,6 +283,46 @@ fn what_a_killed_pull_has_landed_stays() {
     assert!(to.store.closure(std::slice::from_ref(&chain.program)).is_err());
     let pulled = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
     assert_eq!(pulled, std::slice::from_ref(&chain.program));
+    assert_equal(&from, &to, &chain);
+}
+
+/// As the kernel leaves it: the tree of a path in the directory of a process that died, written up to some place.
+#[test]
+fn a_pull_goes_on_in_the_middle_of_a_path_that_was_cut_off() {
+    let (from, chain, cache) = pushed();
+    let fresh = pull_from(&Host::new(), &[&cache], &chain.program, trusting(&[&cache])).1.bytes_moved.get();
+    let mut to = Host::new();
+    let tree = to.path("store/.tmp/dead/tree-7");
+    let whole = from.path("nix/store").join(chain.program.base_name());
+    let part = |name: &str, len: usize| {
+        let bytes = std::fs::read(whole.join(name)).unwrap();
+        let mode = std::fs::metadata(whole.join(name)).unwrap().permissions().mode();
+        file(&tree.join(name), &bytes[..len.min(bytes.len())], mode & 0o777);
+    };
+    part("bin/program", usize::MAX);
+    (0..30).for_each(|n| part(&format!("share/{n:03}"), usize::MAX));
+    part("share/030", 17);
+    std::fs::write(to.path("store/.tmp/dead/tree-7.path"), chain.program.base_name()).unwrap();
+    to.reopen();
+    assert_eq!(names(&to.path("store/.partial")), [chain.program.base_name()]);
+    let (pulled, progress) = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache]));
+    pulled.unwrap();
+    assert_equal(&from, &to, &chain);
+    let moved = progress.bytes_moved.get();
+    assert!(moved + 150_000 < fresh, "{moved} of {fresh} bytes");
+    assert!(names(&to.path("store/.partial")).is_empty());
+}
+
+/// Whatever lies there is hashed before it counts.
+#[test]
+fn what_was_cut_off_and_then_changed_is_fetched() {
+    let (from, chain, cache) = pushed();
+    let mut to = Host::new();
+    let tree = to.path("store/.tmp/dead/tree-7");
+    file(&tree.join("bin/program"), &vec![b'x'; 600_000], 0o555);
+    std::fs::write(to.path("store/.tmp/dead/tree-7.path"), chain.program.base_name()).unwrap();
+    to.reopen();
+    pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
     assert_equal(&from, &to, &chain);
 }
 

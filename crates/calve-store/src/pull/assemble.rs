@@ -14,6 +14,7 @@ use crate::index::LocalIndex;
 use crate::normal::Restorer;
 use crate::place::Landing;
 use crate::progress::Progress;
+use crate::recipe::Piece;
 use crate::unpack::{Blocks, UnpackError, unpack};
 use crate::{Store, TransferError};
 
@@ -52,6 +53,7 @@ impl Work {
     fn unpack(&self, n: usize, demand: &UnboundedSender<Wanted>) -> Result<(), TransferError> {
         let path = &self.plan.paths[n];
         let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
+        self.landing.begin(n, &path.info);
         let mut check = path.info.file_check();
         let pieces = Pieces {
             work: self,
@@ -104,15 +106,24 @@ impl Pieces<'_> {
         match self.path.origins[n] {
             Origin::Fetched => slots.take(&piece.id),
             Origin::FetchedBefore => slots.copy(&piece.id),
-            Origin::Local(place) => match self.local.read(piece.id, place) {
-                Some(bytes) => Ok(bytes),
-                None => {
-                    let wanted = Wanted { id: piece.id, len: piece.len, first: false, again: true };
-                    self.demand.send(wanted).map_err(|_| TransferError::Cancelled)?;
-                    slots.copy(&piece.id)
-                }
-            },
+            Origin::Partial => {
+                let partial = self.path.partial.as_ref();
+                self.found_or_fetched(partial.and_then(|partial| partial.chunk(piece, self.at)), piece)
+            }
+            Origin::Local(place) => {
+                let found = self.local.read(piece.id, place);
+                self.found_or_fetched(found, piece)
+            }
         }
+    }
+
+    fn found_or_fetched(&self, found: Option<Vec<u8>>, piece: Piece) -> Result<Vec<u8>, TransferError> {
+        if let Some(bytes) = found {
+            return Ok(bytes);
+        }
+        let wanted = Wanted { id: piece.id, len: piece.len, first: false, again: true };
+        self.demand.send(wanted).map_err(|_| TransferError::Cancelled)?;
+        self.work.slots.copy(&piece.id)
     }
 }
 
