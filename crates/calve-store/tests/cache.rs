@@ -180,7 +180,9 @@ fn strings(texts: &[&[u8]]) -> Vec<u8> {
 
 /// Pushes an archive, and uploads it; both end in the same way.
 async fn cache_takes(cache: &Cache, archive: &[u8]) -> Result<(), String> {
-    let mut made = made("odd", archive.len() as u64, 1000, &[]);
+    let build =
+        Sha256Hash::of(archive).as_bytes()[..8].iter().fold(0, |build, byte| build << 8 | u64::from(*byte));
+    let mut made = made("odd", build, 1000, &[]);
     made.archive = archive.to_vec();
     (made.info.nar_hash, made.info.nar_size) = (Sha256Hash::of(archive), archive.len() as u64);
     stage(cache, "odd.nar", archive).await;

@@ -196,6 +196,9 @@ impl Cache {
 
     /// What a pack holds, and its manifests with their bytes.
     async fn contents(&self, name: &str, bytes: u64) -> Result<Contents, CacheError> {
+        if bytes < FOOTER_BYTES as u64 {
+            return Err(CacheError::damaged(format!("pack {name}"), "it is too short"));
+        }
         let end = self.end_of(name, bytes, END_BYTES).await?;
         let footer = end.len().saturating_sub(FOOTER_BYTES);
         let len = pack::contents_len(&end[footer..], name)? as u64;
