@@ -14,6 +14,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rusqlite::{Connection, OpenFlags};
+
+use crate::partial::Partials;
 use crate::place::seal_root;
 use crate::scratch::Scratch;
 use crate::store::RootLock;
@@ -45,10 +48,16 @@ impl NixPlace {
         Ok(Self { state, dir })
     }
 
+    pub fn partials(&self) -> Partials {
+        Partials::new(self.dir.join("partial"))
+    }
+
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         let lock = RootLock::wait(&self.dir.join("lock"))?;
         let tmp = self.dir.join("tmp");
         let leftovers = Scratch::leftovers(&tmp, &lock)?;
+        let partials = self.partials();
+        leftovers.iter().for_each(|leftover| partials.take(leftover.path()));
         let scratch = Scratch::new(&tmp, &lock);
         // Removing big trees takes time that others need not wait for.
         drop(lock);
@@ -63,6 +72,10 @@ impl NixPlace {
         scratch: &Scratch,
         flush: bool,
     ) -> Result<(), TransferError> {
+        for (info, _) in trees {
+            info.content_address()
+                .map_err(|message| TransferError::WrongAddress { path: info.path.clone(), message })?;
+        }
         let _collector = self.keep_collector_away()?;
         // In one order for everybody, so that two never wait for each other.
         let mut places: Vec<_> =
