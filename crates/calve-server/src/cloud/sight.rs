@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use calve_core::MachineId;
 use calve_node::{DriverError, DriverErrorKind};
@@ -10,6 +10,7 @@ use calve_provider::mark::{Owner, Until};
 use calve_provider::reap::{self, Verdict, Whose};
 use calve_provider::{Provider, ProviderError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::driver_error;
 
