@@ -15,6 +15,7 @@ use calve_wire::agent::Remaining;
 use calve_wire::event::What;
 use calve_wire::record::MachineRecord;
 
+use crate::aim::{How, When, Which};
 use crate::faults::Fault;
 use crate::host::{Ms, Vm};
 use crate::link::Link;
@@ -76,9 +77,29 @@ impl SimEffects {
         Self { world, generation, cloud }
     }
 
-    /// A moment of an effect: the server may die, time may pass, and it may fail.
-    async fn moment(&self, retry: bool) -> Result<(), EffectError> {
+    /// A moment of an effect: the server may die, time may pass, and it may fail; on purpose too.
+    async fn moment(&self, which: Which, when: When, retry: bool) -> Result<(), EffectError> {
+        if self.world.hits(which, when, How::Crashes) {
+            self.world.kill("server crashes on purpose");
+        }
         self.world.point(self.generation).await;
+        if self.world.hits(which, when, How::Fails) {
+            return Err(EffectError { message: "on purpose".to_owned(), retry });
+        }
+        self.pass(retry).await
+    }
+
+    /// Whether the server dies on purpose in something that does not wait; it does nothing more then.
+    fn crashes_in(&self, which: Which, when: When) -> bool {
+        let crashes = self.world.hits(which, when, How::Crashes);
+        if crashes {
+            self.world.kill("server crashes on purpose");
+        }
+        crashes
+    }
+
+    /// A moment at which time may pass, and what is done may fail.
+    async fn pass(&self, retry: bool) -> Result<(), EffectError> {
         let (pause, fails) = {
             let mut inner = self.world.inner();
             let slow = inner.faults.happens(Fault::Slow);
@@ -135,7 +156,7 @@ impl SimEffects {
             return self.cloud.create(&order).await.map_err(|error| effect_error(&error));
         }
         let retry = !self.world.happens(Fault::ForGood);
-        self.moment(retry).await?;
+        self.moment(Which::Create, When::Before, retry).await?;
         let key = (driver, record.id);
         let now = self.world.now();
         {
@@ -146,7 +167,7 @@ impl SimEffects {
             let partial = Vm::partial(record.attempt, now, &mut inner.rng);
             inner.host.insert(key, partial);
         }
-        self.moment(retry).await.inspect_err(|_| self.clear(key))?;
+        self.moment(Which::Create, When::Within, retry).await.inspect_err(|_| self.clear(key))?;
         let lease = self.lease_of(record);
         let now = self.world.now();
         {
@@ -156,7 +177,7 @@ impl SimEffects {
             inner.host.insert(key, vm);
         }
         self.world.touched.notify_one();
-        self.moment(retry).await
+        self.moment(Which::Create, When::After, retry).await
     }
 
     async fn do_destroy(&self, id: MachineId, driver: DriverName) -> Result<(), EffectError> {
@@ -165,40 +186,44 @@ impl SimEffects {
             self.world.inner().links.remove(&id);
             return Ok(());
         }
-        self.moment(true).await?;
+        self.moment(Which::Destroy, When::Before, true).await?;
         let key = (driver, id);
         let hides = self.world.inner().plant == Plant::DestroyHides;
         if let Some(vm) = self.world.inner().host.get_mut(&key) {
             vm.alive = hides && vm.alive;
         }
         self.world.inner().links.remove(&id);
-        self.moment(true).await?;
+        self.moment(Which::Destroy, When::Within, true).await?;
         if !hides {
             self.world.inner().host.remove(&key);
         }
-        self.moment(true).await
+        self.moment(Which::Destroy, When::After, true).await
     }
 
     /// Does something with a machine that can be talked to.
     async fn talk(
         &self,
+        which: Which,
         id: MachineId,
-        what: impl FnOnce(&mut Vm, Ms, &mut crate::rng::Rng),
+        what: impl Fn(&mut Vm, Ms, &mut crate::rng::Rng),
     ) -> Result<(), EffectError> {
-        self.moment(true).await?;
+        self.moment(which, When::Before, true).await?;
         let now = self.world.now();
+        let times = 1 + u32::from(self.world.hits(which, When::Within, How::Repeats));
         let heard = {
             let mut inner = self.world.inner();
             let linked = inner.links.get(&id).is_some_and(|link| link.linked);
             let Inner { host, account, rng, .. } = &mut *inner;
             let vm = speaking(host, account, id, now);
-            vm.filter(|_| linked).map(|vm| what(vm, now, rng)).is_some()
+            let vm = vm.filter(|_| linked);
+            vm.map(|vm| (0..times).for_each(|_| what(vm, now, rng))).is_some()
         };
         self.world.touched.notify_one();
         if !heard {
             return Err(EffectError { message: "not linked".to_owned(), retry: true });
         }
-        self.moment(true).await
+        self.moment(which, When::Within, true).await?;
+        self.moment(which, When::After, true).await
     }
 
     async fn list_host(&self, driver: DriverName) -> Result<Vec<Found>, EffectError> {
@@ -244,12 +269,12 @@ impl Effects for SimEffects {
     }
 
     async fn list(&self) -> BTreeMap<DriverName, Result<Vec<Found>, EffectError>> {
-        let _ = self.moment(true).await;
+        let _ = self.pass(true).await;
         let mut lists = BTreeMap::new();
         for driver in DriverName::ALL {
             lists.insert(driver, self.list_host(driver).await);
         }
-        let _ = self.moment(true).await;
+        let _ = self.pass(true).await;
         lists
     }
 
@@ -266,13 +291,22 @@ impl Effects for SimEffects {
     async fn create(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let driver = record.driver.expect("a machine is placed before it is created");
         let under_way = self.began(record.id, "create");
-        let result = self.do_create(record, driver).await;
+        let mut result = self.do_create(record, driver).await;
+        if self.world.hits(Which::Create, When::Within, How::Repeats) {
+            result = self.do_create(record, driver).await;
+        }
         under_way.ended(&result);
         result
     }
 
     fn link(&self, record: &MachineRecord) {
         let (now, lease) = (self.world.now(), self.lease_of(record));
+        if self.crashes_in(Which::Link, When::Before) {
+            return;
+        }
+        if self.world.hits(Which::Link, When::Within, How::Repeats) {
+            self.link(record);
+        }
         {
             let mut inner = self.world.inner();
             let up_at = now + inner.rng.range(0, 50);
@@ -280,11 +314,12 @@ impl Effects for SimEffects {
         }
         self.world.say(|| format!("link {}", record.id));
         self.world.touched.notify_one();
+        let _ = self.crashes_in(Which::Link, When::After);
     }
 
     async fn start(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let under_way = self.began(record.id, "start");
-        let result = self.talk(record.id, |vm, now, rng| vm.start(now, rng)).await;
+        let result = self.talk(Which::Start, record.id, |vm, now, rng| vm.start(now, rng)).await;
         under_way.ended(&result);
         result
     }
@@ -303,7 +338,7 @@ impl Effects for SimEffects {
             Some(DriverName::Sandbox | DriverName::Qemu) | None => Ok(()),
         };
         let result = match written {
-            Ok(()) => self.talk(record.id, |vm, now, _| vm.tell_lease(lease, now)).await,
+            Ok(()) => self.talk(Which::SetLease, record.id, |vm, now, _| vm.tell_lease(lease, now)).await,
             Err(error) => Err(error),
         };
         under_way.ended(&result);
@@ -313,7 +348,8 @@ impl Effects for SimEffects {
     async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), EffectError> {
         let under_way = self.began(id, "stop");
         self.world.check_may_end(id, "told to stop");
-        let result = self.talk(id, |vm, now, rng| vm.stop(grace.as_millis() as u64, now, rng)).await;
+        let result =
+            self.talk(Which::Stop, id, |vm, now, rng| vm.stop(grace.as_millis() as u64, now, rng)).await;
         under_way.ended(&result);
         result
     }
@@ -323,14 +359,24 @@ impl Effects for SimEffects {
         if self.world.inner().host.get(&(driver, id)).is_some_and(Vm::works) {
             self.world.check_may_end(id, "destroyed");
         }
-        let result = self.do_destroy(id, driver).await;
+        let mut result = self.do_destroy(id, driver).await;
+        if self.world.hits(Which::Destroy, When::Within, How::Repeats) {
+            result = self.do_destroy(id, driver).await;
+        }
         under_way.ended(&result);
         result
     }
 
     async fn forget(&self, id: MachineId) {
         let under_way = self.began(id, "forget");
-        self.world.point(self.generation).await;
+        let times = 1 + u32::from(self.world.hits(Which::Forget, When::Within, How::Repeats));
+        for _ in 0..times {
+            // It has no answer that could be bad.
+            for when in [When::Before, When::Within, When::After] {
+                let _ = self.crashes_in(Which::Forget, when);
+                self.world.point(self.generation).await;
+            }
+        }
         under_way.ended(&Ok(()));
     }
 

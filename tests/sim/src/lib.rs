@@ -8,6 +8,7 @@
 //! ```
 //! *Invariant*: each world has one thread, and tokio's paused clock or none; no hash maps, no other randomness.
 
+mod aim;
 mod check;
 mod digest;
 mod effects;
@@ -25,7 +26,8 @@ mod truth;
 mod users;
 mod world;
 
+pub use aim::{Aim, How, When, Which};
 pub use faults::{Chances, Fault, Without};
 pub use many::{Layer, Outcome, Sum, run_many, run_one};
-pub use shrink::{Shrunk, shrink};
+pub use shrink::{Shrunk, TRIES, shrink};
 pub use simulation::{Options, Plant, Report, STEPS, run};

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use sim::{Layer, Plant, STEPS, Without, run_many, run_one, shrink};
+use sim::{Layer, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
 
 const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K] [--plans] [--trace]
   --seed N        decides everything; a fresh one where none is given
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
 fn show(layer: Layer, seed: u64, steps: u64) {
     let flag = if layer == Layer::Plans { " --plans" } else { "" };
     println!("seed {seed} failed; the same again: sim --seed {seed} --steps {steps}{flag}");
-    let Some(shrunk) = shrink(layer, seed, steps, Plant::None) else {
+    let Some(shrunk) = shrink(layer, seed, steps, Plant::None, TRIES) else {
         return println!("repeated, it did not fail: the simulation is not deterministic");
     };
     println!("shrunk to {} steps of users and {} faults:", shrunk.steps, shrunk.faults);

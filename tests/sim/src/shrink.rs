@@ -5,8 +5,8 @@ use crate::faults::{Fault, Without};
 use crate::many::{Layer, run_one};
 use crate::simulation::Plant;
 
-/// Runs that shrinking may take: it is for people, who wait for it.
-const TRIES_MAX: u32 = 600;
+/// Runs that shrinking takes for people, who wait for it.
+pub const TRIES: u32 = 600;
 
 /// A failing run, as small as it got.
 #[derive(Debug)]
@@ -28,19 +28,19 @@ struct Search {
     seed: u64,
     steps: u64,
     plant: Plant,
-    tries: u32,
+    tries_left: u32,
     best: Without,
     faults: u64,
 }
 
-/// Shrinks the run of this seed; none where it does not fail.
-pub fn shrink(layer: Layer, seed: u64, steps: u64, plant: Plant) -> Option<Shrunk> {
+/// Shrinks the run of this seed in at most so many tries; none where it does not fail.
+pub fn shrink(layer: Layer, seed: u64, steps: u64, plant: Plant, tries_max: u32) -> Option<Shrunk> {
     let whole = run_one(layer, seed, steps, plant, &Without::default(), false);
     if whole.violations.is_empty() {
         return None;
     }
     let (best, faults) = (Without::default(), whole.faults);
-    let mut search = Search { layer, seed, steps, plant, tries: 0, best, faults };
+    let mut search = Search { layer, seed, steps, plant, tries_left: tries_max, best, faults };
     search.kinds();
     search.last_fault();
     search.steps();
@@ -62,10 +62,10 @@ pub fn shrink(layer: Layer, seed: u64, steps: u64, plant: Plant) -> Option<Shrun
 impl Search {
     /// Whether it still fails without this; then that is the best so far.
     fn fails(&mut self, without: Without) -> bool {
-        if self.tries >= TRIES_MAX || without == self.best {
+        if self.tries_left == 0 || without == self.best {
             return false;
         }
-        self.tries += 1;
+        self.tries_left -= 1;
         let outcome = run_one(self.layer, self.seed, self.steps, self.plant, &without, false);
         let fails = !outcome.violations.is_empty();
         if fails {

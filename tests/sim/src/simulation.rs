@@ -9,6 +9,7 @@ use calve_server::state::State;
 use calve_server::state::memory::MemoryState;
 use calve_wire::event::What;
 
+use crate::aim::Aim;
 use crate::effects::SimEffects;
 use crate::faults::{Chances, Fault, Without};
 use crate::host::{Ms, PAUSE_MAX};
@@ -46,6 +47,8 @@ pub struct Options {
     pub without: Without,
     /// The server dies at this moment of all at which it can, counted from 1.
     pub dies_at: Option<u64>,
+    /// What goes wrong on purpose.
+    pub aim: Option<Aim>,
 }
 
 impl Options {
@@ -59,6 +62,7 @@ impl Options {
             chances: None,
             without: Without::default(),
             dies_at: None,
+            aim: None,
         }
     }
 }
@@ -97,6 +101,8 @@ pub struct Report {
     pub faults: u64,
     /// At how many moments a server could have died.
     pub moments: u64,
+    /// Whether what was to go wrong on purpose never came to pass.
+    pub missed: bool,
 }
 
 /// Simulates.
@@ -138,17 +144,19 @@ async fn simulate(options: Options) -> Report {
     disasters.abort();
     world.say(|| "quiet".to_owned());
     world.inner().faults.calm();
-    let served = async {
-        loop {
-            match current().filter(|api| world.lives(api.generation)) {
-                Some(api) => break api,
-                None => tokio::time::sleep(Duration::from_secs(1)).await,
-            }
+    let served = || current().filter(|api| world.lives(api.generation));
+    // A crash takes the request with it.
+    loop {
+        let Some(api) = served() else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        tokio::select! {
+            biased;
+            () = world.crashed.notified() => {}
+            () = users::end_endless(&world, &api) => break,
         }
-    };
-    let api = served.await;
-    api.view.refresh(&*api.state).await.expect("faults are off");
-    users::end_endless(&world, &api).await;
+    }
     // A write that was slow before it was quiet is announced once its answer comes.
     let ended = || observer.living() == 0 && world.is_empty() && world.has_announced(&observer);
     watch(&world, &store, &observer, QUIET_MAX, ended).await;
@@ -248,6 +256,7 @@ async fn check_forgotten(world: &World, store: &MemoryState) {
 }
 
 fn report(world: &World) -> Report {
+    let missed = world.still_aims();
     let mut inner = world.inner();
     let (trace_hash, trace) = inner.digest.take();
     Report {
@@ -258,5 +267,6 @@ fn report(world: &World) -> Report {
         servers: inner.generation,
         faults: inner.faults.count(),
         moments: inner.moments,
+        missed,
     }
 }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use calve_server::state::StateError;
 use calve_server::state::memory::{Faults, Operation};
 
+use crate::aim::{How, When, Which};
 use crate::faults::Fault;
 use crate::world::World;
 
@@ -16,7 +17,15 @@ pub struct SimFaults {
 }
 
 impl SimFaults {
-    async fn moment(&self, operation: Operation) -> Result<(), StateError> {
+    async fn moment(&self, operation: Operation, when: When) -> Result<(), StateError> {
+        if operation == Operation::Change {
+            if self.world.hits(Which::Write, when, How::Crashes) {
+                self.world.kill("server crashes on purpose");
+            }
+            if self.world.hits(Which::Write, when, How::Fails) {
+                return Err(StateError::Failed("on purpose".into()));
+            }
+        }
         self.world.point(self.generation).await;
         // A change of this store waits for its writer, so others get their turn; a read is at once.
         if operation == Operation::Change {
@@ -39,10 +48,10 @@ impl SimFaults {
 #[async_trait]
 impl Faults for SimFaults {
     async fn before(&self, operation: Operation) -> Result<(), StateError> {
-        self.moment(operation).await
+        self.moment(operation, When::Before).await
     }
 
     async fn after(&self, operation: Operation) -> Result<(), StateError> {
-        self.moment(operation).await
+        self.moment(operation, When::After).await
     }
 }

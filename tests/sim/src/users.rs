@@ -66,6 +66,7 @@ fn next_step(world: &World) -> Option<(Rng, bool)> {
 
 /// Ends every machine whose lease has no end.
 pub async fn end_endless(world: &World, api: &Api) {
+    api.view.refresh(&*api.state).await.expect("nothing goes wrong any more");
     for record in api.view.all() {
         if record.deadline_unix_ms.is_none() && !record.state.is_terminal() {
             grant(world, api, Wish::Stop(record.id, None)).await;

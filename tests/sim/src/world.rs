@@ -9,6 +9,7 @@ use calve_wire::event::What;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::aim::{Aim, How, When, Which};
 use crate::digest::Digest;
 use crate::faults::{Chances, Fault, Faults};
 use crate::host::{Ms, PAUSE_MAX, Vm};
@@ -53,6 +54,8 @@ pub struct Inner {
     /// Moments at which a server might have died so far, and the one at which it does.
     pub moments: u64,
     dies_at: Option<u64>,
+    /// What goes wrong on purpose; none once it has.
+    aim: Option<Aim>,
     pub host: BTreeMap<(DriverName, MachineId), Vm>,
     pub account: Account,
     /// Effects under way, by the server's generation.
@@ -84,6 +87,7 @@ impl World {
             paused_until: 0,
             moments: 0,
             dies_at: options.dies_at,
+            aim: options.aim,
             host: BTreeMap::new(),
             account: Account::default(),
             under_way: BTreeMap::new(),
@@ -132,6 +136,26 @@ impl World {
         if !violations.contains(&what) {
             violations.push(what);
         }
+    }
+
+    /// Whether it is now that this goes wrong on purpose.
+    pub fn hits(&self, which: Which, when: When, how: How) -> bool {
+        let mut inner = self.inner();
+        let Some(aim) = &mut inner.aim else { return false };
+        if (aim.which, aim.when, aim.how) != (which, when, how) {
+            return false;
+        }
+        let hits = aim.skip == 0;
+        match hits {
+            true => inner.aim = None,
+            false => aim.skip -= 1,
+        }
+        hits
+    }
+
+    /// Whether what was to go wrong on purpose has not yet.
+    pub fn still_aims(&self) -> bool {
+        self.inner().aim.is_some()
     }
 
     pub fn happens(&self, fault: Fault) -> bool {
