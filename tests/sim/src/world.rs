@@ -201,7 +201,11 @@ impl World {
     /// Kills the server.
     pub fn kill(&self, how: &str) {
         self.say(|| how.to_owned());
-        self.inner().server_since = None;
+        {
+            let mut inner = self.inner();
+            inner.server_since = None;
+            inner.account.settle();
+        }
         self.crashed.notify_waiters();
     }
 

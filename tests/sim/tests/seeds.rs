@@ -6,13 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sim::{Layer, Outcome, Plant, STEPS, Without, run_many, run_one, shrink};
 
 /// Seeds of the loop that every run of the tests tries.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 /// Steps of users in a world of the lower layer.
-const PLAN_STEPS: u64 = 200;
+const PLAN_STEPS: u64 = 100;
 /// Machine lifecycles of the lower layer that every run of the tests tries, with a fresh seed.
-const PLAN_LIFECYCLES: u64 = 4_000;
+const PLAN_LIFECYCLES: u64 = 1_000;
 /// The same of the loop.
-const LOOP_LIFECYCLES: u64 = 200;
+const LOOP_LIFECYCLES: u64 = 50;
 
 fn simulate(layer: Layer, seed: u64, plant: Plant, keep_trace: bool) -> Outcome {
     run_one(layer, seed, steps(layer), plant, &Without::default(), keep_trace)
@@ -98,7 +98,7 @@ fn no_fresh_seed_breaks_an_invariant() {
 #[test]
 fn a_seed_gives_one_trace() {
     for layer in [Layer::Loop, Layer::Plans] {
-        for seed in 0..10 {
+        for seed in 0..4 {
             let once = simulate(layer, seed, Plant::None, true);
             let again = simulate(layer, seed, Plant::None, true);
             let differs = once.trace.iter().zip(&again.trace).find(|(a, b)| a != b);
@@ -140,7 +140,7 @@ fn a_failing_run_is_shrunk_to_less_that_fails() {
     let plant = Plant::DestroyHides;
     let seed = first_failing(Layer::Plans, SEEDS, plant).expect("it is found");
     let whole = simulate(Layer::Plans, seed, plant, true);
-    let shrunk = shrink(Layer::Plans, seed, PLAN_STEPS, plant, 300).expect("it fails");
+    let shrunk = shrink(Layer::Plans, seed, PLAN_STEPS, plant, 120).expect("it fails");
     assert!(!shrunk.violations.is_empty());
     let (lines, before) = (shrunk.trace.len(), whole.trace.len());
     assert!(lines < before / 4, "{lines} of {before} lines are left");

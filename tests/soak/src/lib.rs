@@ -3,6 +3,7 @@
 
 mod killer;
 mod leftovers;
+pub mod load;
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
