@@ -32,7 +32,8 @@ const TOLD_MAX: usize = 100;
 
 /// What is known of each machine.
 #[derive(Default)]
-pub(super) struct Known {
+pub struct Known {
+    /// Of each machine, what planning takes into account.
     pub sights: BTreeMap<MachineId, Sight>,
     failures: BTreeMap<MachineId, Failures>,
     /// Those of them that failed since [`Self::hurry`] looked.
@@ -50,9 +51,12 @@ struct Failures {
 
 /// What was being done, as the outcome is understood by it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Doing {
+pub struct Doing {
+    /// The machine.
     pub id: MachineId,
+    /// The effect, where there is one.
     pub effect: Option<Effect>,
+    /// Whether its agent is linked.
     pub link: bool,
     /// The stop that the agent is told, where it is.
     pub goal: Goal,

@@ -36,7 +36,8 @@ pub(super) struct Step {
 
 /// The effect of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effect {
+#[expect(missing_docs, reason = "they are the actions of the same names")]
+pub enum Effect {
     Create { attempt: u32 },
     Start,
     SetLease,
@@ -47,12 +48,13 @@ pub(super) enum Effect {
 
 /// What became of a step.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// Somebody else changed the record: the next round plans anew.
     Conflict,
     /// The state failed: nothing was done.
     NotWritten(StateError),
     /// Written; and the effect, where there was one, ended so, under this lease.
+    #[expect(missing_docs, reason = "said above")]
     Done { lease: Option<Lease>, result: Result<(), Fault> },
 }
 
