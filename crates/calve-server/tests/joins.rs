@@ -192,7 +192,7 @@ async fn expired_and_foreign_tokens_are_refused_in_a_sentence_that_stands_on_the
     let mut stream = connect(stage.addr, &stage.fingerprint).await;
     let said = knock(&stream, &key(1), machine(9), Some(&stage.token(0)));
     say(&mut stream, &said).await;
-    assert_eq!(refused(&fake_agent::door::answer(&mut stream).await), Some(Refusal::Foreign));
+    assert_eq!(refused(&door::answer(&mut stream).await), Some(Refusal::Foreign));
 }
 
 #[tokio::test]
