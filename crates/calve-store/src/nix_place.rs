@@ -14,8 +14,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rusqlite::{Connection, OpenFlags};
-
 use crate::partial::Partials;
 use crate::place::seal_root;
 use crate::scratch::Scratch;

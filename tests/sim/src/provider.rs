@@ -188,7 +188,12 @@ impl Provider for SimProvider {
             self.make(order)
         });
         self.world.touched.notify_one();
-        self.answer().await?;
+        if let Err(lost) = self.answer().await {
+            // Whoever implements `Provider` watches the list after that until it has settled, before it gives up.
+            tokio::time::sleep(Duration::from_millis(LAG_MAX)).await;
+            self.world.inner().account.settle();
+            return Err(lost);
+        }
         let inner = self.world.inner();
         let gone = || ProviderError::new(NAME, ErrorKind::Failed, "it is gone again");
         inner.account.machines.get(&number).map(|machine| listed(number, machine)).ok_or_else(gone)
