@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(byte(n as u64), disk[n], "{n}");
         }
         // Each cluster of the file is counted once.
-        let counts = word(word(48));
+        let counts = word(word(word(48)));
         assert_eq!(counts, 0x0001_0001_0001_0001);
     }
 }
