@@ -279,7 +279,7 @@ impl Sim {
         let wake = wake.min(made.next_wake.map_or(Ms::MAX, |at| at.0)).min(self.now + ROUND_EVERY);
         self.execute(made);
         if self.up_since.is_some() {
-            if self.lives.plans % PLANNED_TWICE == 0 {
+            if self.lives.plans.is_multiple_of(PLANNED_TWICE) {
                 self.check_planned_twice(now);
             }
             self.wake_at = wake.max(self.now + 1);
