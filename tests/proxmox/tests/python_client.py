@@ -106,7 +106,15 @@ while time.monotonic() < until:
 assert seen <= {"clone", None} and None in seen, seen
 refused(500, "config file already exists", lambda: prox.nodes("pve1").qemu(9000).clone.post(newid=first))
 refused(500, "Linked clone feature is not supported", lambda: prox.nodes("pve1").qemu(9004).clone.post(newid=99999, full=0))
-assert done(prox, slow) == "OK" and done(prox, prox.nodes("pve1").qemu(first).delete()) == "OK"
+ended = done(prox, slow)
+assert ended == "OK", ended
+# Its template is protected, and so is what was cloned from it.
+clone = prox.nodes("pve1").qemu(first)
+ended = done(prox, clone.delete())
+assert ended == f"can't remove VM {first} - protection mode enabled", ended
+clone.config.put(protection=0)
+ended = done(prox, clone.delete())
+assert ended == "OK", ended
 
 # Pages of tasks, the newest first.
 everything = prox.nodes("pve1").tasks.get(limit=500)
