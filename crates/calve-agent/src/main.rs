@@ -38,6 +38,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
         Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Standby { ready } => sandbox_mode::stand_by(ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
+        Mode::Joined { user_data, key_file } => service::run_joined(&user_data, &key_file),
         Mode::Probe => sandbox_mode::probe(),
         Mode::Version => {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));

@@ -41,6 +41,13 @@ pub enum Mode {
         /// Holds the machine's token.
         token_file: PathBuf,
     },
+    /// `service --user-data FILE|provider --key-file F`
+    Joined {
+        /// The user data; `provider` for what the machine's provider says.
+        user_data: PathBuf,
+        /// Holds the agent's key; made where it is missing.
+        key_file: PathBuf,
+    },
     /// `guard --run-dir DIR [--cpus-milli N] -- PROGRAM [ARGUMENT]…`
     Guard {
         /// Everything behind the mode's name.
@@ -80,6 +87,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             Mode::Standby { ready: options.ready_descriptor()?.context("--ready-fd is missing")? }
         }
         "probe" => Mode::Probe,
+        "service" if options.has("--user-data") => Mode::Joined {
+            user_data: options.need("--user-data")?.into(),
+            key_file: options.need("--key-file")?.into(),
+        },
         "service" => Mode::Service {
             server: Server {
                 address: options.need("--server")?,
@@ -116,6 +127,10 @@ impl Options {
             options.push((name, value));
         }
         Ok(Self(options))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(given, _)| given == name)
     }
 
     fn take(&mut self, name: &str) -> Option<String> {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::digitalocean::{DigitalOcean, Settings};
+use crate::digitalocean::{self, DigitalOcean};
+use crate::proxmox::{self, Proxmox};
 use crate::{CredentialsError, Pace, Provider, ProviderError};
 
 /// Every provider, as users type it.
-pub const NAMES: [&str; 1] = [crate::digitalocean::NAME];
+pub const NAMES: [&str; 2] = [digitalocean::NAME, proxmox::NAME];
 
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +29,12 @@ pub enum OpenError {
 /// The provider called `name`, with the credentials and settings that stand in the environment `variables`.
 pub fn open(name: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Arc<dyn Provider>, OpenError> {
     match name {
-        crate::digitalocean::NAME => {
-            let settings = Settings::from_environment(variables)?;
+        proxmox::NAME => {
+            let settings = proxmox::Settings::from_environment(variables)?;
+            Ok(Arc::new(Proxmox::new(settings, Pace::default())?))
+        }
+        digitalocean::NAME => {
+            let settings = digitalocean::Settings::from_environment(variables)?;
             Ok(Arc::new(DigitalOcean::new(settings, Pace::default())?))
         }
         other => Err(OpenError::Unknown { name: other.to_owned() }),

@@ -12,6 +12,7 @@ pub mod guard;
 pub mod join;
 pub mod machine;
 pub mod record;
+pub mod seed;
 pub mod start;
 pub mod system;
 pub mod text;

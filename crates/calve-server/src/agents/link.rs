@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::dial::Dialer;
 use super::session::{self, Session, SessionEnd};
-use super::{Bell, RemainingNow, lock};
+use super::{AgentKey, Bell, RemainingNow, lock};
 use crate::logs::{LogError, Logs};
 use crate::reconcile::AgentReport;
 
@@ -63,6 +63,8 @@ struct LinkState {
     task: Option<AbortHandle>,
     /// Whether the link has ended: it has no task any more.
     ended: bool,
+    /// Whose connections count alone, once the machine has joined.
+    key: Option<Box<AgentKey>>,
 }
 
 impl LinkState {
@@ -155,6 +157,16 @@ impl Link {
     pub(super) fn heard_now(&self) -> Option<u64> {
         let state = lock(&self.state);
         state.session.as_ref().map(|_| state.heard)
+    }
+
+    /// The machine is this key's.
+    pub(super) fn bind(&self, key: AgentKey) {
+        lock(&self.state).key = Some(Box::new(key));
+    }
+
+    /// Whose the machine is, where it has joined.
+    pub(super) fn key(&self) -> Option<AgentKey> {
+        lock(&self.state).key.as_deref().copied()
     }
 
     /// Whether the agent dials.

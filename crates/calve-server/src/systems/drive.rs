@@ -20,6 +20,8 @@ use crate::chain;
 const LOOK: Duration = Duration::from_millis(400);
 /// Pause between two looks at a host of which the next boot is waited for.
 const LOOK_FOR_BOOT: Duration = Duration::from_secs(3);
+/// Where a closure comes to, followed by the switch's id: within the host's store, as it is moved into it. Nothing else there begins so.
+const INCOMING: &str = "/nix/store/.switch-";
 /// How long a host that is not heard is waited for before anything was begun.
 const BRING_MAX: Duration = Duration::from_secs(600);
 /// How long behind the time to confirm a host that is not heard is waited for: it goes back within half a minute, and may
@@ -86,11 +88,12 @@ impl Drive<'_> {
             .parse()
             .map_err(|_| HostError::Said("the record names no store path".to_owned()))?;
         let store = self.systems.world.store().clone();
-        let closure = tokio::task::spawn_blocking(move || store.closure(&[path])).await;
+        let reading = store.clone();
+        let closure = tokio::task::spawn_blocking(move || reading.closure(&[path])).await;
         let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        let incoming = format!("/nix/store/.calve-{}", view.id);
+        let incoming = format!("{INCOMING}{}", view.id);
         let brought = match closure {
-            Ok(closure) => self.host().bring(&closure, &incoming).await?,
+            Ok(closure) => self.host().bring(&store, &closure, &incoming).await?,
             // A former generation may be on the host alone; the host says where it is not.
             Err(error) => {
                 tracing::debug!(error = chain(&error), "a system is not here, so the host has to have it");

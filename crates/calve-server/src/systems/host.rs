@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use calve_core::MachineId;
-use calve_store::Closure;
+use calve_store::{Closure, Store};
 use calve_wire::agent::Target;
 use calve_wire::frame::Channel;
 use calve_wire::system::{HostAnswer, HostFacts, HostOrder, HostSwitch, SWITCH_DIR, SWITCH_PROGRAM};
@@ -21,6 +22,8 @@ use crate::world::seed::{self, SeedError};
 const VERB_MAX: Duration = Duration::from_secs(90);
 /// Most bytes of an answer: the history has hundreds of lines.
 const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of a piece of an archive.
+const PIECE_BYTES: usize = 64 * 1024;
 /// The exit code for a program that is not there.
 const NOT_FOUND_CODE: i32 = 127;
 
@@ -92,20 +95,13 @@ impl<'a> Host<'a> {
         // Of a name of its own: two who ask at once bring it twice, and neither disturbs the other.
         let brought = format!("{SWITCH_DIR}/{SWITCH_PROGRAM}.{:016x}", crate::random::u128() >> 64);
         let name = brought.trim_start_matches('/').to_owned();
-        let archive = move |pieces| {
-            let mut archive = tar::Builder::new(pieces);
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o755);
-            archive.append_data(&mut header, name, bytes.as_slice())?;
-            io::Write::flush(&mut archive.into_inner()?)
-        };
-        seed::send(self.agents, self.id, "/", archive).await?;
+        let archive = packed(&name, &bytes).expect("an archive in memory");
+        self.write("/", &archive).await?;
         self.run(vec![brought, "install".to_owned(), sum], None).await.map(drop)
     }
 
     /// Brings what the host lacks of a closure, into `dir` beside its store; whether there was any.
-    pub async fn bring(&self, closure: &Closure, dir: &str) -> Result<bool, HostError> {
+    pub async fn bring(&self, store: &Arc<Store>, closure: &Closure, dir: &str) -> Result<bool, HostError> {
         let names: Vec<String> = closure.paths.iter().map(|path| path.path.base_name().to_string()).collect();
         let missing: Vec<String> = self.ask(&["missing"], Some(names.join("\n"))).await?;
         if missing.is_empty() {
@@ -113,9 +109,34 @@ impl<'a> Host<'a> {
         }
         let lacks = |name: &str| missing.iter().any(|missing| missing == name);
         let paths = closure.paths.iter().filter(|path| lacks(path.path.base_name())).cloned().collect();
-        let (closure, prefix) = (Closure::new(paths), format!("{}/", dir.trim_start_matches('/')));
-        seed::send(self.agents, self.id, "/", move |pieces| seed::archive(&closure, &prefix, pieces)).await?;
+        seed::bring(self.agents, store, self.id, &Closure::new(paths), dir).await?;
         Ok(true)
+    }
+
+    /// Unpacks a tar archive in a directory of the host.
+    async fn write(&self, dir: &str, archive: &[u8]) -> Result<(), HostError> {
+        let (sender, mut receiver) =
+            self.agents.open(self.id, Target::Write { path: dir.to_owned() })?.split();
+        let sending = async {
+            for piece in archive.chunks(PIECE_BYTES) {
+                sender.send(piece).await?;
+            }
+            sender.close_stdin().await
+        };
+        let ended = async {
+            loop {
+                match receiver.recv().await {
+                    Some(StreamEvent::Data(..)) => {}
+                    Some(StreamEvent::Ended(_)) => return Ok(()),
+                    Some(StreamEvent::Failed { message, .. }) => return Err(HostError::Said(message)),
+                    None => return Err(LinkError::Broken.into()),
+                }
+            }
+        };
+        // The end counts, not the sending: the host may refuse the archive before all of it was sent.
+        let (sent, ended) = futures_util::future::join(sending, ended).await;
+        ended?;
+        Ok(sent?)
     }
 
     /// Has a switch begin.
@@ -203,6 +224,16 @@ impl<'a> Host<'a> {
             }
         }
     }
+}
+
+/// An archive of one program.
+fn packed(name: &str, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o755);
+    archive.append_data(&mut header, name, bytes)?;
+    archive.into_inner()
 }
 
 /// Where this server has it: named, or beside the agent, or beside this program.

@@ -96,7 +96,8 @@ pub async fn run(args: Args) -> Outcome {
     let begun = match begin(&client, &args.name, &request).await {
         Err(refusal) if refusal.status == ExitStatus::NotFound && client.has(&args.name).await => {
             let spec = MachineSpec::new(Kind::System, Workload::System { toplevel });
-            let pretended = CreateMachine { name: None, spec, ttl_ms: None, grace_ms: None, hold: false };
+            let pretended =
+                CreateMachine { id: None, name: None, spec, ttl_ms: None, grace_ms: None, hold: false };
             ship::ship(&client, &pretended, Some(refusal)).await?;
             begin(&client, &args.name, &request).await?
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
-use calve_core::{DriverName, Kind, MachineName};
+use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
     Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
@@ -17,6 +17,7 @@ use crate::args::{
     Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
     parse_ttl, show_duration,
 };
+use crate::commands::ps;
 use crate::failure::{Failure, Outcome};
 use crate::lazy::{self, LazyArgs};
 use crate::resolve::{self, Wish};
@@ -95,20 +96,21 @@ pub struct Args {
     #[arg(long, value_name = "HOW")]
     store: Option<StoreWord>,
 
-    /// Make the machine at a provider, e.g. digitalocean/ams3; needs a server with `--agents` and the provider's credentials.
+    /// Make the machine at a provider, e.g. digitalocean/ams3 or proxmox/pve1, a node; needs a server with `--agents` and the
+    /// provider's credentials.
     #[arg(
         long,
         value_name = "PROVIDER/REGION",
         value_parser = parse_on,
-        requires = "size",
         conflicts_with_all = ["driver", "store", "cpus", "memory", "pids", "network"],
         help_heading = "Providers"
     )]
     on: Option<On>,
-    /// How large, by the provider's name, e.g. s-1vcpu-1gb; `calve provider sizes` lists them.
+    /// How large, by the provider's name, e.g. s-1vcpu-1gb or 2vcpu-4gb; `calve provider sizes` lists them. [default at
+    /// proxmox: the template's]
     #[arg(long, value_name = "SIZE", requires = "on", help_heading = "Providers")]
     size: Option<String>,
-    /// What it boots, by the provider's name or number. [default: the account's newest image called calve-base]
+    /// What it boots, by the provider's name or number; at proxmox a template. [default: the newest one called calve-base]
     #[arg(long, value_name = "IMAGE", requires = "on", help_heading = "Providers")]
     image: Option<String>,
 
@@ -123,6 +125,14 @@ pub struct Args {
 struct On {
     driver: DriverName,
     region: String,
+}
+
+/// The size of machines where none is given, at providers that have one.
+fn default_size(driver: DriverName) -> Option<&'static str> {
+    match driver {
+        DriverName::Proxmox => Some(calve_provider::proxmox::AS_TEMPLATE),
+        DriverName::Sandbox | DriverName::Qemu | DriverName::DigitalOcean => None,
+    }
 }
 
 fn parse_on(text: &str) -> Result<On, String> {
@@ -217,6 +227,7 @@ impl Args {
             Some(Ttl::None) => None,
         };
         Ok(CreateMachine {
+            id: Some(MachineId::new(ps::now(), calve_server::random::u128())),
             name: self.name.clone(),
             spec,
             ttl_ms: ttl.map(ms),
@@ -227,8 +238,9 @@ impl Args {
 
     /// Where a provider shall make it.
     fn place(&self) -> Option<Place> {
-        let (on, size) = self.on.as_ref().zip(self.size.as_ref())?;
-        Some(Place { region: on.region.clone(), size: size.clone(), image: self.image.clone() })
+        let on = self.on.as_ref()?;
+        let size = self.size.clone().or_else(|| default_size(on.driver).map(str::to_owned))?;
+        Some(Place { region: on.region.clone(), size, image: self.image.clone() })
     }
 
     /// The driver that was asked for, or that goes without saying.
@@ -237,6 +249,12 @@ impl Args {
             return Err(Failure::usage("a cache and its keys are for --store lazy").hint("say --store lazy"));
         }
         if let Some(on) = &self.on {
+            if self.size.is_none() && default_size(on.driver).is_none() {
+                let hint = format!("`calve provider sizes {}` lists what can follow --size", on.driver);
+                return Err(
+                    Failure::usage(format!("{} has no size of its own; say --size", on.driver)).hint(hint)
+                );
+            }
             return Ok(Some(on.driver));
         }
         match (self.driver, self.store) {
@@ -353,12 +371,20 @@ mod tests {
             (&["--health-interval", "1s", "X"], "--health"),
             (&["--on", "digitalocean", "--size", "s", "X"], "PROVIDER/REGION"),
             (&["--on", "none/x", "--size", "s", "X"], "providers: digitalocean"),
-            (&["--on", "digitalocean/ams3", "X"], "--size"),
             (&["--on", "digitalocean/ams3", "--size", "s", "--cpus", "1", "X"], "--cpus"),
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert!(error.contains(sentence), "{line:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_size_is_said_where_the_provider_has_none_of_its_own() {
+        let refused = parse(&["--on", "digitalocean/ams3", "X"]).unwrap().driver().unwrap_err();
+        assert!(refused.sentence.contains("say --size"), "{}", refused.sentence);
+        let at_a_node = parse(&["--on", "proxmox/pve1", "X"]).unwrap();
+        assert_eq!(at_a_node.driver().unwrap(), Some(DriverName::Proxmox));
+        assert_eq!(at_a_node.place().unwrap().size, "template");
     }
 
     #[test]
