@@ -17,6 +17,8 @@ use crate::socket::Request;
 use crate::supervise::Start;
 use crate::{daemon, profile, refused, socket};
 
+/// What a directory in the store begins with into which a closure is brought: no store path begins so.
+const INCOMING: &str = ".switch-";
 /// How long the process that carries the switch out may take until it listens.
 const LISTENS_MAX: Duration = Duration::from_secs(10);
 
@@ -141,7 +143,13 @@ fn adopt(host: &Host, order: &HostOrder) -> Result<(), String> {
                 std::fs::rename(entry.path(), target)?;
             }
         }
-        std::fs::remove_dir_all(&dir)
+        // Also what was brought for a switch that was refused before it could begin.
+        for entry in std::fs::read_dir(host.path("/nix/store"))?.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(INCOMING.as_bytes()) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     };
     moved().map_err(|error| format!("the closure cannot be moved into the host's store: {error}"))
 }
