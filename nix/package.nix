@@ -1,4 +1,4 @@
-# The programs `calve` and `calve-agent`, which find each other in one directory. Both are static.
+# The programs `calve`, `calve-agent` and `calve-switch`, which find each other in one directory. All are static.
 {
   lib,
   rustPlatform,
