@@ -30,6 +30,8 @@ pub fn program() -> PathBuf {
 /// A host in a directory.
 pub struct FakeHost {
     dir: tempfile::TempDir,
+    /// It is a disk of its own.
+    mounted: bool,
 }
 
 /// What `switch-to-configuration` of a system does: what the real one does, as far as it can be seen from outside.
@@ -41,13 +43,18 @@ case $1 in
 boot)
   loader=$root/boot/loader
   [ -d "$loader" ] || exit 0
-  rm -f "$loader"/entries/*
   for link in "$root"/nix/var/nix/profiles/system-*-link; do
     number=${link##*/system-} number=${number%-link}
-    printf 'title NixOS\noptions init=%s/init quiet\n' "$(readlink "$link")" >"$loader/entries/nixos-generation-$number.conf"
+    printf 'title NixOS\noptions init=%s/init quiet\n' "$(readlink "$link")" >"$loader/new" || exit 1
+    mv "$loader/new" "$loader/entries/nixos-generation-$number.conf" || exit 1
+  done
+  for entry in "$loader"/entries/*; do
+    number=${entry##*-} number=${number%.conf}
+    [ -L "$root/nix/var/nix/profiles/system-$number-link" ] || rm -f "$entry"
   done
   now=$(readlink "$root/nix/var/nix/profiles/system") now=${now##*system-} now=${now%-link}
-  printf 'timeout 3\ndefault nixos-generation-%s.conf\n' "$now" >"$loader/loader.conf" ;;
+  printf 'timeout 3\ndefault nixos-generation-%s.conf\n' "$now" >"$loader/new" || exit 1
+  mv "$loader/new" "$loader/loader.conf" ;;
 test) ln -sfn "$self" "$root/run/current-system" ;;
 dry-activate) echo "would activate $name" ;;
 esac
@@ -68,8 +75,31 @@ impl Default for FakeHost {
 impl FakeHost {
     /// A host with the system [`FORMER`] in its generation 1, a boot loader, and [`NEW`] in its store.
     pub fn new() -> Self {
-        let host =
-            Self { dir: tempfile::Builder::new().prefix("calve-host-").tempdir().expect("a directory") };
+        Self::filled(Self::empty())
+    }
+
+    /// The same on a disk of its own that has room for `mib` MiB and `files` files; none, with a sentence, where this user may
+    /// not mount.
+    pub fn on_small_disk(mib: u32, files: u32) -> Option<Self> {
+        let mut host = Self::empty();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mib}M,nr_inodes={files}"), "calve-host"]);
+        let mounted = mount.arg(host.dir.path()).output().expect("mount starts");
+        if !mounted.status.success() {
+            let why = String::from_utf8_lossy(&mounted.stderr);
+            eprintln!("not shown: a small disk cannot be mounted: {}", why.trim());
+            return None;
+        }
+        host.mounted = true;
+        Some(Self::filled(host))
+    }
+
+    fn empty() -> Self {
+        let dir = tempfile::Builder::new().prefix("calve-host-").tempdir().expect("a directory");
+        Self { dir, mounted: false }
+    }
+
+    fn filled(host: Self) -> Self {
         for dir in [
             "nix/var/nix/profiles",
             "run",
@@ -309,6 +339,10 @@ impl FakeHost {
 impl Drop for FakeHost {
     fn drop(&mut self) {
         self.lose_power();
+        if self.mounted {
+            let unmounted = Command::new("umount").arg("--lazy").arg(self.dir.path()).status();
+            assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+        }
     }
 }
 

@@ -269,3 +269,41 @@ fn a_system_that_panics_at_its_boot_is_tried_once_and_one_that_is_confirmed_boot
     let conf = guest.sh("cat /boot/loader/loader.conf").expect("an answer");
     assert!(conf.contains("default nixos-generation-2.conf"), "{conf}");
 }
+
+#[test]
+fn a_system_that_fills_the_disk_and_moves_the_clock_is_left_in_time() {
+    if !systems::runs_guests() {
+        return;
+    }
+    let mut guest = Guest::boot();
+    let second = guest.built.second.clone();
+    // Decades ahead while it is activated; room is taken piece by piece, to the last block.
+    let breaks = format!(
+        "[ $self.$verb = {second}.test ] && {{ date -s @4000000000; n=0; for size in 400m 50m 5m 500k 50k 4k; do \
+         while busybox fallocate -l $size /fill-$n; do n=$((n+1)); done; rm -f /fill-$n; done; }}"
+    );
+    guest.sh(&format!("cat >/etc/standin/break <<'END'\n{breaks}\nEND\nsync"));
+    guest.begin(SwitchAction::Switch, 90_000);
+    guest.wait_for(SwitchStage::Confirming);
+    // And decades back while it waits: by this clock its time would never be over.
+    let said = guest.sh("date; date -s @1000000000; echo x >/more; cat /more").expect("an answer");
+    assert!(said.contains("2096") && said.contains("No space left"), "{said}");
+    guest.assert_back();
+    assert_eq!(guest.booted().len(), 1, "{}", guest.console());
+}
+
+#[test]
+fn a_system_under_which_systemd_dies_is_left_by_a_restart() {
+    if !systems::runs_guests() {
+        return;
+    }
+    let mut guest = Guest::boot();
+    let second = guest.built.second.clone();
+    // It stops for good then, and nobody is there who could start or stop a unit, or restart the host.
+    let breaks = format!("[ $self.$verb = {second}.test ] && kill -SEGV 1");
+    guest.sh(&format!("cat >/etc/standin/break <<'END'\n{breaks}\nEND\nsync"));
+    guest.begin(SwitchAction::Switch, 15_000);
+    guest.wait_until("another boot", |guest| guest.booted().len() == 2);
+    guest.assert_back();
+    assert_eq!(guest.booted(), [guest.built.first.clone(), guest.built.first.clone()]);
+}

@@ -34,6 +34,8 @@ struct Case {
     health: Option<&'static str>,
     confirm_ms: u64,
     server: Server,
+    /// Room in MiB and in files, where the host's disk is small.
+    disk: Option<(u32, u32)>,
     /// Breaks the host beforehand.
     before: fn(&FakeHost),
     /// Breaks it while the switch goes on.
@@ -50,6 +52,7 @@ const SOUND: Case = Case {
     health: None,
     confirm_ms: 20_000,
     server: Server::Hears,
+    disk: None,
     before: nothing,
     during: nothing,
     end: End::Back,
@@ -65,6 +68,7 @@ fn cases() -> Vec<Case> {
     cases.extend(health_and_server());
     cases.extend(ends_of_our_own());
     cases.extend(files());
+    cases.extend(full_disks());
     cases.extend(restarts());
     cases
 }
@@ -497,6 +501,95 @@ fn files() -> Vec<Case> {
     ]
 }
 
+/// A disk that takes all that a switch writes, and nothing large.
+const SMALL: Option<(u32, u32)> = Some((8, 1000));
+/// Fills it, to the last file.
+const FILL: &str = r#"cat /dev/zero >"$root/fill" 2>/dev/null"#;
+// Not `:`, of which a failed redirection ends the shell.
+const FILL_FILES: &str = r#"n=0; while true >"$root/fill-$n"; do n=$((n+1)); done 2>/dev/null"#;
+
+fn full_disks() -> Vec<Case> {
+    vec![
+        Case { name: "the disk is small", disk: SMALL, end: End::Applied, ..SOUND },
+        Case {
+            name: "the disk is full beforehand",
+            disk: SMALL,
+            before: |host| {
+                let filled = std::fs::write(host.path("fill"), vec![1; 16 << 20]);
+                assert!(filled.is_err());
+            },
+            end: End::Refused("no room for the way back"),
+            ..SOUND
+        },
+        Case {
+            name: "the activation fills the disk and fails",
+            disk: SMALL,
+            before: |host| host.breaks("new-test", &format!("{FILL}; exit 1")),
+            ..SOUND
+        },
+        Case {
+            name: "the activation fills the disk and cuts the host off",
+            server: Server::CutOff,
+            disk: SMALL,
+            before: |host| host.breaks("new-test", FILL),
+            ..SHORT
+        },
+        Case {
+            name: "writing the boot entry fills the disk",
+            disk: SMALL,
+            before: |host| host.breaks("new-boot", FILL),
+            ..SOUND
+        },
+        Case {
+            name: "the disk is filled while the new system waits",
+            server: Server::CutOff,
+            disk: SMALL,
+            during: |host| {
+                host.wait_for(SwitchStage::Confirming);
+                let _ = std::fs::write(host.path("fill"), vec![1; 16 << 20]);
+            },
+            ..SHORT
+        },
+        Case {
+            name: "the disk is filled while the new system waits, and the host restarts",
+            server: Server::CutOff,
+            disk: SMALL,
+            during: |host| {
+                host.wait_for(SwitchStage::Confirming);
+                let _ = std::fs::write(host.path("fill"), vec![1; 16 << 20]);
+                assert_eq!(host.boot(true), FORMER);
+            },
+            ..SOUND
+        },
+        Case {
+            name: "the health check fills the disk and the supervisor is killed",
+            health: Some(r#"cat /dev/zero >"$CALVE_SWITCH_ROOT/fill""#),
+            disk: SMALL,
+            during: |host| {
+                host.wait_for(SwitchStage::Confirming);
+                kill_supervisor(host);
+            },
+            ..SHORT
+        },
+        Case {
+            name: "the activation leaves no room for another file",
+            disk: SMALL,
+            before: |host| host.breaks("new-test", &format!("{FILL_FILES}; exit 1")),
+            ..SOUND
+        },
+        Case {
+            name: "the activation leaves no room for another file and cuts the host off",
+            server: Server::CutOff,
+            disk: SMALL,
+            before: |host| {
+                let breaks = format!(r#"ln -sfn "$self" "$root/run/current-system"; {FILL_FILES}; exit 0"#);
+                host.breaks("new-test", &breaks);
+            },
+            ..SHORT
+        },
+    ]
+}
+
 /// Damages the half of the record that was written last.
 fn tear_newest(host: &FakeHost) {
     let mut record = std::fs::read(host.kept("record")).expect("a record");
@@ -682,7 +775,13 @@ fn restarts() -> Vec<Case> {
 }
 
 fn run(case: &Case) {
-    let host = FakeHost::new();
+    let host = match case.disk {
+        None => FakeHost::new(),
+        Some((mib, files)) => match FakeHost::on_small_disk(mib, files) {
+            Some(host) => host,
+            None => return,
+        },
+    };
     (case.before)(&host);
     let answer = host.begin(&host.order(case.action, case.health, case.confirm_ms));
     if let End::Refused(why) = case.end {
@@ -719,15 +818,20 @@ fn run(case: &Case) {
         }
         End::Failed => {}
     }
+    // Whoever carried it out tidies up behind the end; where somebody killed them, the next look has it done.
+    loop {
+        let is_tidy = host.status().is_none_or(|switch| switch.ended_unix_ms.is_some());
+        if is_tidy && host.supervisors().is_empty() {
+            break;
+        }
+        assert!(begun.elapsed() < BACK_WITHIN, "{}: {:?} are left", case.name, host.supervisors());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(
         !exists(&host.kept("ballast")) && !exists(&host.path("nix/var/nix/profiles/system-calve-former")),
         "{}",
         case.name
     );
-    while !host.supervisors().is_empty() {
-        assert!(begun.elapsed() < BACK_WITHIN, "{}: {:?} are left", case.name, host.supervisors());
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Plays the server until the switch has ended.

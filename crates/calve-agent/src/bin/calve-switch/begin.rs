@@ -19,7 +19,7 @@ use crate::{daemon, profile, refused, socket};
 
 /// What a directory in the store begins with into which a closure is brought: no store path begins so.
 const INCOMING: &str = ".switch-";
-/// How long the process that carries the switch out may take until it listens.
+/// How long the process that carries the switch out may take until it listens, or until it is gone.
 const LISTENS_MAX: Duration = Duration::from_secs(10);
 
 /// Begins a switch as `order` says, in JSON.
@@ -63,10 +63,10 @@ pub fn status(host: &Host) -> anyhow::Result<Option<HostSwitch>> {
     Ok(disk::read(host).map(|record| record.to_switch()))
 }
 
-/// Goes on with a switch that has not ended, where nobody does.
+/// Goes on with a switch that has not ended, or was ended and not tidied up behind, where nobody does.
 pub fn resume(host: &Host) -> anyhow::Result<()> {
     match disk::read(host) {
-        Some(record) if record.course.outcome().is_none() => {}
+        Some(record) if record.ended_unix_ms.is_none() => {}
         _ => return Ok(()),
     }
     // A boot that is waited for needs nobody to wait.
@@ -74,7 +74,7 @@ pub fn resume(host: &Host) -> anyhow::Result<()> {
         |record: &Record| record.course.step == Step::AwaitBoot && record.deadline.boot_id == host.boot_id();
     let Ok(disk) = disk::hold(host) else { return Ok(()) };
     match disk.read() {
-        Some(record) if record.course.outcome().is_none() && !waits(&record) => {
+        Some(record) if record.ended_unix_ms.is_none() && !waits(&record) => {
             daemon::leave_behind(host, disk, Start::Resume)
         }
         _ => Ok(()),
@@ -83,18 +83,29 @@ pub fn resume(host: &Host) -> anyhow::Result<()> {
 
 /// Has the former system brought back.
 pub fn back(host: &Host, id: &str, why: &str) -> anyhow::Result<HostAnswer> {
-    if let Ok(disk) = disk::hold(host) {
-        return match disk.read() {
-            Some(record) if record.order.id == id && record.course.outcome().is_none() => {
-                let switch = record.to_switch();
-                daemon::leave_behind(host, disk, Start::Recall(why.to_owned()))?;
-                Ok(HostAnswer::Done { switch })
-            }
-            Some(record) if record.order.id == id => Ok(HostAnswer::Done { switch: record.to_switch() }),
-            _ => Ok(refused("the host knows of no such switch")),
-        };
+    let until = Instant::now() + LISTENS_MAX;
+    loop {
+        if let Ok(disk) = disk::hold(host) {
+            return match disk.read() {
+                Some(record) if record.order.id == id && record.course.outcome().is_none() => {
+                    let switch = record.to_switch();
+                    daemon::leave_behind(host, disk, Start::Recall(why.to_owned()))?;
+                    Ok(HostAnswer::Done { switch })
+                }
+                Some(record) if record.order.id == id => Ok(HostAnswer::Done { switch: record.to_switch() }),
+                _ => Ok(refused("the host knows of no such switch")),
+            };
+        }
+        let request = Request::Back { id: id.to_owned(), why: why.to_owned() };
+        if let Some(answer) = socket::ask(host, &request)? {
+            return Ok(answer);
+        }
+        // Whoever carries it out just begins or ends.
+        if Instant::now() >= until {
+            return Ok(refused("nobody on the host takes the order to go back: ask again"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
-    socket::ask(host, &Request::Back { id: id.to_owned(), why: why.to_owned() })
 }
 
 fn busy(host: &Host) -> HostAnswer {

@@ -50,7 +50,7 @@ fn run(mut words: Vec<String>) -> anyhow::Result<()> {
     match words[..] {
         ["begin"] => say(&begin::begin(&host, &std::io::read_to_string(std::io::stdin())?)?),
         ["status"] => say(&begin::status(&host)?),
-        ["confirm", id] => say(&socket::ask(&host, &socket::Request::Confirm { id: id.to_owned() })?),
+        ["confirm", id] => say(&socket::confirm(&host, id)?),
         ["back", id, why] => say(&begin::back(&host, id, why)?),
         ["resume"] => begin::resume(&host),
         ["facts"] => say(&facts::facts(&host)?),

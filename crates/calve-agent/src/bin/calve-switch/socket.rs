@@ -68,26 +68,33 @@ pub fn answer(mut stream: &UnixStream, answer: &HostAnswer) {
     let _ = stream.write_all(b"\n");
 }
 
-/// Asks the process that carries the switch out; where there is none, the record is told as it is.
-pub fn ask(host: &Host, request: &Request) -> anyhow::Result<HostAnswer> {
-    let connected = with_path(host, UnixStream::connect);
-    let Ok(mut stream) = connected else {
-        return Ok(match begin::status(host)? {
-            Some(switch) => HostAnswer::Done { switch },
-            None => refused("the host knows of no switch"),
-        });
-    };
+/// Asks the process that carries the switch out; none where there is no such process, or it ended without an answer.
+pub fn ask(host: &Host, request: &Request) -> anyhow::Result<Option<HostAnswer>> {
+    let Ok(mut stream) = with_path(host, UnixStream::connect) else { return Ok(None) };
     stream.set_read_timeout(Some(ANSWER_MAX))?;
-    serde_json::to_writer(&mut stream, request)?;
-    stream.write_all(b"\n")?;
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).context("calve-switch does not answer")?;
-    if line.is_empty() {
-        // It ended while it was asked: what it came to stands in the record.
-        return Ok(match begin::status(host)? {
-            Some(switch) => HostAnswer::Done { switch },
-            None => refused("the host knows of no switch"),
-        });
+    let asked = (|| -> io::Result<usize> {
+        serde_json::to_writer(&mut stream, request)?;
+        stream.write_all(b"\n")?;
+        BufReader::new(&stream).read_line(&mut line)
+    })();
+    match asked {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(error).context("calve-switch does not answer")
+        }
+        // It ended while it was asked.
+        Ok(0) | Err(_) => Ok(None),
+        Ok(_) => Ok(Some(serde_json::from_str(&line)?)),
     }
-    Ok(serde_json::from_str(&line)?)
+}
+
+/// Gives the server's word; where nobody takes it, the record is told as it is.
+pub fn confirm(host: &Host, id: &str) -> anyhow::Result<HostAnswer> {
+    if let Some(answer) = ask(host, &Request::Confirm { id: id.to_owned() })? {
+        return Ok(answer);
+    }
+    Ok(match begin::status(host)? {
+        Some(switch) => HostAnswer::Done { switch },
+        None => refused("the host knows of no switch"),
+    })
 }
