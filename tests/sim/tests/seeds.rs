@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sim::{Layer, Outcome, Plant, STEPS, Without, run_many, run_one, shrink};
+use sim::{Enough, Layer, Outcome, Plant, STEPS, Without, run_many, run_one, shrink};
 
 /// Seeds of the loop that every run of the tests tries.
 const SEEDS: u64 = 40;
@@ -82,10 +82,10 @@ fn no_seed_from_a_named_one_on_breaks_an_invariant() {
     let seed = from_env("SIM_SEED").unwrap_or(SEED);
     println!("seed {seed}");
     for (layer, lifecycles) in [(Layer::Plans, PLAN_LIFECYCLES), (Layer::Loop, LOOP_LIFECYCLES)] {
-        let sum = run_many(layer, seed, steps(layer), Plant::None, lifecycles);
+        let sum = run_many(layer, seed, steps(layer), Plant::None, Enough::Lifecycles(lifecycles));
         println!("{layer:?}: {sum:?}");
-        if let Some(seed) = sum.failed {
-            show(layer, seed);
+        if let Some(seed) = sum.failed.first() {
+            show(layer, *seed);
         }
         assert!(sum.lifecycles >= lifecycles && sum.faults > 0 && sum.servers > sum.worlds);
     }
@@ -109,8 +109,8 @@ fn a_seed_gives_one_trace() {
 
 #[test]
 fn which_worlds_are_counted_does_not_depend_on_who_is_first() {
-    let once = run_many(Layer::Plans, 7, PLAN_STEPS, Plant::None, 1_000);
-    let again = run_many(Layer::Plans, 7, PLAN_STEPS, Plant::None, 1_000);
+    let once = run_many(Layer::Plans, 7, PLAN_STEPS, Plant::None, Enough::Lifecycles(1_000));
+    let again = run_many(Layer::Plans, 7, PLAN_STEPS, Plant::None, Enough::Lifecycles(1_000));
     assert_eq!((once.digest, once.lifecycles, once.worlds), (again.digest, again.lifecycles, again.worlds));
 }
 
