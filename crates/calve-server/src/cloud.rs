@@ -59,7 +59,7 @@ impl CloudDriver {
         key_file: PathBuf,
         door: Arc<OnceLock<Door>>,
     ) -> Self {
-        let (key, sight, clock) = (OnceLock::new(), Sight::default(), Arc::new(now));
+        let (key, sight, clock) = (OnceLock::new(), Sight::new(), Arc::new(now));
         Self { name, provider, key_file, key, door, sight, clock }
     }
 
@@ -112,9 +112,15 @@ impl CloudDriver {
     async fn end(&self, machine: &Made) -> Result<(), DriverError> {
         let provider = self.provider()?;
         provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
-        self.sight.gone(&machine.provider_id);
-        reap::forget_tags(&**provider, &machine.tags).await;
+        self.sight.gone(machine);
+        self.forget_tags(provider).await;
         Ok(())
+    }
+
+    /// Removes the tags that nothing carries any more, each alone from the account: a twin that is not listed yet must keep its own.
+    async fn forget_tags(&self, provider: &Arc<dyn Provider>) {
+        let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
+        reap::forget_tags(&**provider, &unused).await;
     }
 
     fn check(&self, name: &str, status: CheckStatus, found: String, mend: Option<&str>) -> Check {
@@ -184,8 +190,13 @@ impl Driver for CloudDriver {
             image,
             user_data: user_data.to_text(),
         };
-        let made = provider.create(&asked).await.map_err(driver_error)?;
-        self.sight.note(Made {
+        let made = provider.create(&asked).await.map_err(|error| {
+            if error.is_uncertain() {
+                self.sight.in_doubt(order.id, order.attempt);
+            }
+            driver_error(error)
+        })?;
+        self.sight.made(Made {
             id: order.id,
             attempt: order.attempt,
             name: subject.name,
@@ -197,8 +208,23 @@ impl Driver for CloudDriver {
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
-        let seen = self.look().await?;
-        Ok(seen.iter().map(|machine| Found { id: machine.id, attempt: machine.attempt }).collect())
+        if !self.key_file.exists() {
+            return Ok(Vec::new());
+        }
+        let provider = self.provider()?;
+        let found = self.sight.found(provider, self.key()?.owner()).await?;
+        let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
+        if !unused.is_empty() {
+            let provider = provider.clone();
+            // Nobody waits for it.
+            tokio::spawn(async move { reap::forget_tags(&*provider, &unused).await });
+        }
+        Ok(found)
+    }
+
+    fn lists_all(&self) -> bool {
+        let Ok(provider) = &self.provider else { return true };
+        !self.key_file.exists() || self.sight.shows_all(provider.describe().lists_lag)
     }
 
     async fn set_lease(&self, id: MachineId, remaining: Remaining) -> Result<(), DriverError> {
@@ -213,13 +239,16 @@ impl Driver for CloudDriver {
         let tag = self.key()?.until_tag(&subject, until);
         // The new one first: at every moment there is one, and the longer one counts.
         provider.add_tag(&machine.provider_id, &tag).await.map_err(driver_error)?;
-        let (old, mut tags): (Vec<_>, Vec<_>) =
-            machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
+        // A tag is removed from all that carry it: a twin that is not listed yet would have none left.
+        let alone = self.sight.knows_all_of(id, provider.describe().lists_lag)
+            && seen.iter().filter(|machine| machine.id == id).count() == 1;
+        let is_old = |it: &String| alone && it != &tag && it.starts_with("calve:until:");
+        let (old, mut tags): (Vec<_>, Vec<_>) = machine.tags.iter().cloned().partition(is_old);
         for old in &old {
             provider.remove_tag(old).await.map_err(driver_error)?;
         }
         tags.push(tag);
-        self.sight.note(Made { until, tags, ..machine.clone() });
+        self.sight.changed(Made { until, tags, ..machine.clone() });
         Ok(())
     }
 

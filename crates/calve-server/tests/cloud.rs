@@ -30,12 +30,16 @@ impl Stage {
 
     /// The driver of a server that has just started.
     fn driver(&self) -> CloudDriver {
+        self.driver_of(Pace::default())
+    }
+
+    fn driver_of(&self, pace: Pace) -> CloudDriver {
         let variables = |name: &str| match name {
             "DIGITALOCEAN_API_URL" => Some(self.emulator.url.clone()),
             _ => Some(TOKEN.to_owned()),
         };
         let settings = Settings::from_environment(&variables).unwrap();
-        let provider = DigitalOcean::new(settings, Pace::default()).unwrap();
+        let provider = DigitalOcean::new(settings, pace).unwrap();
         self.driver_with(Ok(Arc::new(provider)))
     }
 
@@ -66,7 +70,7 @@ fn order(attempt: u32) -> Order {
 #[tokio::test]
 async fn a_machine_is_listed_from_its_creation_on_however_lists_lag() {
     let stage = Stage::set(Options { list_lag: Duration::from_secs(3600), ..Options::default() }).await;
-    let driver = stage.driver();
+    let driver = stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
     assert_eq!(driver.list().await.unwrap(), []);
     let order = order(1);
     driver.create(&order).await.unwrap();
@@ -84,6 +88,35 @@ async fn a_machine_is_listed_from_its_creation_on_however_lists_lag() {
     driver.destroy(order.id).await.unwrap();
     assert_eq!(driver.list().await.unwrap(), []);
     assert!(stage.emulator.droplets().is_empty());
+}
+
+#[tokio::test]
+async fn a_machine_counts_as_there_until_a_list_would_show_what_came_of_its_creation() {
+    let stage = Stage::set(Options::default()).await;
+    let driver = stage.driver_of(Pace { settle: Duration::from_secs(3600), ..Pace::default() });
+    driver.create(&order(1)).await.unwrap();
+    driver.destroy(order(1).id).await.unwrap();
+    assert!(stage.emulator.droplets().is_empty());
+    // The request may have come to the provider twice.
+    assert_eq!(driver.list().await.unwrap(), [Found { id: order(1).id, attempt: 1 }]);
+    // What was refused was not made.
+    let mut refused = order(1);
+    refused.id = MachineId::new(Timestamp(1), 2);
+    refused.spec.place.as_mut().unwrap().size = "huge".to_owned();
+    driver.create(&refused).await.unwrap_err();
+    assert_eq!(driver.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_lists_of_a_server_that_has_just_started_do_not_show_all_that_the_last_one_made() {
+    let stage = Stage::set(Options { list_lag: Duration::from_secs(3600), ..Options::default() }).await;
+    stage.driver().create(&order(1)).await.unwrap();
+    let next = stage.driver_of(Pace { settle: Duration::from_secs(3600), ..Pace::default() });
+    assert_eq!(next.list().await.unwrap(), []);
+    assert!(!next.lists_all());
+    let settled = stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
+    settled.list().await.unwrap();
+    assert!(settled.lists_all());
 }
 
 #[tokio::test]

@@ -219,11 +219,7 @@ impl World {
     /// Kills the server.
     pub fn kill(&self, how: &str) {
         self.say(|| how.to_owned());
-        {
-            let mut inner = self.inner();
-            inner.server_since = None;
-            inner.account.settle();
-        }
+        self.inner().server_since = None;
         self.crashed.notify_waiters();
     }
 

@@ -1,11 +1,16 @@
 //! What is seen at a provider: its list, renewed in the background, and what was made too lately to be on it.
+//!
+//! ```text
+//!   server starts ──── lag ────▶ a list shows what earlier servers made: what it does not show is gone
+//!   asked to make ──── lag ────▶ a list shows all that came of it, a twin too: until then the machine counts as there
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use calve_core::MachineId;
-use calve_node::{DriverError, DriverErrorKind};
+use calve_node::{DriverError, DriverErrorKind, Found};
 use calve_provider::mark::{Owner, Until};
 use calve_provider::reap::{self, Verdict, Whose};
 use calve_provider::{Provider, ProviderError};
@@ -20,8 +25,8 @@ const LIST_PAUSE: Duration = Duration::from_secs(5);
 const LIST_WAIT: Duration = Duration::from_secs(2);
 /// How old a list may be where no newer one could be had.
 const LIST_AGE_MAX: Duration = Duration::from_secs(60);
-/// How long a list may show what was before.
-const LAG_MAX: Duration = Duration::from_secs(60);
+/// How long what was done counts more than a list, at the least: the lag that a provider owns to is seldom its longest.
+const NOTED_MIN: Duration = Duration::from_secs(60);
 
 /// A machine of this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,12 +40,33 @@ pub(super) struct Made {
     pub until: Until,
 }
 
+/// What this process did to a machine; it counts more than a list that may lag.
+#[derive(Debug, Default)]
+struct Noted {
+    attempt: u32,
+    /// The machine as it was made or changed, and when; none once it was destroyed, or where the creation's answer was lost.
+    made: Option<(Instant, Made)>,
+    /// When the provider was last asked to make it. The request may have come there twice, or come only after nobody waited for
+    /// its answer any more.
+    asked: Option<Instant>,
+    /// Tags of what was destroyed of it. Twins carry the same, and are known by them alone: they are removed once a list shows
+    /// that there is no other.
+    tags: Vec<String>,
+}
+
+impl Noted {
+    /// Whether more of it may be there than a list shows that was begun at `at`.
+    fn may_hide(&self, at: Instant, lag: Duration) -> bool {
+        self.asked.is_some_and(|asked| at < asked + lag)
+    }
+}
+
 /// What is seen.
-#[derive(Default)]
 pub(super) struct Sight {
     shared: Arc<Shared>,
-    /// What was made or changed by this process, and when; it counts more than a list that may lag.
-    noted: Arc<Mutex<BTreeMap<MachineId, (Instant, Made)>>>,
+    /// When this process began to look.
+    since: Instant,
+    noted: Arc<Mutex<BTreeMap<MachineId, Noted>>>,
 }
 
 #[derive(Clone, Default)]
@@ -79,8 +105,39 @@ impl Shared {
 }
 
 impl Sight {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { shared: Arc::default(), since: Instant::now(), noted: Arc::default() }
+    }
+
+    /// Whether the lists that are had from now on show what earlier processes made, with this lag.
+    pub fn shows_all(&self, lag: Duration) -> bool {
+        self.shared.listed().latest.as_ref().is_some_and(|(at, _)| *at >= self.since + lag)
+    }
+
     /// The machines of `owner`: from a list of the last seconds where one can be had, together with what was noted.
     pub async fn look(&self, provider: &Arc<dyn Provider>, owner: Owner) -> Result<Vec<Made>, DriverError> {
+        Ok(self.look_at(provider, owner).await?.1)
+    }
+
+    /// What there is: the same, and machines of which a list may not show yet what came of their creations.
+    pub async fn found(&self, provider: &Arc<dyn Provider>, owner: Owner) -> Result<Vec<Found>, DriverError> {
+        let (at, machines) = self.look_at(provider, owner).await?;
+        let lag = provider.describe().lists_lag;
+        let shown = |id| machines.iter().any(|machine| machine.id == id);
+        let mut found: Vec<Found> =
+            machines.iter().map(|machine| Found { id: machine.id, attempt: machine.attempt }).collect();
+        let noted = self.noted();
+        let hidden = noted.iter().filter(|(id, noted)| noted.may_hide(at, lag) && !shown(**id));
+        found.extend(hidden.map(|(id, noted)| Found { id: *id, attempt: noted.attempt }));
+        Ok(found)
+    }
+
+    async fn look_at(
+        &self,
+        provider: &Arc<dyn Provider>,
+        owner: Owner,
+    ) -> Result<(Instant, Vec<Made>), DriverError> {
         let fresh = self.shared.listed().is_fresh();
         if !fresh {
             self.begin(provider, owner);
@@ -89,7 +146,9 @@ impl Sight {
         }
         let listed = self.shared.listed().clone();
         match (listed.latest, listed.failed) {
-            (Some((at, machines)), _) if at.elapsed() <= LIST_AGE_MAX => Ok(self.with_noted(at, machines)),
+            (Some((at, machines)), _) if at.elapsed() <= LIST_AGE_MAX => {
+                Ok((at, self.with_noted(at, machines, provider.describe().lists_lag)))
+            }
             (_, Some(error)) => Err(driver_error(error)),
             (_, None) => {
                 let message = format!("{} has not answered yet", provider.describe().name);
@@ -98,24 +157,71 @@ impl Sight {
         }
     }
 
-    /// A machine was made, or is otherwise than lists may say.
-    pub fn note(&self, made: Made) {
-        self.noted().insert(made.id, (Instant::now(), made));
+    /// A machine was made.
+    pub fn made(&self, made: Made) {
+        self.in_doubt(made.id, made.attempt);
+        self.changed(made);
     }
 
-    /// The machine with this id at the provider was destroyed: only later lists count for it.
-    pub fn gone(&self, provider_id: &str) {
-        self.noted().retain(|_, (_, made)| made.provider_id != provider_id);
+    /// The provider was asked for a machine, and nobody knows what came of it.
+    pub fn in_doubt(&self, id: MachineId, attempt: u32) {
+        let mut noted = self.noted();
+        let noted = noted.entry(id).or_default();
+        (noted.attempt, noted.made, noted.asked) = (attempt, None, Some(Instant::now()));
+    }
+
+    /// A machine is otherwise than lists may say.
+    pub fn changed(&self, made: Made) {
+        let mut noted = self.noted();
+        let noted = noted.entry(made.id).or_default();
+        (noted.attempt, noted.made) = (made.attempt, Some((Instant::now(), made)));
+    }
+
+    /// This machine at the provider was destroyed: only later lists count for it.
+    pub fn gone(&self, machine: &Made) {
+        {
+            let mut noted = self.noted();
+            let noted =
+                noted.entry(machine.id).or_insert(Noted { attempt: machine.attempt, ..Noted::default() });
+            noted.made.take_if(|(_, made)| made.provider_id == machine.provider_id);
+            noted.tags.extend(machine.tags.iter().cloned());
+        }
         if let Some((_, machines)) = &mut self.shared.listed().latest {
-            machines.retain(|machine| machine.provider_id != provider_id);
+            machines.retain(|known| known.provider_id != machine.provider_id);
         }
     }
 
-    fn with_noted(&self, at: Instant, mut machines: Vec<Made>) -> Vec<Made> {
+    /// Whether what is known of this machine is all that there is, with this lag.
+    pub fn knows_all_of(&self, id: MachineId, lag: Duration) -> bool {
+        let Some(at) = self.shared.listed().latest.as_ref().map(|(at, _)| *at) else { return false };
+        match self.noted().get(&id) {
+            Some(noted) if noted.asked.is_some() => !noted.may_hide(at, lag),
+            Some(_) | None => at >= self.since + lag,
+        }
+    }
+
+    /// Tags that nothing carries any more, of all that was destroyed; each is given once.
+    pub fn take_unused_tags(&self, lag: Duration) -> Vec<String> {
+        let latest = self.shared.listed().latest.clone();
+        let Some((at, machines)) = latest else { return Vec::new() };
+        let mut unused = Vec::new();
+        for (id, noted) in self.noted().iter_mut() {
+            let from = noted.asked.unwrap_or(self.since);
+            if at >= from + lag && noted.made.is_none() && machines.iter().all(|machine| machine.id != *id) {
+                unused.append(&mut noted.tags);
+            }
+        }
+        unused
+    }
+
+    fn with_noted(&self, at: Instant, mut machines: Vec<Made>, lag: Duration) -> Vec<Made> {
         let mut noted = self.noted();
         // A list that was begun so long after it was noted does not lag behind it.
-        noted.retain(|_, (since, _)| at < *since + LAG_MAX);
-        for (_, made) in noted.values() {
+        noted.retain(|_, noted| {
+            noted.made.take_if(|(since, _)| at >= *since + lag.max(NOTED_MIN));
+            noted.made.is_some() || noted.may_hide(at, lag) || !noted.tags.is_empty()
+        });
+        for (_, made) in noted.values().filter_map(|noted| noted.made.as_ref()) {
             machines.retain(|machine| machine.provider_id != made.provider_id);
             machines.push(made.clone());
         }
@@ -143,7 +249,7 @@ impl Sight {
         });
     }
 
-    fn noted(&self) -> MutexGuard<'_, BTreeMap<MachineId, (Instant, Made)>> {
+    fn noted(&self) -> MutexGuard<'_, BTreeMap<MachineId, Noted>> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
