@@ -24,7 +24,7 @@ use calve_wire::join::{USER_DATA_VERSION, UserData};
 
 use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
-use sight::{Made, Sight};
+use sight::{LIST_WAIT, Made, Sight};
 
 /// A lease that ends less than this from what the tags say is not written anew.
 const LEASE_SLACK: Duration = Duration::from_secs(5);
@@ -117,7 +117,8 @@ impl CloudDriver {
         Ok(())
     }
 
-    /// Removes the tags that nothing carries any more, each alone from the account: a twin that is not listed yet must keep its own.
+    /// Removes the tags that nothing needs any more. They go from the whole account, so that a twin which is not listed yet would
+    /// lose what it is known by: nobody would ever destroy it.
     async fn forget_tags(&self, provider: &Arc<dyn Provider>) {
         let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
         reap::forget_tags(&**provider, &unused).await;
@@ -216,8 +217,9 @@ impl Driver for CloudDriver {
         let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
         if !unused.is_empty() {
             let provider = provider.clone();
-            // Nobody waits for it.
-            tokio::spawn(async move { reap::forget_tags(&*provider, &unused).await });
+            let forgotten = tokio::spawn(async move { reap::forget_tags(&*provider, &unused).await });
+            // A slow provider does not hold up the loop.
+            let _ = tokio::time::timeout(LIST_WAIT, forgotten).await;
         }
         Ok(found)
     }
@@ -239,16 +241,11 @@ impl Driver for CloudDriver {
         let tag = self.key()?.until_tag(&subject, until);
         // The new one first: at every moment there is one, and the longer one counts.
         provider.add_tag(&machine.provider_id, &tag).await.map_err(driver_error)?;
-        // A tag is removed from all that carry it: a twin that is not listed yet would have none left.
-        let alone = self.sight.knows_all_of(id, provider.describe().lists_lag)
-            && seen.iter().filter(|machine| machine.id == id).count() == 1;
-        let is_old = |it: &String| alone && it != &tag && it.starts_with("calve:until:");
-        let (old, mut tags): (Vec<_>, Vec<_>) = machine.tags.iter().cloned().partition(is_old);
-        for old in &old {
-            provider.remove_tag(old).await.map_err(driver_error)?;
-        }
+        let (old, mut tags): (Vec<_>, Vec<_>) =
+            machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
         tags.push(tag);
-        self.sight.changed(Made { until, tags, ..machine.clone() });
+        self.sight.changed(Made { until, tags, ..machine.clone() }, old);
+        self.forget_tags(provider).await;
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use super::driver_error;
 /// Pause between two lists: a provider grants some 5,000 requests an hour.
 const LIST_PAUSE: Duration = Duration::from_secs(5);
 /// How long is waited for a list that is under way: the loop lists its other drivers at the same time.
-const LIST_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LIST_WAIT: Duration = Duration::from_secs(2);
 /// How old a list may be where no newer one could be had.
 const LIST_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long what was done counts more than a list, at the least: the lag that a provider owns to is seldom its longest.
@@ -52,6 +52,8 @@ struct Noted {
     /// Tags of what was destroyed of it. Twins carry the same, and are known by them alone: they are removed once a list shows
     /// that there is no other.
     tags: Vec<String>,
+    /// Tags that it no longer needs; removed once there is no twin that still does.
+    old_tags: Vec<String>,
 }
 
 impl Noted {
@@ -160,7 +162,7 @@ impl Sight {
     /// A machine was made.
     pub fn made(&self, made: Made) {
         self.in_doubt(made.id, made.attempt);
-        self.changed(made);
+        self.changed(made, Vec::new());
     }
 
     /// The provider was asked for a machine, and nobody knows what came of it.
@@ -170,11 +172,12 @@ impl Sight {
         (noted.attempt, noted.made, noted.asked) = (attempt, None, Some(Instant::now()));
     }
 
-    /// A machine is otherwise than lists may say.
-    pub fn changed(&self, made: Made) {
+    /// A machine is otherwise than lists may say, and does not need these tags any more.
+    pub fn changed(&self, made: Made, old_tags: Vec<String>) {
         let mut noted = self.noted();
         let noted = noted.entry(made.id).or_default();
         (noted.attempt, noted.made) = (made.attempt, Some((Instant::now(), made)));
+        noted.old_tags.extend(old_tags);
     }
 
     /// This machine at the provider was destroyed: only later lists count for it.
@@ -191,23 +194,20 @@ impl Sight {
         }
     }
 
-    /// Whether what is known of this machine is all that there is, with this lag.
-    pub fn knows_all_of(&self, id: MachineId, lag: Duration) -> bool {
-        let Some(at) = self.shared.listed().latest.as_ref().map(|(at, _)| *at) else { return false };
-        match self.noted().get(&id) {
-            Some(noted) if noted.asked.is_some() => !noted.may_hide(at, lag),
-            Some(_) | None => at >= self.since + lag,
-        }
-    }
-
-    /// Tags that nothing carries any more, of all that was destroyed; each is given once.
+    /// Tags that nothing needs any more, with this lag; each is given once.
     pub fn take_unused_tags(&self, lag: Duration) -> Vec<String> {
         let latest = self.shared.listed().latest.clone();
         let Some((at, machines)) = latest else { return Vec::new() };
         let mut unused = Vec::new();
         for (id, noted) in self.noted().iter_mut() {
-            let from = noted.asked.unwrap_or(self.since);
-            if at >= from + lag && noted.made.is_none() && machines.iter().all(|machine| machine.id != *id) {
+            if at < noted.asked.unwrap_or(self.since) + lag {
+                continue;
+            }
+            let listed = machines.iter().filter(|machine| machine.id == *id).count();
+            if listed <= 1 {
+                unused.append(&mut noted.old_tags);
+            }
+            if listed == 0 && noted.made.is_none() {
                 unused.append(&mut noted.tags);
             }
         }
@@ -219,7 +219,8 @@ impl Sight {
         // A list that was begun so long after it was noted does not lag behind it.
         noted.retain(|_, noted| {
             noted.made.take_if(|(since, _)| at >= *since + lag.max(NOTED_MIN));
-            noted.made.is_some() || noted.may_hide(at, lag) || !noted.tags.is_empty()
+            let tags = noted.tags.len() + noted.old_tags.len();
+            noted.made.is_some() || noted.may_hide(at, lag) || tags > 0
         });
         for (_, made) in noted.values().filter_map(|noted| noted.made.as_ref()) {
             machines.retain(|machine| machine.provider_id != made.provider_id);
