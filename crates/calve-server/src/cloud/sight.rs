@@ -132,6 +132,8 @@ impl Sight {
         let noted = self.noted();
         let hidden = noted.iter().filter(|(id, noted)| noted.may_hide(at, lag) && !shown(**id));
         found.extend(hidden.map(|(id, noted)| Found { id: *id, attempt: noted.attempt }));
+        // Of one machine the last counts: of several attempts the newest.
+        found.sort_by_key(|found| found.attempt);
         Ok(found)
     }
 
