@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use calve_core::plan::{Action, Change, Drivers, Listed, On, Plan, Tick, World, plan};
+use calve_core::plan::{Action, Change, Drivers, List, Listed, On, Plan, Tick, World, plan};
 use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
 use calve_wire::event::What;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -46,9 +46,9 @@ const LIST_REST: u32 = 10;
 /// Pause after the state could not be read.
 const STATE_PAUSE: Duration = Duration::from_secs(1);
 
-type Lists = BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>;
+type Lists = BTreeMap<DriverName, List>;
 type Rows = BTreeMap<MachineId, Row>;
-type Found = BTreeMap<DriverName, Result<BTreeMap<MachineId, Listed>, EffectError>>;
+type Found = BTreeMap<DriverName, Result<List, EffectError>>;
 
 /// The loop's own state; all of it can be lost.
 pub(super) struct Rounds {
@@ -86,7 +86,7 @@ struct Look {
 /// What a task brought.
 enum Done {
     Step(Doing, Outcome),
-    Listed(Tick, Found),
+    Listed(Found),
     Drivers(Timestamp, Vec<DriverState>),
 }
 
@@ -322,7 +322,7 @@ impl Rounds {
         self.listing_tick = self.known.tick();
         let (tick, effects) = (self.listing_tick, self.effects.clone());
         let heard: BTreeSet<MachineId> = self.known.heard().collect();
-        self.tasks.spawn(async move { Done::Listed(tick, list(&*effects, &heard).await) });
+        self.tasks.spawn(async move { Done::Listed(list(&*effects, tick, &heard).await) });
         None
     }
 
@@ -373,9 +373,9 @@ impl Rounds {
                 self.doing.remove(&task);
                 self.known.end(&doing, outcome, now);
             }
-            Ok((_, Done::Listed(tick, found))) => {
+            Ok((_, Done::Listed(found))) => {
                 self.listing.took = self.listing.began.map_or(Duration::ZERO, |began| now.since(began));
-                self.take_lists(tick, found);
+                self.take_lists(found);
             }
             Ok((_, Done::Drivers(as_of, drivers))) => {
                 self.asking.under_way = false;
@@ -393,11 +393,11 @@ impl Rounds {
         }
     }
 
-    fn take_lists(&mut self, tick: Tick, found: Found) {
+    fn take_lists(&mut self, found: Found) {
         self.listing.under_way = false;
         for (driver, result) in found {
             match result {
-                Ok(machines) => drop(self.lists.insert(driver, (tick, machines))),
+                Ok(list) => drop(self.lists.insert(driver, list)),
                 Err(error) => {
                     tracing::warn!(%driver, "its machines cannot be listed: {}", error.message);
                     self.listing.failed = true;
@@ -409,7 +409,7 @@ impl Rounds {
 
     /// When the oldest list that is known was asked for.
     fn listed_at(&self) -> Option<Tick> {
-        self.lists.values().map(|(tick, _)| *tick).min()
+        self.lists.values().map(|list| list.asked).min()
     }
 }
 
@@ -438,7 +438,10 @@ fn goal_after(step: &Step) -> Goal {
 }
 
 /// Every driver's machines; those of agents that are heard live.
-async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
+async fn list(effects: &dyn Effects, asked: Tick, heard: &BTreeSet<MachineId>) -> Found {
+    // Asked before: what becomes true meanwhile may not be so of these lists.
+    let whole: BTreeSet<DriverName> =
+        DriverName::ALL.into_iter().filter(|driver| effects.lists_all(*driver)).collect();
     let listed = |driver, found: calve_node::Found| {
         let alive = heard.contains(&found.id) || effects.is_alive(driver, found);
         let ended = if alive { None } else { effects.ended(driver, found) };
@@ -447,7 +450,11 @@ async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
     let lists = effects.list().await.into_iter();
     lists
         .map(|(driver, result)| {
-            (driver, result.map(|found| found.into_iter().map(|found| listed(driver, found)).collect()))
+            let list = |found: Vec<calve_node::Found>| {
+                let machines = found.into_iter().map(|found| listed(driver, found)).collect();
+                List { asked, whole: whole.contains(&driver), machines }
+            };
+            (driver, result.map(list))
         })
         .collect()
 }
