@@ -141,6 +141,14 @@ impl DriverName {
             Self::Proxmox => "proxmox",
         }
     }
+
+    /// Whether its machines are at a provider, whose lists may lag behind what was done.
+    pub fn is_provider(self) -> bool {
+        match self {
+            Self::Sandbox | Self::Qemu => false,
+            Self::DigitalOcean | Self::Proxmox => true,
+        }
+    }
 }
 
 impl fmt::Display for DriverName {
