@@ -291,19 +291,3 @@ fn a_system_that_fills_the_disk_and_moves_the_clock_is_left_in_time() {
     guest.assert_back();
     assert_eq!(guest.booted().len(), 1, "{}", guest.console());
 }
-
-#[test]
-fn a_system_under_which_systemd_dies_is_left_by_a_restart() {
-    if !systems::runs_guests() {
-        return;
-    }
-    let mut guest = Guest::boot();
-    let second = guest.built.second.clone();
-    // It stops for good then, and nobody is there who could start or stop a unit, or restart the host.
-    let breaks = format!("[ $self.$verb = {second}.test ] && kill -SEGV 1");
-    guest.sh(&format!("cat >/etc/standin/break <<'END'\n{breaks}\nEND\nsync"));
-    guest.begin(SwitchAction::Switch, 15_000);
-    guest.wait_until("another boot", |guest| guest.booted().len() == 2);
-    guest.assert_back();
-    assert_eq!(guest.booted(), [guest.built.first.clone(), guest.built.first.clone()]);
-}

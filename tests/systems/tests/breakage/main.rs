@@ -1,6 +1,9 @@
 //! Ways to break a host while its system is switched: a named case each. What has to be true at the end is the same for
 //! all of them: the former system runs, is the one of the profile, and is the one that boots; within 90 seconds.
 
+mod full_disks;
+mod restarts;
+
 use std::time::{Duration, Instant};
 
 use calve_wire::system::{HostAnswer, SwitchAction, SwitchOutcome, SwitchStage};
@@ -68,8 +71,8 @@ fn cases() -> Vec<Case> {
     cases.extend(health_and_server());
     cases.extend(ends_of_our_own());
     cases.extend(files());
-    cases.extend(full_disks());
-    cases.extend(restarts());
+    cases.extend(full_disks::cases());
+    cases.extend(restarts::cases());
     cases
 }
 
@@ -501,95 +504,6 @@ fn files() -> Vec<Case> {
     ]
 }
 
-/// A disk that takes all that a switch writes, and nothing large.
-const SMALL: Option<(u32, u32)> = Some((8, 1000));
-/// Fills it, to the last file.
-const FILL: &str = r#"cat /dev/zero >"$root/fill" 2>/dev/null"#;
-// Not `:`, of which a failed redirection ends the shell.
-const FILL_FILES: &str = r#"n=0; while true >"$root/fill-$n"; do n=$((n+1)); done 2>/dev/null"#;
-
-fn full_disks() -> Vec<Case> {
-    vec![
-        Case { name: "the disk is small", disk: SMALL, end: End::Applied, ..SOUND },
-        Case {
-            name: "the disk is full beforehand",
-            disk: SMALL,
-            before: |host| {
-                let filled = std::fs::write(host.path("fill"), vec![1; 16 << 20]);
-                assert!(filled.is_err());
-            },
-            end: End::Refused("no room for the way back"),
-            ..SOUND
-        },
-        Case {
-            name: "the activation fills the disk and fails",
-            disk: SMALL,
-            before: |host| host.breaks("new-test", &format!("{FILL}; exit 1")),
-            ..SOUND
-        },
-        Case {
-            name: "the activation fills the disk and cuts the host off",
-            server: Server::CutOff,
-            disk: SMALL,
-            before: |host| host.breaks("new-test", FILL),
-            ..SHORT
-        },
-        Case {
-            name: "writing the boot entry fills the disk",
-            disk: SMALL,
-            before: |host| host.breaks("new-boot", FILL),
-            ..SOUND
-        },
-        Case {
-            name: "the disk is filled while the new system waits",
-            server: Server::CutOff,
-            disk: SMALL,
-            during: |host| {
-                host.wait_for(SwitchStage::Confirming);
-                let _ = std::fs::write(host.path("fill"), vec![1; 16 << 20]);
-            },
-            ..SHORT
-        },
-        Case {
-            name: "the disk is filled while the new system waits, and the host restarts",
-            server: Server::CutOff,
-            disk: SMALL,
-            during: |host| {
-                host.wait_for(SwitchStage::Confirming);
-                let _ = std::fs::write(host.path("fill"), vec![1; 16 << 20]);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SOUND
-        },
-        Case {
-            name: "the health check fills the disk and the supervisor is killed",
-            health: Some(r#"cat /dev/zero >"$CALVE_SWITCH_ROOT/fill""#),
-            disk: SMALL,
-            during: |host| {
-                host.wait_for(SwitchStage::Confirming);
-                kill_supervisor(host);
-            },
-            ..SHORT
-        },
-        Case {
-            name: "the activation leaves no room for another file",
-            disk: SMALL,
-            before: |host| host.breaks("new-test", &format!("{FILL_FILES}; exit 1")),
-            ..SOUND
-        },
-        Case {
-            name: "the activation leaves no room for another file and cuts the host off",
-            server: Server::CutOff,
-            disk: SMALL,
-            before: |host| {
-                let breaks = format!(r#"ln -sfn "$self" "$root/run/current-system"; {FILL_FILES}; exit 0"#);
-                host.breaks("new-test", &breaks);
-            },
-            ..SHORT
-        },
-    ]
-}
-
 /// Damages the half of the record that was written last.
 fn tear_newest(host: &FakeHost) {
     let mut record = std::fs::read(host.kept("record")).expect("a record");
@@ -601,177 +515,6 @@ fn tear_newest(host: &FakeHost) {
     let newest = if sequence(&record[..half]) > sequence(&record[half..]) { 0 } else { half };
     record[newest + 100..newest + 200].fill(0);
     std::fs::write(host.kept("record"), record).expect("written");
-}
-
-fn await_boot(host: &FakeHost) {
-    host.wait_for(SwitchStage::AwaitingBoot);
-    assert_eq!(host.boots(), FORMER, "the default entry stays until the new system is confirmed");
-}
-
-fn restarts() -> Vec<Case> {
-    vec![
-        Case {
-            name: "the host restarts during the activation",
-            before: |host| host.breaks("new-test", "sleep 1000"),
-            during: |host| {
-                in_activation(host);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SOUND
-        },
-        Case {
-            name: "the host restarts while the boot entry is written, into the new system",
-            before: |host| {
-                host.breaks("new-boot", "");
-                host.script("hang", "");
-                host.breaks("bootctl", "");
-            },
-            during: |host| {
-                // As if the power had gone between the new system's entry and the guard.
-                host.wait_for(SwitchStage::Confirming);
-                host.lose_power();
-                let conf = "timeout 3\ndefault nixos-generation-2.conf\n";
-                std::fs::write(host.path("boot/loader/loader.conf"), conf).unwrap();
-                assert_eq!(host.boot(true), NEW);
-                wait_for_restart(host);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SOUND
-        },
-        Case {
-            name: "the host restarts while it waits to be confirmed",
-            server: Server::CutOff,
-            during: |host| {
-                host.wait_for(SwitchStage::Confirming);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SOUND
-        },
-        Case {
-            name: "the host restarts while it waits to be confirmed, test",
-            action: SwitchAction::Test,
-            server: Server::CutOff,
-            during: |host| {
-                host.wait_for(SwitchStage::Confirming);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SOUND
-        },
-        Case {
-            name: "the host restarts on the way back",
-            server: Server::CutOff,
-            before: |host| host.breaks("former-test", "sleep 1000"),
-            during: |host| {
-                host.wait_for(SwitchStage::GoingBack);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SHORT
-        },
-        Case {
-            name: "the former system cannot be activated, and the host restarts into it",
-            server: Server::CutOff,
-            before: |host| host.breaks("former-test", "exit 1"),
-            during: |host| {
-                wait_for_restart(host);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..SHORT
-        },
-        Case {
-            name: "without a boot loader the former system cannot be activated",
-            server: Server::CutOff,
-            before: |host| {
-                std::fs::remove_dir_all(host.path("boot")).unwrap();
-                host.breaks("former-test", "exit 1");
-            },
-            end: End::Failed,
-            ..SHORT
-        },
-        Case {
-            name: "boot: nothing is broken",
-            during: |host| {
-                await_boot(host);
-                assert_eq!(host.boot(true), NEW);
-            },
-            end: End::Applied,
-            ..BOOT
-        },
-        Case {
-            name: "boot: the new system never comes up",
-            during: |host| {
-                await_boot(host);
-                assert_eq!(host.boot(false), NEW);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..BOOT
-        },
-        Case {
-            name: "boot: the new system is not healthy",
-            health: Some("exit 1"),
-            confirm_ms: 1500,
-            during: |host| {
-                await_boot(host);
-                assert_eq!(host.boot(true), NEW);
-                wait_for_restart(host);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..BOOT
-        },
-        Case {
-            name: "boot: the new system is cut off",
-            server: Server::CutOff,
-            confirm_ms: 1500,
-            during: |host| {
-                await_boot(host);
-                assert_eq!(host.boot(true), NEW);
-                wait_for_restart(host);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..BOOT
-        },
-        Case {
-            name: "boot: the new system panics while it is tried",
-            server: Server::CutOff,
-            during: |host| {
-                await_boot(host);
-                assert_eq!(host.boot(true), NEW);
-                host.wait_for(SwitchStage::Confirming);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..BOOT
-        },
-        Case {
-            name: "boot: the host restarts twice before anybody looks",
-            during: |host| {
-                await_boot(host);
-                assert_eq!(host.boot(false), NEW);
-                assert_eq!(host.boot(false), FORMER);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..BOOT
-        },
-        Case {
-            name: "boot: somebody wants the former system back before the boot",
-            during: |host| {
-                await_boot(host);
-                assert!(host.run(&["back", "one", "not any more"], None).status.success());
-                host.wait_for(SwitchStage::Ended);
-                assert_eq!(host.boot(true), FORMER);
-            },
-            ..BOOT
-        },
-        Case {
-            name: "boot: no entry can be tried once",
-            before: |host| host.breaks("bootctl", "exit 1"),
-            ..BOOT
-        },
-        Case {
-            name: "boot: no boot loader",
-            before: |host| std::fs::remove_dir_all(host.path("boot")).unwrap(),
-            end: End::Refused("no boot loader"),
-            ..BOOT
-        },
-    ]
 }
 
 fn run(case: &Case) {
