@@ -11,6 +11,7 @@ mod enclosure;
 mod guard;
 mod guest;
 mod init;
+mod lend;
 mod modes;
 mod plain;
 mod sandbox_mode;
@@ -38,6 +39,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
         Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Standby { ready } => sandbox_mode::stand_by(ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
+        Mode::Lend { base, task } => lend::run(base, task),
         Mode::Probe => sandbox_mode::probe(),
         Mode::Version => {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));

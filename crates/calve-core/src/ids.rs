@@ -124,11 +124,13 @@ pub enum DriverName {
     Qemu,
     /// A droplet at DigitalOcean, whose agent dials the server.
     DigitalOcean,
+    /// A sandbox on a host that is borrowed over SSH.
+    Ssh,
 }
 
 impl DriverName {
     /// Every driver, in the order in which placement prefers them for programs.
-    pub const ALL: [Self; 3] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean];
+    pub const ALL: [Self; 4] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Ssh];
 
     /// The driver's name as users type it.
     pub fn as_str(self) -> &'static str {
@@ -136,6 +138,7 @@ impl DriverName {
             Self::Sandbox => "sandbox",
             Self::Qemu => "qemu",
             Self::DigitalOcean => "digitalocean",
+            Self::Ssh => "ssh",
         }
     }
 }
@@ -152,7 +155,7 @@ impl FromStr for DriverName {
         Self::ALL.into_iter().find(|d| d.as_str() == s).ok_or_else(|| IdError {
             noun: "driver",
             text: s.to_owned(),
-            rule: "one of sandbox, qemu, digitalocean",
+            rule: "one of sandbox, qemu, digitalocean, ssh",
         })
     }
 }
