@@ -13,10 +13,12 @@
 mod credentials;
 pub mod digitalocean;
 mod error;
+pub mod exec;
 mod http;
 pub mod mark;
 mod open;
 pub mod reap;
+pub mod ssh;
 
 use async_trait::async_trait;
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::digitalocean::{DigitalOcean, Settings};
+use crate::exec::{self, Exec};
 use crate::{CredentialsError, Pace, Provider, ProviderError};
 
 /// Every provider, as users type it.
-pub const NAMES: [&str; 1] = [crate::digitalocean::NAME];
+pub const NAMES: [&str; 2] = [crate::digitalocean::NAME, crate::exec::NAME];
 
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,9 @@ pub enum OpenError {
     /// It has no credentials.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// There are no plugins.
+    #[error(transparent)]
+    Plugins(#[from] exec::ConfigError),
     /// Its settings make no sense.
     #[error(transparent)]
     Settings(#[from] ProviderError),
@@ -32,6 +36,7 @@ pub fn open(name: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Ar
             let settings = Settings::from_environment(variables)?;
             Ok(Arc::new(DigitalOcean::new(settings, Pace::default())?))
         }
+        exec::NAME => Ok(Arc::new(Exec::new(exec::Settings::from_environment(variables)?, Pace::default()))),
         other => Err(OpenError::Unknown { name: other.to_owned() }),
     }
 }

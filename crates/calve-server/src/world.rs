@@ -4,7 +4,7 @@ pub mod host;
 mod leases;
 mod preflight;
 pub mod roots;
-mod seed;
+pub(crate) mod seed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

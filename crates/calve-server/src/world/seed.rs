@@ -72,7 +72,7 @@ async fn seed(agents: &Agents, id: MachineId, closure: &Closure, start: &ToAgent
     let (pieces, mut read) = mpsc::channel(PIECES_MAX);
     let closure = closure.clone();
     let reading =
-        tokio::task::spawn_blocking(move || archive(&closure, Pieces { pieces, piece: Vec::new() }));
+        tokio::task::spawn_blocking(move || archive(&closure, Pieces::new(pieces)));
     let sending = async {
         while let Some(piece) = read.recv().await {
             sender.send(&piece).await?;
@@ -109,7 +109,8 @@ async fn seed(agents: &Agents, id: MachineId, closure: &Closure, start: &ToAgent
     Ok(agents.send(id, start.clone())?)
 }
 
-fn archive(closure: &Closure, pieces: Pieces) -> io::Result<()> {
+/// Writes the store paths of a closure as an archive.
+pub(crate) fn archive(closure: &Closure, pieces: Pieces) -> io::Result<()> {
     let mut archive = tar::Builder::new(pieces);
     archive.follow_symlinks(false);
     for path in &closure.paths {
@@ -123,9 +124,15 @@ fn archive(closure: &Closure, pieces: Pieces) -> io::Result<()> {
 }
 
 /// Hands an archive on in pieces.
-struct Pieces {
+pub(crate) struct Pieces {
     pieces: mpsc::Sender<Bytes>,
     piece: Vec<u8>,
+}
+
+impl Pieces {
+    pub fn new(pieces: mpsc::Sender<Bytes>) -> Self {
+        Self { pieces, piece: Vec::new() }
+    }
 }
 
 impl Write for Pieces {

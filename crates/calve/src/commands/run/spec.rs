@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
 use calve_core::{DriverName, Kind, MachineName};
+use calve_provider::ssh::HostKey;
+use calve_server::cloud::place::On;
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
     Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
@@ -85,9 +87,9 @@ pub struct Args {
     /// Publish a TCP port of the machine: 8080:80 or 0.0.0.0:8080:80; host port 0 takes a free one.
     #[arg(short, long, value_name = "[ADDR:]HOST:MACHINE", value_parser = parse_port_mapping)]
     publish: Vec<PortMapping>,
-    /// none: a loopback of its own; host: the host's network.
-    #[arg(long, default_value = "none")]
-    network: NetworkWord,
+    /// none: a loopback of its own; host: the host's network. [default: none]
+    #[arg(long)]
+    network: Option<NetworkWord>,
     /// How the machine is made: sandbox or qemu; the first that can do it where none is given.
     #[arg(long)]
     driver: Option<DriverName>,
@@ -95,13 +97,12 @@ pub struct Args {
     #[arg(long, value_name = "HOW")]
     store: Option<StoreWord>,
 
-    /// Make the machine at a provider, e.g. digitalocean/ams3; needs a server with `--agents` and the provider's credentials.
+    /// Make the machine elsewhere: at a provider (digitalocean/ams3; needs a server with `--agents` and the provider's
+    /// credentials), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
     #[arg(
         long,
-        value_name = "PROVIDER/REGION",
-        value_parser = parse_on,
-        requires = "size",
-        conflicts_with_all = ["driver", "store", "cpus", "memory", "pids", "network"],
+        value_name = "PROVIDER/REGION|ssh://HOST",
+        conflicts_with_all = ["driver", "store"],
         help_heading = "Providers"
     )]
     on: Option<On>,
@@ -111,33 +112,15 @@ pub struct Args {
     /// What it boots, by the provider's name or number. [default: the account's newest image called calve-base]
     #[arg(long, value_name = "IMAGE", requires = "on", help_heading = "Providers")]
     image: Option<String>,
+    /// The host's key, as `TYPE BASE64` or `SHA256:FINGERPRINT`: for a host that your known_hosts does not know, or whose key
+    /// has changed.
+    #[arg(long, value_name = "KEY", requires = "on", help_heading = "Providers")]
+    host_key: Option<HostKey>,
 
     #[command(flatten)]
     lazy: LazyArgs,
     #[command(flatten)]
     health: HealthArgs,
-}
-
-/// A provider and a region of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct On {
-    driver: DriverName,
-    region: String,
-}
-
-fn parse_on(text: &str) -> Result<On, String> {
-    let (provider, region) = text
-        .split_once('/')
-        .filter(|(_, region)| !region.is_empty())
-        .ok_or("it is written as PROVIDER/REGION, such as digitalocean/ams3")?;
-    if !calve_provider::NAMES.contains(&provider) {
-        return Err(format!(
-            "there is no provider {provider:?}; providers: {}",
-            calve_provider::NAMES.join(", ")
-        ));
-    }
-    let driver = provider.parse().map_err(|error: calve_core::ids::IdError| error.to_string())?;
-    Ok(On { driver, region: region.to_owned() })
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -202,9 +185,9 @@ impl Args {
             limits: Limits { cpus_milli: self.cpus, memory_bytes: self.memory, pids: self.pids },
             network: match self.network {
                 // A machine at a provider has one: by it its agent dials.
-                _ if self.on.is_some() => Network::Host,
-                NetworkWord::None => Network::None,
-                NetworkWord::Host => Network::Host,
+                _ if self.on.as_ref().is_some_and(On::is_made) => Network::Host,
+                None | Some(NetworkWord::None) => Network::None,
+                Some(NetworkWord::Host) => Network::Host,
             },
             store,
             place: self.place(),
@@ -225,10 +208,39 @@ impl Args {
         })
     }
 
-    /// Where a provider shall make it.
+    /// Where a provider shall make it, or on which host.
     fn place(&self) -> Option<Place> {
-        let (on, size) = self.on.as_ref().zip(self.size.as_ref())?;
-        Some(Place { region: on.region.clone(), size: size.clone(), image: self.image.clone() })
+        let on = self.on.as_ref()?;
+        Some(Place {
+            region: on.region.clone(),
+            size: self.size.clone().unwrap_or_default(),
+            image: self.image.clone(),
+            host_key: self.host_key.as_ref().map(ToString::to_string),
+        })
+    }
+
+    /// What goes with a machine that is made, and with a host that is there.
+    fn check_place(&self, on: &On) -> Outcome<()> {
+        let given = [
+            ("--size", self.size.is_some(), false),
+            ("--image", self.image.is_some(), false),
+            ("--host-key", self.host_key.is_some(), true),
+            ("--cpus", self.cpus.is_some(), true),
+            ("--memory", self.memory.is_some(), true),
+            ("--pids", self.pids.is_some(), true),
+            ("--network", self.network.is_some(), true),
+        ];
+        if let Some((option, ..)) = given.iter().find(|(_, given, of_host)| *given && *of_host == on.is_made()) {
+            return Err(match on.is_made() {
+                true => Failure::usage(format!("{option} is not for machines at a provider: their size says it")),
+                false => Failure::usage(format!("{option} is for machines that a provider makes, not for a host that is there")),
+            });
+        }
+        if on.is_made() && self.size.is_none() {
+            return Err(Failure::usage("a provider needs to know how large the machine shall be")
+                .hint("say --size; `calve provider sizes` lists them"));
+        }
+        Ok(())
     }
 
     /// The driver that was asked for, or that goes without saying.
@@ -237,6 +249,7 @@ impl Args {
             return Err(Failure::usage("a cache and its keys are for --store lazy").hint("say --store lazy"));
         }
         if let Some(on) = &self.on {
+            self.check_place(on)?;
             return Ok(Some(on.driver));
         }
         match (self.driver, self.store) {
