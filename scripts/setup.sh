@@ -131,8 +131,23 @@ need_newer_nix() {
   export CALVE_NEWER_NIX=$dir/bin
 }
 
+# A server of SSH for hosts that tests borrow, unpacked beside the build: installed, it would listen on this machine.
+need_sshd() {
+  local dir=$root/target/sshd
+  need_packages ssh=openssh-client sudo=sudo pgrep=procps unshare=util-linux python3=python3
+  if [ -x "$dir/usr/sbin/sshd" ]; then return; fi
+  say "fetching sshd"
+  as_root apt-get -qq update || true
+  rm -rf "$dir" "$dir.new" && mkdir -p "$dir.new"
+  (cd "$dir.new" && apt-get -qq download openssh-server && dpkg -x ./*.deb . && rm ./*.deb)
+  mv "$dir.new" "$dir"
+  # What it links beyond what everything does.
+  if ldd "$dir/usr/sbin/sshd" | grep -q 'libwrap.*not found'; then need_packages /none=libwrap0; fi
+}
+
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
+  need_sshd
   need_virtiofsd
   need_pydo
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap

@@ -126,11 +126,13 @@ pub enum DriverName {
     DigitalOcean,
     /// A sandbox on a host that is borrowed over SSH.
     Ssh,
+    /// A machine that a plugin makes.
+    Exec,
 }
 
 impl DriverName {
     /// Every driver, in the order in which placement prefers them for programs.
-    pub const ALL: [Self; 4] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Ssh];
+    pub const ALL: [Self; 5] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Ssh, Self::Exec];
 
     /// The driver's name as users type it.
     pub fn as_str(self) -> &'static str {
@@ -139,6 +141,7 @@ impl DriverName {
             Self::Qemu => "qemu",
             Self::DigitalOcean => "digitalocean",
             Self::Ssh => "ssh",
+            Self::Exec => "exec",
         }
     }
 }
@@ -155,7 +158,7 @@ impl FromStr for DriverName {
         Self::ALL.into_iter().find(|d| d.as_str() == s).ok_or_else(|| IdError {
             noun: "driver",
             text: s.to_owned(),
-            rule: "one of sandbox, qemu, digitalocean, ssh",
+            rule: "one of sandbox, qemu, digitalocean, ssh, exec",
         })
     }
 }

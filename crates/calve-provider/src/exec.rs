@@ -20,7 +20,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
-    Account, Description, ErrorKind, Image, Listed, Listing, Order, Pace, Provider, ProviderError, Region, Size,
+    Account, Description, ErrorKind, Image, Listed, Listing, Order, Pace, Provider, ProviderError, Region,
+    Size,
 };
 use call::Plugin;
 pub use config::ConfigError;
@@ -78,7 +79,12 @@ impl Exec {
     }
 
     /// Asks again where that can change nothing and may help.
-    async fn ask<T: DeserializeOwned>(&self, plugin: &Plugin, what: &str, with: Value) -> Result<T, ProviderError> {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        plugin: &Plugin,
+        what: &str,
+        with: Value,
+    ) -> Result<T, ProviderError> {
         let (mut attempt, mut backoff) = (1, self.pace.backoff);
         loop {
             let error = match plugin.call(what, &with, self.pace.answer).await {
@@ -86,7 +92,8 @@ impl Exec {
                 Err(error) => error,
             };
             // What is late once is late again, and holds up everything else.
-            let again = matches!(error.kind, ErrorKind::Failed | ErrorKind::Unreachable | ErrorKind::RateLimited(_));
+            let again =
+                matches!(error.kind, ErrorKind::Failed | ErrorKind::Unreachable | ErrorKind::RateLimited(_));
             if !again || attempt == self.pace.attempts {
                 return Err(error);
             }
@@ -161,7 +168,8 @@ impl Exec {
     async fn retag(&self, id: &str, add: &[&str], remove: &[&str]) -> Result<(), ProviderError> {
         let (plugin, id) = self.plugin(id)?;
         if !self.describe_plugin(plugin).await?.does("tag") {
-            let message = format!("the plugin {} cannot change tags, so that no lease can be renewed", plugin.name());
+            let message =
+                format!("the plugin {} cannot change tags, so that no lease can be renewed", plugin.name());
             return Err(ProviderError::new(NAME, ErrorKind::Refused, message));
         }
         self.ask::<Value>(plugin, "tag", json!({"id": id, "add": add, "remove": remove})).await.map(drop)
@@ -234,7 +242,8 @@ impl Provider for Exec {
             clocks.push(unix_s);
         }
         // The slowest clock, and none where one plugin tells none: no lease ends too early.
-        let unix_s = clocks.into_iter().collect::<Option<Vec<u64>>>().and_then(|clocks| clocks.into_iter().min());
+        let unix_s =
+            clocks.into_iter().collect::<Option<Vec<u64>>>().and_then(|clocks| clocks.into_iter().min());
         Ok(Listing { machines, unix_s })
     }
 
@@ -265,7 +274,8 @@ impl Provider for Exec {
     }
 
     async fn sizes(&self) -> Result<Vec<Size>, ProviderError> {
-        self.things("sizes", |_, things: Things<SeenSize>| things.sizes.into_iter().map(Size::from).collect()).await
+        self.things("sizes", |_, things: Things<SeenSize>| things.sizes.into_iter().map(Size::from).collect())
+            .await
     }
 
     async fn regions(&self) -> Result<Vec<Region>, ProviderError> {
@@ -277,7 +287,11 @@ impl Provider for Exec {
                 false => Things::default(),
             };
             if seen.regions.is_empty() {
-                regions.push(Region { slug: plugin.name().to_owned(), name: described.about, available: true });
+                regions.push(Region {
+                    slug: plugin.name().to_owned(),
+                    name: described.about,
+                    available: true,
+                });
             }
             regions.extend(seen.regions.into_iter().map(|region| region.region(plugin.name())));
         }

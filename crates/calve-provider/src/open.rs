@@ -7,7 +7,7 @@ use crate::exec::{self, Exec};
 use crate::{CredentialsError, Pace, Provider, ProviderError};
 
 /// Every provider, as users type it.
-pub const NAMES: [&str; 2] = [crate::digitalocean::NAME, crate::exec::NAME];
+pub const NAMES: [&str; 2] = [crate::digitalocean::NAME, exec::NAME];
 
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]

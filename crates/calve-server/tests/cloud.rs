@@ -51,7 +51,8 @@ impl Stage {
 }
 
 fn order(attempt: u32) -> Order {
-    let place = Place { region: "ams3".to_owned(), size: "s-1vcpu-1gb".to_owned(), image: None, host_key: None };
+    let place =
+        Place { region: "ams3".to_owned(), size: "s-1vcpu-1gb".to_owned(), image: None, host_key: None };
     Order {
         id: MachineId::new(Timestamp(1), 1),
         name: "run-1".parse().unwrap(),

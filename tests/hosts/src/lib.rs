@@ -58,7 +58,8 @@ const SHADOW: &str = "root:*:1::::::\nsshd:*:1::::::\npi:*:1::::::\nadmin:*:1:::
 const GROUP: &str = "root:x:0:\nsshd:x:74:\npi:x:1000:\nadmin:x:1001:\n";
 const SUDOERS: &str = "admin ALL=(ALL) NOPASSWD: ALL\nroot ALL=(ALL) ALL\n";
 
-const PAM: &str = "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n";
+const PAM: &str =
+    "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n";
 
 /// A host.
 pub struct SshHost {
@@ -128,7 +129,9 @@ impl SshHost {
     /// The fingerprint of its key.
     pub fn fingerprint(&self) -> String {
         let mut command = Command::new("ssh-keygen");
-        let shown = Ran::from_output(&command.arg("-lf").arg(self.path("etc/ssh/host_key")).output().expect("ssh-keygen runs"));
+        let shown = Ran::from_output(
+            &command.arg("-lf").arg(self.path("etc/ssh/host_key")).output().expect("ssh-keygen runs"),
+        );
         shown.stdout.split(' ').nth(1).expect("a fingerprint").to_owned()
     }
 
@@ -153,7 +156,17 @@ impl SshHost {
         let sshd = sshd();
         let mut command = if is_root() { Command::new("env") } else { Command::new("sudo") };
         // Also a test that is killed leaves nothing behind.
-        command.args(["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]);
+        command.args([
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--",
+        ]);
         command.args(["sh", "-c", BOOT, "boot"]).arg(self.dir.path()).arg(self.disk_bytes.to_string());
         command.arg(sshd).arg(self.port.to_string()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let log = fs::File::create(self.path("sshd.log")).expect("a file");
@@ -178,8 +191,12 @@ impl SshHost {
             if !is_root() {
                 // Who became root is killed by root: the child of `sudo`.
                 let sudo = child.id();
-                let children = fs::read_to_string(format!("/proc/{sudo}/task/{sudo}/children")).unwrap_or_default();
-                let _ = Command::new("sudo").args(["-n", "kill", "-KILL"]).args(children.split_whitespace()).status();
+                let children =
+                    fs::read_to_string(format!("/proc/{sudo}/task/{sudo}/children")).unwrap_or_default();
+                let _ = Command::new("sudo")
+                    .args(["-n", "kill", "-KILL"])
+                    .args(children.split_whitespace())
+                    .status();
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -191,7 +208,14 @@ impl SshHost {
     /// Runs a script there as root, by a connection of its own.
     pub fn sh(&self, script: &str) -> Ran {
         let mut command = Command::new(self.client());
-        command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]);
+        command.args([
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "LogLevel=ERROR",
+        ]);
         command.args(["-o", "ControlPath=none", "-p", &self.port.to_string(), "root@127.0.0.1", script]);
         Ran::from_output(&command.stdin(Stdio::null()).output().expect("ssh runs"))
     }

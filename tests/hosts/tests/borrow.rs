@@ -90,7 +90,8 @@ fn a_host_is_borrowed_by_a_key_that_is_known_and_given_back() {
     assert!(unknown.stderr.contains(&format!("--host-key {shown}")), "{unknown:?}");
     let wrong = stage.run(&on, &["--host-key", &format!("SHA256:{}", "A".repeat(43))], "true");
     assert!(wrong.code == 125 && wrong.stderr.contains("was asked for"), "{wrong:?}");
-    let ran = stage.run(&on, &["--host-key", &shown], "echo at $(hostname); ls /; id -u; echo oh >&2; exit 7");
+    let ran =
+        stage.run(&on, &["--host-key", &shown], "echo at $(hostname); ls /; id -u; echo oh >&2; exit 7");
     assert_eq!((ran.code, ran.stderr.as_str()), (7, "oh\n"), "{ran:?}");
     // The program sees a sandbox, and nothing of the host.
     let lines: Vec<&str> = ran.stdout.lines().collect();
@@ -137,7 +138,9 @@ fn a_program_goes_on_while_its_connection_is_cut_and_its_server_is_killed() {
     assert!(stage.host.left().contains("sandbox"), "{}", stage.host.left());
     stage.serve();
     stage.home.wait_for_running("count");
-    wait_until("output behind the restart", || stage.home.ok(&["logs", "count"]).lines().count() > before + 5);
+    wait_until("output behind the restart", || {
+        stage.home.ok(&["logs", "count"]).lines().count() > before + 5
+    });
     let log = stage.home.ok(&["logs", "count"]);
     let whole: Vec<String> = (0..log.lines().count()).map(|n| format!("line {n}")).collect();
     assert_eq!(log.lines().collect::<Vec<_>>(), whole, "the log has lost or doubled something");
@@ -171,7 +174,10 @@ fn two_machines_share_a_host_and_each_takes_only_its_own_away() {
         assert_eq!(started.code, 0, "{started:?}");
         stage.home.wait_for_running(name);
     }
-    assert_eq!(stage.host.sh("ls /var/lib/calve-lent/store | wc -l; ls /var/lib/calve-lent/m | wc -l").stdout, "1\n2\n");
+    assert_eq!(
+        stage.host.sh("ls /var/lib/calve-lent/store | wc -l; ls /var/lib/calve-lent/m | wc -l").stdout,
+        "1\n2\n"
+    );
     stage.home.ok(&["rm", "one"]);
     wait_until("one to be gone", || stage.host.sh("ls /var/lib/calve-lent/m").stdout.lines().count() == 1);
     assert_eq!(stage.home.ok(&["exec", "two", "--", "busybox", "sh", "-c", "echo in"]).trim(), "in");
@@ -201,9 +207,13 @@ fn a_user_becomes_root_where_sudo_lets_them_and_goes_through_a_bastion() {
     let pi = stage.run(&stage.host.on("pi"), &[], script);
     assert!(pi.code == 0 && pi.stdout.starts_with("0 at run-"), "{pi:?}");
     stage.nothing_is_left();
-    let admin = stage.command(&stage.host.on("admin"), &["--name", "rooted"], "echo up; sleep 1000").spawn().unwrap();
+    let admin =
+        stage.command(&stage.host.on("admin"), &["--name", "rooted"], "echo up; sleep 1000").spawn().unwrap();
     stage.home.wait_for_running("rooted");
-    assert_eq!(stage.host.sh("ls /var/lib/calve-lent/m | wc -l; ls /home/admin/.calve-lent 2>&1 | wc -l").stdout, "1\n1\n");
+    assert_eq!(
+        stage.host.sh("ls /var/lib/calve-lent/m | wc -l; ls /home/admin/.calve-lent 2>&1 | wc -l").stdout,
+        "1\n1\n"
+    );
     stage.home.ok(&["rm", "rooted"]);
     finish(admin);
     stage.nothing_is_left();

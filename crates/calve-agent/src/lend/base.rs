@@ -78,9 +78,7 @@ impl Base {
     /// Every machine that has a directory.
     fn all(&self) -> Vec<Machine> {
         let entries = fs::read_dir(self.0.join("m")).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| self.machine(entry.file_name().to_str()?).ok())
-            .collect()
+        entries.filter_map(|entry| self.machine(entry.file_name().to_str()?).ok()).collect()
     }
 
     /// Ends the machines that have no keeper any more, and removes what no machine uses: all of it with the last machine.
@@ -111,7 +109,9 @@ impl Base {
                 }
                 Ok(None) | Err(_) => {
                     let order = machine.order();
-                    used.extend(order.into_iter().flat_map(|order| order.spec.store_paths).map(|path| path.base_name));
+                    used.extend(
+                        order.into_iter().flat_map(|order| order.spec.store_paths).map(|path| path.base_name),
+                    );
                     ids.insert(machine.id);
                 }
             }

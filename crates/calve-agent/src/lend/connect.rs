@@ -53,7 +53,8 @@ fn reach(machine: &Machine) -> anyhow::Result<Option<UnixStream>> {
             Err(error) => return Err(error.into()),
         }
         // By a short name: a socket's path has 107 bytes at most.
-        let connected = std::env::set_current_dir(&machine.dir).and_then(|()| UnixStream::connect("agent.sock"));
+        let connected =
+            std::env::set_current_dir(&machine.dir).and_then(|()| UnixStream::connect("agent.sock"));
         match connected {
             Ok(socket) => return Ok(Some(socket)),
             Err(error) if Instant::now() >= until => return Err(error.into()),

@@ -108,12 +108,14 @@ fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Option<T> {
 fn is_alive(process: SandboxInit) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{}/stat", process.pid)) else { return false };
     let state = text.rfind(')').and_then(|end| text[end + 1..].trim_start().chars().next());
-    !matches!(state, Some('Z' | 'X')) && start_ticks(process.pid).is_ok_and(|ticks| ticks == process.start_ticks)
+    !matches!(state, Some('Z' | 'X'))
+        && start_ticks(process.pid).is_ok_and(|ticks| ticks == process.start_ticks)
 }
 
 /// Signals the process and no later one with its number: what is open is looked at again.
 fn signal(process: SandboxInit, signal: Signal) {
-    let Some(pidfd) = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+    let Some(pidfd) = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+    else {
         return;
     };
     if is_alive(process) {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -81,7 +82,11 @@ fn run(base: &Base, machine: &Machine, tell: UnixStream) -> io::Result<()> {
 fn start(machine: &Machine) -> Result<Child, SandboxFailure> {
     let (ours, theirs) = UnixStream::pair().map_err(failed("no socket pair for the supervisor"))?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(["sandbox", "--ready-fd", "0", "--run-dir"]).arg(&machine.dir).env_clear();
+    command
+        .arg0("calve-agent")
+        .args(["sandbox", "--ready-fd", "0", "--run-dir"])
+        .arg(&machine.dir)
+        .env_clear();
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
     let mut child = command.spawn().map_err(failed("the machine's supervisor cannot be started"))?;
     drop(command);

@@ -13,7 +13,9 @@ use crate::agent::unix_ms;
 /// Takes the order and the missing store paths from standard input, and makes the machine. On failure nothing is left.
 pub fn lend(base: &Base) -> Result<(), SandboxFailure> {
     let mut input = io::stdin().lock();
-    let order = read(&mut input)?;
+    let mut order = read(&mut input)?;
+    // The lease counts from here on, by this host's clock.
+    order.spec.written_unix_ms = unix_ms();
     let machine = base.machine(&order.spec.machine_id)?;
     let Some(lock) = claim(base, &machine, &order)? else { return Ok(()) };
     let made = bring(base, &order, &mut input).and_then(|spec_order| {
@@ -36,10 +38,13 @@ fn read(input: &mut impl BufRead) -> Result<LendOrder, SandboxFailure> {
         .take(LEND_LINE_MAX_BYTES as u64)
         .read_until(b'\n', &mut line)
         .map_err(failed("the order cannot be read"))?;
-    let order: LendOrder =
-        serde_json::from_slice(&line).map_err(|error| unusable(format!("the order makes no sense: {error}")))?;
+    let order: LendOrder = serde_json::from_slice(&line)
+        .map_err(|error| unusable(format!("the order makes no sense: {error}")))?;
     if order.version != LEND_VERSION {
-        return Err(unusable(format!("the order has version {}, this agent takes {LEND_VERSION}", order.version)));
+        return Err(unusable(format!(
+            "the order has version {}, this agent takes {LEND_VERSION}",
+            order.version
+        )));
     }
     match order.spec.store_paths.iter().find(|path| !is_plain(&path.base_name)) {
         Some(bad) => Err(unusable(format!("{:?} is no name of a store path", bad.base_name))),
@@ -74,9 +79,8 @@ fn claim(base: &Base, machine: &Machine, order: &LendOrder) -> Result<Option<Fil
     }
 }
 
-/// Gets the store paths that are not there. Gives the order with the places where they lie, and the time by this host's clock.
+/// Gets the store paths that are not there. Gives the order with the places where they lie.
 fn bring(base: &Base, order: &LendOrder, input: &mut impl Read) -> Result<LendOrder, SandboxFailure> {
-    let received_unix_ms = unix_ms();
     let names = order.spec.store_paths.iter().map(|path| &path.base_name);
     let missing: Vec<String> =
         names.filter(|name| fs::symlink_metadata(base.store_path(name)).is_err()).cloned().collect();
@@ -85,7 +89,6 @@ fn bring(base: &Base, order: &LendOrder, input: &mut impl Read) -> Result<LendOr
     unpack::unpack(input, &base.path().join("store"), &prefix, &missing)
         .map_err(failed("the closure cannot be unpacked"))?;
     let mut order = order.clone();
-    order.spec.written_unix_ms = received_unix_ms;
     for path in &mut order.spec.store_paths {
         let lies = base.store_path(&path.base_name);
         let source = lies.to_str().ok_or_else(|| unusable(format!("{} is no UTF-8", lies.display())))?;

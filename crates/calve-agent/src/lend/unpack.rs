@@ -43,7 +43,8 @@ struct Tree<'a> {
 
 impl Tree<'_> {
     fn take<R: Read>(&mut self, mut entry: tar::Entry<'_, R>, expected: &[String]) -> io::Result<()> {
-        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("the archive holds {what}"));
+        let bad =
+            |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("the archive holds {what}"));
         let path = entry.path()?.into_owned();
         let mut parts = path.components();
         let Some(Component::Normal(first)) = parts.next() else { return Err(bad("a path that is none")) };
@@ -116,7 +117,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let names = ["abc-x".to_owned()];
         let good = archive(|tar| {
-            let (mut folder, mut file) = (header(EntryType::Directory, 0, 0o555), header(EntryType::Regular, 2, 0o555));
+            let (mut folder, mut file) =
+                (header(EntryType::Directory, 0, 0o555), header(EntryType::Regular, 2, 0o555));
             let mut link = header(EntryType::Symlink, 0, 0o777);
             tar.append_data(&mut folder, "abc-x", io::empty()).unwrap();
             tar.append_data(&mut file, "abc-x/run", &b"hi"[..]).unwrap();

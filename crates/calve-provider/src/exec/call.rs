@@ -23,7 +23,16 @@ const WORDS_MAX_CHARS: usize = 300;
 const END_MAX: Duration = Duration::from_secs(5);
 /// What a plugin gets of our environment, besides what begins with its own name: no credentials of other providers.
 const VARIABLES: [&str; 11] = [
-    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
     "SSH_AUTH_SOCK",
 ];
 
@@ -81,18 +90,25 @@ impl Plugin {
         let Ok(heard) = heard else {
             let _ = child.start_kill();
             let seconds = longest.as_secs_f32();
-            return Err(self.error(ErrorKind::NoAnswer, format!("did not answer {what:?} within {seconds} s")));
+            return Err(
+                self.error(ErrorKind::NoAnswer, format!("did not answer {what:?} within {seconds} s"))
+            );
         };
         let ended = tokio::time::timeout(END_MAX, child.wait()).await;
         if ended.is_err() {
             let _ = child.start_kill();
         }
-        let answer = heard.map_err(|error| self.error(ErrorKind::Failed, format!("cannot be heard: {error}")))?;
+        let answer =
+            heard.map_err(|error| self.error(ErrorKind::Failed, format!("cannot be heard: {error}")))?;
         if answer.is_empty() {
-            let status = ended.ok().and_then(Result::ok).map_or_else(String::new, |status| format!(" ({status})"));
-            let words = tokio::time::timeout(END_MAX, said).await.ok().and_then(Result::ok).unwrap_or_default();
+            let status =
+                ended.ok().and_then(Result::ok).map_or_else(String::new, |status| format!(" ({status})"));
+            let words =
+                tokio::time::timeout(END_MAX, said).await.ok().and_then(Result::ok).unwrap_or_default();
             let words = if words.is_empty() { String::new() } else { format!(": {words}") };
-            return Err(self.error(ErrorKind::Failed, format!("ended without an answer to {what:?}{status}{words}")));
+            return Err(
+                self.error(ErrorKind::Failed, format!("ended without an answer to {what:?}{status}{words}"))
+            );
         }
         self.read(what, id, &answer)
     }
@@ -112,9 +128,8 @@ impl Plugin {
             return Err(self.lie(&format!("it answers the request {}, and {id} was asked", said.id)));
         }
         match (said.ok, said.error) {
-            (Some(ok), None) => {
-                serde_json::from_value(ok).map_err(|error| self.lie(&format!("{error}, to {what:?}: {:?}", shown())))
-            }
+            (Some(ok), None) => serde_json::from_value(ok)
+                .map_err(|error| self.lie(&format!("{error}, to {what:?}: {:?}", shown()))),
             (None, Some(refusal)) => Err(self.refusal(refusal)),
             _ => Err(self.lie(&format!("it has neither or both of `ok` and `error`: {:?}", shown()))),
         }
@@ -144,7 +159,10 @@ impl Plugin {
         command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(passed)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().map_err(|error| {
-            self.error(ErrorKind::Refused, format!("cannot be started: {}: {error}", self.command.program.display()))
+            self.error(
+                ErrorKind::Refused,
+                format!("cannot be started: {}: {error}", self.command.program.display()),
+            )
         })
     }
 }

@@ -85,7 +85,13 @@ pub(super) struct Things<T> {
 
 impl<T> Default for Things<T> {
     fn default() -> Self {
-        Self { machines: Vec::new(), sizes: Vec::new(), regions: Vec::new(), images: Vec::new(), unix_s: None }
+        Self {
+            machines: Vec::new(),
+            sizes: Vec::new(),
+            regions: Vec::new(),
+            images: Vec::new(),
+            unix_s: None,
+        }
     }
 }
 
@@ -113,7 +119,11 @@ impl Seen {
     /// Whether it can be what was asked for: it has an id, and carries these tags.
     pub fn check(&self, tags: &[String]) -> Result<(), String> {
         let plain = |text: &str| text.len() <= TEXT_MAX_BYTES && !text.chars().any(char::is_control);
-        if self.id.is_empty() || !plain(&self.id) || !plain(&self.name) || !self.tags.iter().all(|tag| plain(tag)) {
+        if self.id.is_empty()
+            || !plain(&self.id)
+            || !plain(&self.name)
+            || !self.tags.iter().all(|tag| plain(tag))
+        {
             return Err("it shows a machine whose id, name or tags are none".to_owned());
         }
         match tags.iter().find(|tag| !self.tags.contains(tag)) {
@@ -123,7 +133,8 @@ impl Seen {
     }
 
     pub fn listed(self, plugin: &str) -> Listed {
-        let region = if self.region.is_empty() { plugin.to_owned() } else { format!("{plugin}/{}", self.region) };
+        let region =
+            if self.region.is_empty() { plugin.to_owned() } else { format!("{plugin}/{}", self.region) };
         Listed {
             id: format!("{plugin}/{}", self.id),
             name: self.name,

@@ -125,7 +125,8 @@ impl Ssh {
     }
 
     fn missing(&self, error: &io::Error) -> ProviderError {
-        let message = format!("{} cannot be run: {error}; install OpenSSH's client", self.0.program.display());
+        let message =
+            format!("{} cannot be run: {error}; install OpenSSH's client", self.0.program.display());
         ProviderError::new(NAME, ErrorKind::Refused, message)
     }
 
@@ -175,7 +176,12 @@ impl Ssh {
     /// The lines for a host in a file of known hosts.
     pub async fn known(&self, name: &str, file: &Path) -> String {
         let mut command = Command::new("ssh-keygen");
-        command.args(["-F", name, "-f"]).arg(file).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command
+            .args(["-F", name, "-f"])
+            .arg(file)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         match tokio::time::timeout(LOCAL_MAX, command.output()).await {
             Ok(Ok(output)) if output.status.success() => {
                 renamed(&String::from_utf8_lossy(&output.stdout), name)
@@ -198,7 +204,11 @@ impl Ssh {
         let asked = tokio::time::timeout(OPEN_MAX, command.output()).await;
         let shown = fs::read_to_string(&file);
         let _ = fs::remove_file(&file);
-        let key = shown.unwrap_or_default().lines().next().and_then(|line| Some(line.split_once(' ')?.1.to_owned()));
+        let key = shown
+            .unwrap_or_default()
+            .lines()
+            .next()
+            .and_then(|line| Some(line.split_once(' ')?.1.to_owned()));
         match (key, asked) {
             (Some(key), _) => Ok(key),
             (None, Ok(Ok(output))) => Err(said::error(target, &String::from_utf8_lossy(&output.stderr))),
@@ -216,7 +226,8 @@ impl Ssh {
     }
 
     async fn connect(&self, target: &Target, known_hosts: &Path) -> Result<Host, ProviderError> {
-        let failed = |error: io::Error| ProviderError::new(NAME, ErrorKind::Failed, format!("{target}: {error}"));
+        let failed =
+            |error: io::Error| ProviderError::new(NAME, ErrorKind::Failed, format!("{target}: {error}"));
         let control = self.control_path().map_err(failed)?;
         // Where no socket can be made, each session has a connection of its own.
         let shared = control.as_os_str().len() <= CONTROL_PATH_MAX_BYTES;
@@ -263,7 +274,9 @@ fn slow(target: &Target) -> ProviderError {
 
 fn read_configuration(text: &str, target: &Target) -> Configured {
     let value = |key: &str| {
-        text.lines().find_map(|line| line.split_once(' ').filter(|(name, _)| *name == key)).map(|(_, value)| value.trim())
+        text.lines()
+            .find_map(|line| line.split_once(' ').filter(|(name, _)| *name == key))
+            .map(|(_, value)| value.trim())
     };
     let host = value("hostname").unwrap_or(&target.host);
     let name = match (value("hostkeyalias").filter(|alias| *alias != "none"), value("port").unwrap_or("22")) {
@@ -336,7 +349,12 @@ impl Host {
     }
 
     /// Runs a command to its end with this input; its output where it succeeds.
-    pub async fn run(&self, words: &[&str], input: &[u8], longest: Duration) -> Result<String, ProviderError> {
+    pub async fn run(
+        &self,
+        words: &[&str],
+        input: &[u8],
+        longest: Duration,
+    ) -> Result<String, ProviderError> {
         let mut session = self.session(words)?;
         let mut stdin = session.stdin.take().expect("it is new");
         let talk = async {
@@ -365,8 +383,10 @@ impl Host {
         match ended.code {
             None => said::error(&self.target, &ended.stderr),
             Some(code) => {
-                let line = ended.stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word");
-                let message = format!("{}: the command there ended with code {code}: {}", self.target, line.trim());
+                let line =
+                    ended.stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word");
+                let message =
+                    format!("{}: the command there ended with code {code}: {}", self.target, line.trim());
                 ProviderError::new(NAME, ErrorKind::Failed, message)
             }
         }
@@ -436,11 +456,9 @@ mod tests {
 
     #[test]
     fn words_stay_words() {
-        assert_eq!((quote("/a-b.c"), quote("a b"), quote("it's"), quote("")), (
-            "/a-b.c".to_owned(),
-            "'a b'".to_owned(),
-            r"'it'\''s'".to_owned(),
-            "''".to_owned()
-        ));
+        assert_eq!(
+            (quote("/a-b.c"), quote("a b"), quote("it's"), quote("")),
+            ("/a-b.c".to_owned(), "'a b'".to_owned(), r"'it'\''s'".to_owned(), "''".to_owned())
+        );
     }
 }

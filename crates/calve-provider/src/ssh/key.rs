@@ -18,7 +18,9 @@ pub enum HostKey {
 
 /// A text that is neither.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a host key is written as `TYPE BASE64`, as in known_hosts, or as `SHA256:FINGERPRINT`, as ssh-keygen -l shows it")]
+#[error(
+    "a host key is written as `TYPE BASE64`, as in known_hosts, or as `SHA256:FINGERPRINT`, as ssh-keygen -l shows it"
+)]
 pub struct HostKeyError;
 
 impl FromStr for HostKey {
@@ -69,7 +71,9 @@ mod tests {
         let shown = fingerprint(KEY).unwrap();
         assert_eq!(shown.parse(), Ok(HostKey::Fingerprint(shown.clone())));
         let swapped = KEY.replace("ssh-ed25519", "ssh-rsa");
-        for bad in ["", "SHA256:", "SHA256:abc", "ssh-ed25519", "ssh-ed25519 !!!", "ssh-ed25519 AAAA", &swapped] {
+        for bad in
+            ["", "SHA256:", "SHA256:abc", "ssh-ed25519", "ssh-ed25519 !!!", "ssh-ed25519 AAAA", &swapped]
+        {
             assert_eq!(bad.parse::<HostKey>(), Err(HostKeyError), "{bad}");
         }
     }

@@ -115,7 +115,10 @@ fn agrees(pinned: &str, said: &HostKey) -> bool {
 
 /// A file's name of a host's; two hosts never share one.
 fn file_name(name: &str) -> String {
-    let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '_' }).collect();
+    let plain: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '_' })
+        .collect();
     let digest = ring::digest::digest(&ring::digest::SHA256, name.as_bytes());
     let short: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{short}", plain.trim_start_matches('.'))
@@ -140,8 +143,12 @@ mod tests {
 
     #[test]
     fn known_hosts_are_taken_under_the_plain_name() {
-        let found = "# Host pi found: line 3\n|1|aa=|bb= ssh-ed25519 AAAA c\n@cert-authority *.x ssh-rsa BBBB\n\n";
-        assert_eq!(renamed(found, "[pi]:2222"), "[pi]:2222 ssh-ed25519 AAAA c\n@cert-authority [pi]:2222 ssh-rsa BBBB\n");
+        let found =
+            "# Host pi found: line 3\n|1|aa=|bb= ssh-ed25519 AAAA c\n@cert-authority *.x ssh-rsa BBBB\n\n";
+        assert_eq!(
+            renamed(found, "[pi]:2222"),
+            "[pi]:2222 ssh-ed25519 AAAA c\n@cert-authority [pi]:2222 ssh-rsa BBBB\n"
+        );
         assert_ne!(file_name("[a]:1"), file_name("_a__1"));
         assert!(!file_name("../x").contains('/') && !file_name("../x").starts_with('.'));
     }

@@ -55,11 +55,23 @@ mod tests {
                        the remote host is\nSHA256:abc.\nHost key verification failed.";
         for (stderr, kind, words) in [
             (changed, ErrorKind::Credentials, "it shows SHA256:abc, which"),
-            ("root@pi: Permission denied (publickey).\r\n", ErrorKind::Denied, "Permission denied (publickey)."),
-            ("ssh: connect to host pi port 2222: Connection refused", ErrorKind::Unreachable, "Connection refused"),
+            (
+                "root@pi: Permission denied (publickey).\r\n",
+                ErrorKind::Denied,
+                "Permission denied (publickey).",
+            ),
+            (
+                "ssh: connect to host pi port 2222: Connection refused",
+                ErrorKind::Unreachable,
+                "Connection refused",
+            ),
             ("ssh: Could not resolve hostname pi: no", ErrorKind::Unreachable, "has no address"),
             ("", ErrorKind::Unreachable, "without a word"),
-            ("kex_exchange_identification: read: reset\nConnection closed by 1", ErrorKind::Unreachable, "Connection closed"),
+            (
+                "kex_exchange_identification: read: reset\nConnection closed by 1",
+                ErrorKind::Unreachable,
+                "Connection closed",
+            ),
         ] {
             let error = error(&target, stderr);
             assert_eq!(error.kind, kind, "{error}");

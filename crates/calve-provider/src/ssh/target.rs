@@ -41,7 +41,9 @@ impl FromStr for Target {
         // An IPv6 address stands in brackets, as in every URL.
         let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, None),
-            Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(|| bad("a port comes after a colon"))?)),
+            Some((host, port)) => {
+                (host, Some(port.strip_prefix(':').ok_or_else(|| bad("a port comes after a colon"))?))
+            }
             None => match rest.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
                 None => (rest, None),
@@ -59,7 +61,8 @@ impl FromStr for Target {
         if user.is_some_and(|user| !plain(user, ".-_")) {
             return Err(bad("the user's name is not plain"));
         }
-        let port = port.map(|port| port.parse().ok().filter(|port| *port != 0).ok_or_else(|| bad("the port is none")));
+        let port = port
+            .map(|port| port.parse().ok().filter(|port| *port != 0).ok_or_else(|| bad("the port is none")));
         Ok(Self { user: user.map(str::to_owned), host: host.to_owned(), port: port.transpose()? })
     }
 }
@@ -103,7 +106,20 @@ mod tests {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
         assert_eq!("root@pi".parse::<Target>().unwrap().to_string(), "ssh://root@pi");
-        for bad in ["", "ssh://", "-oProxyCommand=x", "a@-x", "-x@a", "a b", "a;b", "a:0", "a:x", "a:65536", "[::1]2", "$(x)@a"] {
+        for bad in [
+            "",
+            "ssh://",
+            "-oProxyCommand=x",
+            "a@-x",
+            "-x@a",
+            "a b",
+            "a;b",
+            "a:0",
+            "a:x",
+            "a:65536",
+            "[::1]2",
+            "$(x)@a",
+        ] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
     }

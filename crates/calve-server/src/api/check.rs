@@ -63,7 +63,7 @@ const PLACE_NAME_MAX_BYTES: usize = 128;
 /// What is said of a place goes with a provider, and what the provider decides is not said twice.
 fn place(spec: &MachineSpec) -> ApiResult<()> {
     let at_provider = match spec.driver {
-        Some(DriverName::DigitalOcean) => true,
+        Some(DriverName::DigitalOcean | DriverName::Exec) => true,
         Some(DriverName::Ssh) => return host(spec),
         Some(DriverName::Sandbox | DriverName::Qemu) | None => false,
     };
@@ -83,9 +83,12 @@ fn place(spec: &MachineSpec) -> ApiResult<()> {
     if place.host_key.is_some() {
         return Err(ApiError::bad_request("only a host that is borrowed over SSH has a host key to say"));
     }
-    let names = [&place.region, &place.size].into_iter().chain(&place.image);
-    for name in names {
-        let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    // A plugin is named with its region, and may have but one size.
+    let plugin = spec.driver == Some(DriverName::Exec);
+    let size = Some(&place.size).filter(|size| !(plugin && size.is_empty()));
+    for name in [&place.region].into_iter().chain(size).chain(&place.image) {
+        let plain =
+            |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.') || (plugin && c == b'/');
         if name.is_empty() || name.len() > PLACE_NAME_MAX_BYTES || !name.bytes().all(plain) {
             return Err(ApiError::bad_request(format!("{name:?} is no name of a region, size or image")));
         }
@@ -121,7 +124,9 @@ fn host(spec: &MachineSpec) -> ApiResult<()> {
             .hint("leave `size` and `image` out"));
     }
     if spec.store.is_some() {
-        return Err(ApiError::bad_request("a borrowed host gets its closure over SSH").hint("leave `store` out"));
+        return Err(
+            ApiError::bad_request("a borrowed host gets its closure over SSH").hint("leave `store` out")
+        );
     }
     Ok(())
 }

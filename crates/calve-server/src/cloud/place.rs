@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  PROVIDER/REGION            digitalocean/ams3      made there, of a size
+//!  exec/PLUGIN[/REGION]       exec/lab               made by a plugin
 //!  ssh://[USER@]HOST[:PORT]   ssh://root@pi          a host that is there, borrowed
 //! ```
 
@@ -33,6 +34,11 @@ pub struct On {
 pub struct OnError(String);
 
 impl On {
+    /// Whether a size must be said: a plugin may have but one.
+    pub fn needs_size(&self) -> bool {
+        !matches!(self.driver, DriverName::Ssh | DriverName::Exec)
+    }
+
     /// Whether the machine is made, of a size and with limits that go with it; otherwise a host that is there is borrowed.
     pub fn is_made(&self) -> bool {
         self.driver != DriverName::Ssh
@@ -46,9 +52,13 @@ impl FromStr for On {
             let target: Target = text.parse().map_err(|error| OnError(format!("{error}")))?;
             return Ok(Self { driver: DriverName::Ssh, region: target.to_string() });
         }
-        let (provider, region) = text.split_once('/').filter(|(_, region)| !region.is_empty()).ok_or_else(|| {
-            OnError("it is written as PROVIDER/REGION, such as digitalocean/ams3, or as ssh://root@HOST".to_owned())
-        })?;
+        let (provider, region) =
+            text.split_once('/').filter(|(_, region)| !region.is_empty()).ok_or_else(|| {
+                OnError(
+                    "it is written as PROVIDER/REGION, such as digitalocean/ams3, or as ssh://root@HOST"
+                        .to_owned(),
+                )
+            })?;
         let known = calve_provider::NAMES.iter().find(|name| **name == provider);
         let driver = known.and_then(|name| name.parse().ok()).ok_or_else(|| {
             let names = calve_provider::NAMES.join(", ");
@@ -62,6 +72,10 @@ impl FromStr for On {
 pub(super) async fn image(provider: &dyn Provider, place: &Place) -> Result<String, DriverError> {
     if let Some(image) = &place.image {
         return Ok(image.clone());
+    }
+    if provider.describe().name == calve_provider::exec::NAME {
+        // What its machines boot is a plugin's own choice.
+        return Ok(String::new());
     }
     let images = provider.images().await.map_err(driver_error)?;
     let ours = |image: &&calve_provider::Image| {
@@ -86,8 +100,11 @@ mod tests {
 
     #[test]
     fn places_are_read_and_mistakes_named() {
-        let on = |text: &str| text.parse::<On>().map(|on| (on.driver, on.region)).map_err(|error| error.to_string());
+        let on = |text: &str| {
+            text.parse::<On>().map(|on| (on.driver, on.region)).map_err(|error| error.to_string())
+        };
         assert_eq!(on("digitalocean/ams3"), Ok((DriverName::DigitalOcean, "ams3".to_owned())));
+        assert_eq!(on("exec/lab/r7"), Ok((DriverName::Exec, "lab/r7".to_owned())));
         assert_eq!(on("ssh://root@pi:22/"), Ok((DriverName::Ssh, "ssh://root@pi:22".to_owned())));
         for (bad, word) in [
             ("digitalocean", "PROVIDER/REGION"),

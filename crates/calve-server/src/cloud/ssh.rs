@@ -93,7 +93,8 @@ impl Inner {
     }
 
     async fn give_back(&self, id: MachineId, entry: &Entry) -> Result<(), DriverError> {
-        let target: Target = entry.target.parse().map_err(|error| failed("the book is wrong").caused_by(error))?;
+        let target: Target =
+            entry.target.parse().map_err(|error| failed("the book is wrong").caused_by(error))?;
         match self.lender.give_back(&target, id).await {
             Ok(()) => self.forget(id, entry),
             Err(error) if error.kind == ErrorKind::Unreachable && entry.is_over(now(), GONE_AFTER) => {
@@ -115,9 +116,12 @@ impl Driver for SshDriver {
         let check = |name: &str, found: Result<String, String>, mend: &str| {
             let (status, found, cost, mend) = match found {
                 Ok(found) => (CheckStatus::Ok, found, String::new(), None),
-                Err(found) => {
-                    (CheckStatus::Missing, found, "no hosts can be borrowed".to_owned(), Some(mend.to_owned()))
-                }
+                Err(found) => (
+                    CheckStatus::Missing,
+                    found,
+                    "no hosts can be borrowed".to_owned(),
+                    Some(mend.to_owned()),
+                ),
             };
             Check { area: "ssh".to_owned(), name: name.to_owned(), status, found, cost, mend }
         };
@@ -134,10 +138,15 @@ impl Driver for SshDriver {
     }
 
     async fn create(&self, order: &Order) -> Result<(), DriverError> {
-        let wish = order.spec.place.as_ref().ok_or_else(|| unusable("the order does not say on which host"))?;
+        let wish =
+            order.spec.place.as_ref().ok_or_else(|| unusable("the order does not say on which host"))?;
         let target: Target = wish.region.parse().map_err(|error| unusable(&format!("{error}")))?;
-        let key: Option<HostKey> =
-            wish.host_key.as_deref().map(str::parse).transpose().map_err(|error| unusable(&format!("{error}")))?;
+        let key: Option<HostKey> = wish
+            .host_key
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(|error| unusable(&format!("{error}")))?;
         let entry = Entry::new(&target, order.attempt, order.remaining, now());
         if let Some(former) = self.0.book.get(order.id)
             && former.target != entry.target

@@ -71,8 +71,7 @@ async fn seed(agents: &Agents, id: MachineId, closure: &Closure, start: &ToAgent
     let (sender, mut receiver) = agents.open(id, Target::Write { path: STORE_DIR.to_owned() })?.split();
     let (pieces, mut read) = mpsc::channel(PIECES_MAX);
     let closure = closure.clone();
-    let reading =
-        tokio::task::spawn_blocking(move || archive(&closure, Pieces::new(pieces)));
+    let reading = tokio::task::spawn_blocking(move || archive(&closure, Pieces::new(pieces)));
     let sending = async {
         while let Some(piece) = read.recv().await {
             sender.send(&piece).await?;

@@ -64,6 +64,7 @@ pub fn open(name: &str) -> Outcome<Arc<dyn Provider>> {
         OpenError::Credentials(credentials) => {
             Failure::failed(format!("{name} cannot be used")).caused_by(credentials)
         }
+        OpenError::Plugins(plugins) => Failure::failed(format!("{name} cannot be used")).caused_by(plugins),
         OpenError::Settings(settings) => Failure::failed(settings.to_string()),
     })
 }

@@ -66,7 +66,9 @@ impl Book {
         let mut all = BTreeMap::new();
         for entry in entries {
             let name = entry.map_err(unreadable)?.file_name();
-            let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok()) else { continue };
+            let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok()) else {
+                continue;
+            };
             // One that goes in this moment is none.
             all.extend(self.get(id).map(|entry| (id, entry)));
         }

@@ -12,7 +12,9 @@ use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_provider::ssh::{Client, Host, HostKey, Session, Target};
 use calve_provider::{ErrorKind, ProviderError};
 use calve_store::Closure;
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, SandboxFailure, SandboxFailureKind, SandboxSpec, StoreMount};
+use calve_wire::agent::{
+    AGENT_PROTOCOL_VERSION, SandboxFailure, SandboxFailureKind, SandboxSpec, StoreMount,
+};
 use calve_wire::lend::{LEND_VERSION, LendOrder, Lent};
 use calve_wire::machine::Workload;
 use sha2::{Digest, Sha256};
@@ -150,9 +152,11 @@ impl Lender {
         };
         match output.lines().find_map(Lent::parse_line) {
             Some(Lent::Gone) => Ok(()),
-            Some(Lent::Failed(failure)) => {
-                Err(ProviderError::new(calve_provider::ssh::NAME, ErrorKind::Failed, format!("{target}: {failure}")))
-            }
+            Some(Lent::Failed(failure)) => Err(ProviderError::new(
+                calve_provider::ssh::NAME,
+                ErrorKind::Failed,
+                format!("{target}: {failure}"),
+            )),
             _ => {
                 self.forget(target);
                 let message = format!("{target} does not say whether the machine is gone");
@@ -189,7 +193,13 @@ impl Lender {
         }
         let name = match self.agent_for(std::env::consts::ARCH).await {
             Ok((name, _)) => name,
-            Err(error) => return Err(ProviderError::new(calve_provider::ssh::NAME, ErrorKind::Refused, error.to_string())),
+            Err(error) => {
+                return Err(ProviderError::new(
+                    calve_provider::ssh::NAME,
+                    ErrorKind::Refused,
+                    error.to_string(),
+                ));
+            }
         };
         let mut facts = ask(host, &name).await?;
         if facts.machine != std::env::consts::ARCH
@@ -210,7 +220,9 @@ impl Lender {
         }
         let (name, bytes) = self.agent_for(&facts.machine).await.map_err(|error| {
             let (target, machine) = (host.target(), &facts.machine);
-            let message = format!("{target} is a host of the kind {machine}, and there is no calve-agent for it here: {error}");
+            let message = format!(
+                "{target} is a host of the kind {machine}, and there is no calve-agent for it here: {error}"
+            );
             DriverError::new(DriverErrorKind::Unusable, message)
                 .hint(format!("put one for {machine} as calve-agent-{machine} beside calve-agent"))
         })?;
@@ -299,7 +311,10 @@ fn refused(host: &Host, failure: SandboxFailure) -> DriverError {
 }
 
 fn strange(host: &Host, said: &Lent) -> DriverError {
-    DriverError::new(DriverErrorKind::Failed, format!("{}: its agent says {said:?} out of turn", host.target()))
+    DriverError::new(
+        DriverErrorKind::Failed,
+        format!("{}: its agent says {said:?} out of turn", host.target()),
+    )
 }
 
 /// Why a talk did not come to its end.
@@ -335,7 +350,10 @@ async fn talk(host: &Host, session: &mut Session, lend: &LendOrder, closure: &Cl
             }
         }
         // Half an archive does not look like all of it: it has no end.
-        reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())).map_err(Talk::Read)
+        reading
+            .await
+            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            .map_err(Talk::Read)
     };
     let hearing = hear(session);
     tokio::pin!(sending, hearing);
@@ -357,10 +375,12 @@ async fn hear(session: &mut Session) -> Result<Lent, Talk> {
 fn lend_order(order: &Order) -> Result<LendOrder, DriverError> {
     if let Workload::System { .. } = order.spec.workload {
         let message = "a borrowed host keeps its own system";
-        return Err(DriverError::new(DriverErrorKind::Unusable, message).hint("`calve switch` changes a host's system"));
+        return Err(DriverError::new(DriverErrorKind::Unusable, message)
+            .hint("`calve switch` changes a host's system"));
     }
     let names = order.closure.paths.iter().map(|path| path.path.base_name());
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
+    let user =
+        std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".to_owned());
     let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Ok(LendOrder {
         version: LEND_VERSION,
@@ -373,7 +393,9 @@ fn lend_order(order: &Order) -> Result<LendOrder, DriverError> {
             token: order.token.clone(),
             remaining: order.remaining,
             written_unix_ms: now().0,
-            store_paths: names.map(|name| StoreMount { source: String::new(), base_name: name.to_owned() }).collect(),
+            store_paths: names
+                .map(|name| StoreMount { source: String::new(), base_name: name.to_owned() })
+                .collect(),
             limits: order.spec.limits,
             network: order.spec.network,
         },
@@ -388,7 +410,10 @@ mod tests {
     fn what_a_host_says_is_found_among_the_words_of_its_shell() {
         let output = "Welcome!\ncalve-host x86_64 1000 none no /home/a b/.calve-lent\nbye\n";
         let facts = Facts::parse(output, "agent-1").unwrap();
-        assert_eq!((facts.sudo, facts.has_agent, facts.base.as_str()), (false, false, "/home/a b/.calve-lent"));
+        assert_eq!(
+            (facts.sudo, facts.has_agent, facts.base.as_str()),
+            (false, false, "/home/a b/.calve-lent")
+        );
         assert!(Facts::parse("calve-host x86_64", "a").is_none());
         let rooted = Facts { sudo: true, ..facts };
         assert_eq!(rooted.root(&["true"]), ["sudo", "-n", "true"]);

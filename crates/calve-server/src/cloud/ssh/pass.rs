@@ -18,7 +18,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 pub(super) async fn run(driver: SshDriver, id: MachineId) {
     let listener = match listen(&driver, id) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(machine = %id, %error, "nobody can be passed on to a borrowed host"),
+        Err(error) => {
+            return tracing::error!(machine = %id, %error, "nobody can be passed on to a borrowed host");
+        }
     };
     let mut pause = PAUSE_FIRST;
     loop {

@@ -98,7 +98,7 @@ pub struct Args {
     store: Option<StoreWord>,
 
     /// Make the machine elsewhere: at a provider (digitalocean/ams3; needs a server with `--agents` and the provider's
-    /// credentials), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
+    /// credentials), by a plugin (exec/NAME), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
     #[arg(
         long,
         value_name = "PROVIDER/REGION|ssh://HOST",
@@ -230,13 +230,19 @@ impl Args {
             ("--pids", self.pids.is_some(), true),
             ("--network", self.network.is_some(), true),
         ];
-        if let Some((option, ..)) = given.iter().find(|(_, given, of_host)| *given && *of_host == on.is_made()) {
+        if let Some((option, ..)) =
+            given.iter().find(|(_, given, of_host)| *given && *of_host == on.is_made())
+        {
             return Err(match on.is_made() {
-                true => Failure::usage(format!("{option} is not for machines at a provider: their size says it")),
-                false => Failure::usage(format!("{option} is for machines that a provider makes, not for a host that is there")),
+                true => {
+                    Failure::usage(format!("{option} is not for machines at a provider: their size says it"))
+                }
+                false => Failure::usage(format!(
+                    "{option} is for machines that a provider makes, not for a host that is there"
+                )),
             });
         }
-        if on.is_made() && self.size.is_none() {
+        if on.needs_size() && self.size.is_none() {
             return Err(Failure::usage("a provider needs to know how large the machine shall be")
                 .hint("say --size; `calve provider sizes` lists them"));
         }
