@@ -135,9 +135,14 @@ impl SshHost {
         shown.stdout.split(' ').nth(1).expect("a fingerprint").to_owned()
     }
 
+    /// Its key, as `known_hosts` has it.
+    pub fn key(&self) -> String {
+        fs::read_to_string(self.path("etc/ssh/host_key.pub")).expect("a key")
+    }
+
     /// Lets the user know its key, as after a login.
     pub fn introduce(&self) {
-        let key = fs::read_to_string(self.path("etc/ssh/host_key.pub")).expect("a key");
+        let key = self.key();
         let mut names = vec![format!("[127.0.0.1]:{}", self.port)];
         names.push("inner".to_owned());
         let lines: String = names.iter().map(|name| format!("{name} {key}")).collect();
@@ -228,7 +233,9 @@ impl SshHost {
 
     /// What calve has left there, as lines; empty where there is nothing.
     pub fn left(&self) -> String {
-        self.sh("ls -d /var/lib/calve-lent /root/.calve-lent /home/*/.calve-lent 2>/dev/null; pgrep -af '[a]gent-|[c]alve'").stdout
+        // Written so that this script does not find itself.
+        let script = "ls -d /var/lib/[c]alve* /root/.[c]alve* /home/*/.[c]alve* 2>/dev/null; pgrep -af '[c]alve'";
+        self.sh(script).stdout
     }
 }
 

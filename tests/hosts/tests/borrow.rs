@@ -191,12 +191,17 @@ fn two_machines_share_a_host_and_each_takes_only_its_own_away() {
 
 #[test]
 fn a_full_disk_is_one_sentence_and_leaves_nothing() {
-    let mut stage = Stage::set(8);
-    stage.host.introduce();
-    let full = stage.run(&stage.host.on("root"), &[], "true");
-    assert!(full.code != 0 && full.stderr.contains("No space left"), "{full:?}");
-    stage.nothing_is_left();
-    stage.host.power_off();
+    // Too small for the agent, and then large enough for it but not for the closure.
+    let agent_mib = std::fs::metadata(e2e::bin_dir().join("calve-agent")).unwrap().len() >> 20;
+    for disk_mib in [4, agent_mib + 8] {
+        let stage = Stage::set(disk_mib);
+        stage.host.introduce();
+        stage.home.app();
+        std::fs::write(stage.home.path().join("app/big"), vec![1; 16 << 20]).unwrap();
+        let full = stage.run(&stage.host.on("root"), &[], "true");
+        assert!(full.code == 125 && full.stderr.contains("No space left"), "{full:?}");
+        stage.nothing_is_left();
+    }
 }
 
 #[test]
