@@ -234,7 +234,8 @@ impl SshHost {
     /// What calve has left there, as lines; empty where there is nothing.
     pub fn left(&self) -> String {
         // Written so that this script does not find itself.
-        let script = "ls -d /var/lib/[c]alve* /root/.[c]alve* /home/*/.[c]alve* 2>/dev/null; pgrep -af '[c]alve'";
+        let script =
+            "ls -d /var/lib/[c]alve* /root/.[c]alve* /home/*/.[c]alve* 2>/dev/null; pgrep -af '[c]alve'";
         self.sh(script).stdout
     }
 }

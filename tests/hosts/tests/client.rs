@@ -39,7 +39,12 @@ impl Stage {
     fn processes(&self) -> usize {
         let place = self.dir.path().to_str().unwrap().to_owned();
         let lines = std::fs::read_dir("/proc").unwrap().flatten();
-        lines.filter(|it| std::fs::read(it.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&place))).count()
+        lines
+            .filter(|it| {
+                std::fs::read(it.path().join("cmdline"))
+                    .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&place))
+            })
+            .count()
     }
 }
 
@@ -81,7 +86,10 @@ async fn sessions_share_a_connection_that_is_made_anew_once_it_broke_and_ends_wi
     let (client, target) = (stage.client(), stage.target("root"));
     let host = client.open(&target, None).await.unwrap();
     assert!(client.version().await.unwrap().contains("OpenSSH"));
-    let said = host.run(&["sh", "-c", "cat; echo \"$1\"; echo $SSH_CONNECTION", "x", "it's  $HOME"], b"in\n", MINUTE).await.unwrap();
+    let said = host
+        .run(&["sh", "-c", "cat; echo \"$1\"; echo $SSH_CONNECTION", "x", "it's  $HOME"], b"in\n", MINUTE)
+        .await
+        .unwrap();
     let again = host.run(&["sh", "-c", "echo $SSH_CONNECTION"], b"", MINUTE).await.unwrap();
     assert!(said.starts_with("in\nit's  $HOME\n") && said.ends_with(&again), "{said} {again}");
     let failed = host.run(&["sh", "-c", "echo why >&2; exit 3"], b"", MINUTE).await.unwrap_err();
