@@ -29,7 +29,6 @@ use calve_wire::agent::Remaining;
 use calve_wire::doctor::{Check, CheckStatus};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::driver_error;
 use crate::world::now;
 use book::{Book, Entry};
 use lend::Lender;
@@ -101,7 +100,8 @@ impl Inner {
                 tracing::warn!(machine = %id, %error, "its lease is long over and the host away: taken for gone");
                 self.forget(id, entry)
             }
-            Err(error) => Err(driver_error(error)),
+            // Tried again whatever it was: the machine may still be there, and who is not let in today may be tomorrow.
+            Err(error) => Err(failed(&error.to_string())),
         }
     }
 }
