@@ -42,7 +42,7 @@ need_rust() {
       rustc-web cargo-web rustfmt-web rust-web-clippy >/dev/null
   else
     need_packages curl=curl /etc/ssl/certs/ca-certificates.crt=ca-certificates
-    curl --proto '=https' -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy >/dev/null
+    curl --proto '=https' -sSf https://static.rust-lang.org/rustup/rustup-init.sh | sh -s -- -y --profile minimal -c rustfmt -c clippy >/dev/null
     PATH="$HOME/.cargo/bin:$PATH"
   fi
   hash -r
@@ -92,16 +92,17 @@ need_virtiofsd() {
   fi
 }
 
-# DigitalOcean's own client, in an environment of its own beside the build. Where it cannot be had, its test says so.
-PYDO_VERSION=0.44.0
-need_pydo() {
-  local dir=$root/target/pydo
-  if "$dir/bin/python" -c 'import pydo' 2>/dev/null; then return; fi
+# The clients that people use from Python, each in an environment of its own beside the build: DigitalOcean's own and the one
+# of Proxmox VE. Where one cannot be had, its test says so.
+need_python_client() {
+  local module=$1 dir=$root/target/$1
+  shift
+  if "$dir/bin/python" -c "import $module" 2>/dev/null; then return; fi
   python3 -c 'import ensurepip' 2>/dev/null || need_packages /usr/share/doc/python3-venv=python3-venv
-  say "fetching pydo"
+  say "fetching $module"
   rm -rf "$dir" && python3 -m venv "$dir"
-  "$dir/bin/pip" install --quiet --disable-pip-version-check pydo==$PYDO_VERSION ||
-    say "pydo cannot be had here: its test is left out"
+  "$dir/bin/pip" install --quiet --disable-pip-version-check "$@" ||
+    say "$module cannot be had here: its test is left out"
 }
 
 # Programs of a Nix newer than the one that is installed, for the tests: the one of Debian 13 with its libraries, unpacked
@@ -149,8 +150,11 @@ need_sshd() {
 need_test_peers() {
   need_sshd
   need_virtiofsd
-  need_pydo
+  need_python_client pydo pydo==0.44.0
+  need_python_client proxmoxer proxmoxer==2.2.0 requests==2.34.2
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
+  need_packages grub-mkimage=grub-common /usr/lib/grub/i386-pc/boot.img=grub-pc-bin \
+    /usr/lib/grub/x86_64-efi/kernel.img=grub-efi-amd64-bin
   need_newer_nix
 }
 

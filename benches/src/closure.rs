@@ -40,8 +40,10 @@ pub struct Size {
     pub metadata_paths: usize,
     /// Paths of a cache in which one is looked up.
     pub stored_paths: usize,
-    /// Repetitions on the plain line.
+    /// Repetitions of pushes on the plain line.
     pub runs: usize,
+    /// And of pulls.
+    pub pull_runs: usize,
     /// Repetitions where every round trip counts.
     pub far_runs: usize,
 }
@@ -55,6 +57,7 @@ pub const FULL: Size = Size {
     metadata_paths: 1000,
     stored_paths: 1_000_000,
     runs: 3,
+    pull_runs: 4,
     far_runs: 3,
 };
 pub const QUICK: Size = Size {
@@ -66,6 +69,7 @@ pub const QUICK: Size = Size {
     metadata_paths: 1000,
     stored_paths: 100_000,
     runs: 1,
+    pull_runs: 4,
     far_runs: 1,
 };
 
@@ -86,11 +90,12 @@ struct Closures {
     many: Made,
 }
 
-pub async fn measure(size: Size, table: &mut Table) -> anyhow::Result<()> {
+/// All of it, or only what is `near`.
+pub async fn measure(size: Size, near: bool, table: &mut Table) -> anyhow::Result<()> {
     let (nix, server, kept) = (NixRoot::new()?, Server::start()?, Default::default());
     let mut bench = Bench { size, nix, server, peak_kib: 0, server_peak_kib: 0, kept };
     let closures = {
-        let maker = Maker::new(&bench.nix);
+        let maker = Maker::new(&bench.nix)?;
         Closures {
             small: maker.small_files(size.small_files)?,
             large: maker.large_files(size.large_files, size.large_file_bytes)?,
@@ -106,12 +111,16 @@ pub async fn measure(size: Size, table: &mut Table) -> anyhow::Result<()> {
     for (what, made) in closures.named().into_iter().take(2).rev() {
         bench.pull(what, made, table)?;
     }
-    bench.pull_far(&closures.many, table).await?;
+    if !near {
+        bench.pull_far(&closures.many, table).await?;
+    }
     bench.one_file(&closures, table).await?;
     bench.rebuilt(&closures.many, table).await?;
     bench.metadata(table).await?;
-    bench.stored(table)?;
-    bench.visible(&closures.many, table).await?;
+    if !near {
+        bench.stored(table)?;
+        bench.visible(&closures.many, table).await?;
+    }
     bench.server_peak_kib = bench.server_peak_kib.max(bench.server.peak_kib()?);
     for (who, kib) in [("client", bench.peak_kib), ("server", bench.server_peak_kib)] {
         let mib = kib as f64 / 1024.0;

@@ -38,7 +38,7 @@ pub async fn measure(size: Size, table: &mut Table) -> anyhow::Result<()> {
     let nix = NixRoot::new()?;
     let server = Server::start()?;
     let files = size.large_files * size.large_file_bytes / FILE_BYTES;
-    let made = Maker::new(&nix).program_with_files(files, FILE_BYTES)?;
+    let made = Maker::new(&nix)?.program_with_files(files, FILE_BYTES)?;
     call("push", &nix, (&server, &server.url), &made.root, LEVEL)?;
     let read = (files / PART).max(1);
     let names: Vec<_> = (0..read).map(|n| format!("{}/lib/lib{}.so", made.root, n * PART)).collect();

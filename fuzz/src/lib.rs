@@ -1,4 +1,5 @@
-//! Fuzz targets: of the formats in `targets`, of what caches store and send in `stored`, of caches behind HTTP in `served`.
+//! Fuzz targets: of the formats in `targets`, of what caches store and send in `stored`, of caches behind HTTP in `served`, of
+//! what agents, clients and the state send in `wire`.
 //! Cargo.toml says how to run them.
 
 use std::io::{self, Read};
@@ -6,10 +7,11 @@ use std::io::{self, Read};
 pub mod served;
 pub mod stored;
 pub mod targets;
+pub mod wire;
 
 /// Does what the target called `name` does.
 pub fn run(name: &str, bytes: &[u8]) {
-    let all = [targets::TARGETS, stored::TARGETS, served::TARGETS].concat();
+    let all = [targets::TARGETS, stored::TARGETS, served::TARGETS, wire::TARGETS].concat();
     let (_, target) = all.iter().find(|(known, _)| *known == name).expect("a target of this name");
     target(bytes);
 }

@@ -1,11 +1,23 @@
-//! Made-up file contents that compress as real ones do, the same for the same seed.
+//! File contents taken from this host, so that they compress as real ones do; the same for the same seed on the same host.
 
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
-/// Different things that a program or a text is put together from.
-const WORDS: usize = 4096;
-/// Longest of them in bytes.
-const WORD_BYTES_MAX: usize = 11;
+use anyhow::ensure;
+
+/// Where files are taken from.
+const FROM: &str = "/usr";
+/// What is not: too special to this or that host.
+const BUT: [&str; 4] = ["google-cloud-sdk", "debug", "src", "local"];
+/// Sizes of small files in bytes.
+const SMALL_BYTES: std::ops::Range<u64> = 200..32 << 10;
+/// Small files of one directory after the other, at most: no directory stands for all.
+const NEIGHBOURS_MAX: usize = 100;
+/// Least size of a program or library in bytes.
+const ELF_BYTES_MIN: u64 = 256 << 10;
+/// Least number of files of a kind; with fewer all would look alike.
+const FILES_MIN: usize = 20;
 
 /// A xorshift generator: quick, and the same everywhere.
 pub struct Random(u64);
@@ -31,59 +43,100 @@ impl Random {
     }
 }
 
-/// What files of one kind are made of.
-pub struct Content {
-    words: Vec<Vec<u8>>,
-    /// Of 64 words so many are new bytes that nothing compresses.
-    noise: u64,
-    head: &'static [u8],
+/// The files that contents come from.
+pub struct Contents {
+    /// Small files of all kinds, neighbours beside each other.
+    small: Vec<PathBuf>,
+    /// Programs and libraries.
+    elf: Vec<PathBuf>,
 }
 
-impl Content {
-    /// As source and documentation: letters, spaces, lines.
-    pub fn text() -> Self {
-        let mut random = Random::new(11);
-        let word = |n: usize, random: &mut Random| {
-            let mut word: Vec<u8> =
-                (0..2 + random.below(8)).map(|_| b"etaoinshrdlucmfw"[random.below(16) as usize]).collect();
-            word.push(if n.is_multiple_of(9) { b'\n' } else { b' ' });
-            word
-        };
-        Self { words: (0..WORDS).map(|n| word(n, &mut random)).collect(), noise: 0, head: b"" }
-    }
-
-    /// As programs and libraries: an ELF header, codes that come back, addresses that do not, runs of zeros.
-    pub fn elf() -> Self {
-        let mut random = Random::new(12);
-        let word = |n: usize, random: &mut Random| match n % 16 {
-            0 => vec![0; WORD_BYTES_MAX],
-            _ => (0..3 + random.below(WORD_BYTES_MAX as u64 - 3))
-                .map(|_| (random.next() >> 24) as u8)
-                .collect(),
-        };
-        let words = (0..WORDS).map(|n| word(n, &mut random)).collect();
-        Self { words, noise: 6, head: b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0\x01\0\0\0" }
-    }
-
-    /// Writes a file of `size` bytes.
-    pub fn write(&self, random: &mut Random, size: usize, out: &mut impl Write) -> io::Result<()> {
-        let mut left = size;
-        let mut put = |bytes: &[u8]| {
-            let taken = bytes.len().min(left);
-            left -= taken;
-            out.write_all(&bytes[..taken]).map(|()| left > 0)
-        };
-        let mut more = put(self.head)?;
-        while more {
-            let drawn = random.next();
-            if drawn % 64 < self.noise {
-                more = put(&drawn.to_le_bytes()[2..6])?;
-                continue;
+impl Contents {
+    pub fn new() -> anyhow::Result<Self> {
+        let (mut dirs, mut elf) = (Vec::new(), Vec::new());
+        let mut open = vec![PathBuf::from(FROM)];
+        while let Some(dir) = open.pop() {
+            let mut small = Vec::new();
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for entry in entries {
+                let entry = entry?;
+                let (kind, path) = (entry.file_type()?, entry.path());
+                if kind.is_dir() && !BUT.iter().any(|but| entry.file_name() == *but) {
+                    open.push(path);
+                } else if kind.is_file() {
+                    let size = entry.metadata()?.len();
+                    if SMALL_BYTES.contains(&size) {
+                        small.push(path);
+                    } else if size >= ELF_BYTES_MIN && is_elf(&path) {
+                        elf.push(path);
+                    }
+                }
             }
-            // A few words stand for much of every text: the smaller of two draws.
-            let at = ((drawn >> 8) % WORDS as u64).min((drawn >> 24) % WORDS as u64);
-            more = put(&self.words[at as usize])?;
+            small.sort_unstable();
+            small.truncate(NEIGHBOURS_MAX);
+            dirs.push((dir, small));
         }
-        Ok(())
+        dirs.sort_unstable();
+        elf.sort_unstable();
+        let mut random = Random::new(7);
+        shuffle(&mut dirs, &mut random);
+        shuffle(&mut elf, &mut random);
+        let small: Vec<_> = dirs.into_iter().flat_map(|(_, small)| small).collect();
+        ensure!(small.len().min(elf.len()) >= FILES_MIN, "{FROM} has too few files to take contents from");
+        Ok(Self { small, elf })
+    }
+
+    /// The contents of the `n`th small file.
+    pub fn small_file(&self, n: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = fs::read(&self.small[n % self.small.len()])?;
+        mask(&mut bytes, (n / self.small.len()) as u8);
+        Ok(bytes)
+    }
+
+    /// Writes `size` bytes as of programs and libraries.
+    pub fn elf(&self, random: &mut Random, size: usize, out: &mut impl Write) -> io::Result<()> {
+        write(&self.elf, random, size, out)
+    }
+
+    /// Writes `size` bytes as of many small files in a row.
+    pub fn text(&self, random: &mut Random, size: usize, out: &mut impl Write) -> io::Result<()> {
+        write(&self.small, random, size, out)
+    }
+}
+
+/// Files from any place of any one on. Every byte is changed by the same mask, which compresses as well, so that what is
+/// taken twice is not the same twice.
+fn write(files: &[PathBuf], random: &mut Random, size: usize, out: &mut impl Write) -> io::Result<()> {
+    let (mut at, mut change) = (random.below(files.len() as u64) as usize, random.next() as u8);
+    let mut skip = random.next();
+    let mut left = size;
+    while left > 0 {
+        let mut file = File::open(&files[at])?;
+        file.seek(SeekFrom::Start(skip % file.metadata()?.len().max(1)))?;
+        let mut bytes = Vec::new();
+        file.take(left as u64).read_to_end(&mut bytes)?;
+        mask(&mut bytes, change);
+        out.write_all(&bytes)?;
+        left -= bytes.len();
+        (at, skip) = (at + 1, 0);
+        if at == files.len() {
+            (at, change) = (0, change.wrapping_add(1));
+        }
+    }
+    Ok(())
+}
+
+fn mask(bytes: &mut [u8], mask: u8) {
+    bytes.iter_mut().for_each(|byte| *byte ^= mask);
+}
+
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+}
+
+fn shuffle<T>(items: &mut [T], random: &mut Random) {
+    for n in (1..items.len()).rev() {
+        items.swap(n, random.below(n as u64 + 1) as usize);
     }
 }

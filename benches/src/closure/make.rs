@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use calve_nix::{Sha256Hash, StorePath};
 use calve_store::archive::hash_tree;
 
-use super::content::{Content, Random};
+use super::content::{Contents, Random};
 use super::nix::NixRoot;
 
 /// Bytes of a file's copy in memory on its way to the disk.
@@ -32,26 +32,23 @@ pub struct Made {
 
 pub struct Maker<'a> {
     nix: &'a NixRoot,
-    text: Content,
-    elf: Content,
+    contents: Contents,
 }
 
 impl<'a> Maker<'a> {
-    pub fn new(nix: &'a NixRoot) -> Self {
-        Self { nix, text: Content::text(), elf: Content::elf() }
+    pub fn new(nix: &'a NixRoot) -> anyhow::Result<Self> {
+        Ok(Self { nix, contents: Contents::new()? })
     }
 
-    /// One path of many small files: three of five are text, the others like programs.
+    /// One path of many small files.
     pub fn small_files(&self, count: usize) -> anyhow::Result<Made> {
         let path = path_of("small-files", 0, 0)?;
-        let mut random = Random::new(1);
         for n in 0..count {
             let dir = self.nix.host_path(&path).join(format!("dir-{}", n / DIR_FILES));
-            let (content, size) = match n % 5 {
-                0..3 => (&self.text, 200 + random.below(8 << 10)),
-                _ => (&self.elf, (4 << 10) + random.below(28 << 10)),
-            };
-            write_file(&dir.join(format!("file-{n}")), content, &mut random, size as usize, &[])?;
+            fs::create_dir_all(&dir)?;
+            let file = dir.join(format!("file-{n}"));
+            fs::write(&file, self.contents.small_file(n)?)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o444))?;
         }
         self.register(vec![(path, Vec::new())])
     }
@@ -62,7 +59,7 @@ impl<'a> Maker<'a> {
         let mut random = Random::new(2);
         for n in 0..count {
             let file = self.nix.host_path(&path).join(format!("lib/lib{n}.so"));
-            write_file(&file, &self.elf, &mut random, bytes, &[])?;
+            self.file(&file, Contents::elf, &mut random, bytes, &[])?;
         }
         self.register(vec![(path, Vec::new())])
     }
@@ -73,7 +70,7 @@ impl<'a> Maker<'a> {
         let host = self.nix.host_path(&path);
         let mut random = Random::new(3);
         for n in 0..count {
-            write_file(&host.join(format!("lib/lib{n}.so")), &self.elf, &mut random, bytes, &[])?;
+            self.file(&host.join(format!("lib/lib{n}.so")), Contents::elf, &mut random, bytes, &[])?;
         }
         fs::create_dir_all(host.join("bin"))?;
         fs::copy("/bin/busybox", host.join("bin/busybox")).context("busybox-static is installed")?;
@@ -106,8 +103,8 @@ impl<'a> Maker<'a> {
             // Sizes as in real closures: most paths are small, a few hold most of the bytes.
             let size = if n % 10 == 0 { bytes * 6 } else { bytes * 4 / 9 };
             let host = self.nix.host_path(&path);
-            write_file(&host.join("lib/program"), &self.elf, &mut random, size * 3 / 4, &references)?;
-            write_file(&host.join("share/text"), &self.text, &mut random, size / 4, &references)?;
+            self.file(&host.join("lib/program"), Contents::elf, &mut random, size * 3 / 4, &references)?;
+            self.file(&host.join("share/text"), Contents::text, &mut random, size / 4, &references)?;
             paths.push((path, references));
         }
         self.register(paths)
@@ -126,6 +123,27 @@ impl<'a> Maker<'a> {
         fs::remove_file(&file)?;
         fs::write(&file, &bytes)?;
         Ok((self.register(vec![(path, Vec::new())])?, bytes.len() as u64))
+    }
+
+    fn file(
+        &self,
+        file: &Path,
+        content: impl Fn(&Contents, &mut Random, usize, &mut BufWriter<File>) -> std::io::Result<()>,
+        random: &mut Random,
+        size: usize,
+        references: &[StorePath],
+    ) -> anyhow::Result<()> {
+        fs::create_dir_all(file.parent().expect("below a root"))?;
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, File::create(file)?);
+        for part in 0..=references.len() {
+            content(&self.contents, random, size / (references.len() + 1), &mut out)?;
+            if let Some(reference) = references.get(part) {
+                write!(out, "\0{reference}/lib\0")?;
+            }
+        }
+        let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        file.set_permissions(fs::Permissions::from_mode(0o444))?;
+        Ok(())
     }
 
     fn register(&self, paths: Vec<(StorePath, Vec<StorePath>)>) -> anyhow::Result<Made> {
@@ -167,26 +185,6 @@ impl Made {
 
 fn path_of(name: &str, n: u64, version: u64) -> anyhow::Result<StorePath> {
     Ok(StorePath::from_source(name, &Sha256Hash::of(format!("{n} {version}").as_bytes()))?)
-}
-
-fn write_file(
-    file: &Path,
-    content: &Content,
-    random: &mut Random,
-    size: usize,
-    references: &[StorePath],
-) -> anyhow::Result<()> {
-    fs::create_dir_all(file.parent().expect("below a root"))?;
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, File::create(file)?);
-    for part in 0..=references.len() {
-        content.write(random, size / (references.len() + 1), &mut out)?;
-        if let Some(reference) = references.get(part) {
-            write!(out, "\0{reference}/lib\0")?;
-        }
-    }
-    let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.set_permissions(fs::Permissions::from_mode(0o444))?;
-    Ok(())
 }
 
 /// Equal files are the same ones: nothing here writes to them again.

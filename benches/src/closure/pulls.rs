@@ -36,25 +36,27 @@ impl Bench {
         let cache = format!("file://{}", files.path().display());
         self.nix.copy_to(&cache, &made.root, DEFAULT_LEVEL)?;
         let [mut ours, mut from_files, mut from_server, mut least] = [const { Spent::new() }; 4];
-        for _ in 0..self.size.runs {
-            let dir = tempfile::Builder::new().prefix("calve-bench-bound-").tempdir()?;
-            least.by(bound.measure(dir.path())?);
-            self.kept.0.push(dir);
-            let (target, server) = (NixRoot::new()?, &self.server);
-            let cost =
-                ours.on(Some(server), || super::call("pull", &target, (server, &server.url), &made.root, 0))?;
-            self.peak_kib = self.peak_kib.max(cost.peak_kib);
-            target.verify(&made.root)?;
-            self.kept.1.push(target);
+        let is_kept = made.files(&self.nix).len() >= FILES_KEPT_MIN;
+        // In turns, each of the four in every place: what a file system has to do depends on what was done to it before.
+        for turn in 0..self.size.pull_runs * 4 {
             let target = NixRoot::new()?;
-            from_files.on(None, || target.copy_from(&cache, &made.root))?;
-            self.kept.1.push(target);
-            let target = NixRoot::new()?;
-            from_server.on(Some(server), || target.copy_from(&server.url, &made.root))?;
-            self.kept.1.push(target);
-        }
-        if made.files(&self.nix).len() < FILES_KEPT_MIN {
-            self.kept = Default::default();
+            let server = &self.server;
+            match (turn / 4 + turn) % 4 {
+                0 => {
+                    let dir = tempfile::Builder::new().prefix("calve-bench-bound-").tempdir()?;
+                    least.by(bound.measure(dir.path())?);
+                    self.kept.0.extend(is_kept.then_some(dir));
+                }
+                1 => {
+                    let pull = || super::call("pull", &target, (server, &server.url), &made.root, 0);
+                    let cost = ours.on(Some(server), pull)?;
+                    self.peak_kib = self.peak_kib.max(cost.peak_kib);
+                    target.verify(&made.root)?;
+                }
+                2 => from_files.on(None, || target.copy_from(&cache, &made.root))?,
+                _ => from_server.on(Some(server), || target.copy_from(&server.url, &made.root))?,
+            }
+            self.kept.1.extend(is_kept.then_some(target));
         }
         let row = |from: &str| format!("pull, {what}, loopback; Nix from {from}");
         faster(table, &row("the same cache"), &ours, "nix copy", &from_server, Some(NEAR_LEAST));
@@ -91,7 +93,7 @@ impl Bench {
     /// What has to be known of many paths before the first of their chunks can be asked for.
     pub(super) async fn metadata(&mut self, table: &mut Table) -> anyhow::Result<()> {
         let count = self.size.metadata_paths;
-        let made = Maker::new(&self.nix).many_paths("tiny", count, 4 << 10, 0)?;
+        let made = Maker::new(&self.nix)?.many_paths("tiny", count, 4 << 10, 0)?;
         let url = self.server.url.clone();
         self.keep(&made, &url)?;
         let proxy = Proxy::start(self.server.port(), Duration::from_millis(METADATA_MILLIS)).await?;

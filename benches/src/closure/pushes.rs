@@ -77,7 +77,7 @@ impl Bench {
 
     /// One file changed in a closure that both sides had before.
     pub(super) async fn one_file(&mut self, closures: &Closures, table: &mut Table) -> anyhow::Result<()> {
-        let maker = Maker::new(&self.nix);
+        let maker = Maker::new(&self.nix)?;
         let small = maker.changed(&closures.small, "dir-7/file-351")?;
         let large = maker.changed(&closures.large, "lib/lib1.so")?;
         for (what, before, (after, file)) in
@@ -92,7 +92,7 @@ impl Bench {
     /// All path hashes new, as after a change at the bottom.
     pub(super) async fn rebuilt(&mut self, before: &Made, table: &mut Table) -> anyhow::Result<()> {
         let (paths, bytes) = (self.size.paths, self.size.path_bytes);
-        let after = Maker::new(&self.nix).many_paths("many", paths, bytes, 1)?;
+        let after = Maker::new(&self.nix)?.many_paths("many", paths, bytes, 1)?;
         let most = (after.archive_bytes as f64 * REBUILT_SHARE) as u64;
         self.change("a rebuild of many paths", before, &after, most, false, table).await
     }

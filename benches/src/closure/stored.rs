@@ -29,7 +29,7 @@ impl Bench {
     pub(super) fn stored(&mut self, table: &mut Table) -> anyhow::Result<()> {
         let count = self.size.stored_paths;
         let home = Arc::new(Home::new()?);
-        let made = Maker::new(&self.nix).many_paths("stored", 2, 4 << 10, 0)?;
+        let made = Maker::new(&self.nix)?.many_paths("stored", 2, 4 << 10, 0)?;
         let server = Server::start_in(home.clone())?;
         super::engine::call("push", &self.nix, (&server, &server.url), &made.root, 1)?;
         drop(server);

@@ -8,6 +8,8 @@ pub mod begun;
 mod connection;
 mod descriptor;
 mod health;
+pub mod key;
+mod last_words;
 mod lease;
 mod log;
 mod outbox;
@@ -77,7 +79,7 @@ async fn supervise(config: Config) -> io::Result<()> {
     processes.ready().await?;
     let (events, told) = mpsc::unbounded_channel();
     let agent = Rc::new(Agent {
-        token: config.token,
+        token: RefCell::new(config.token),
         processes: processes.clone(),
         enclosure: config.enclosure,
         log: log::Log::default(),
@@ -98,7 +100,8 @@ async fn supervise(config: Config) -> io::Result<()> {
 
 /// What the parts of the agent share.
 pub struct Agent {
-    token: Token,
+    /// Of the links to the server; a machine that joins learns it there.
+    token: RefCell<Token>,
     processes: Processes,
     enclosure: Box<dyn Enclosure>,
     log: log::Log,
@@ -131,6 +134,8 @@ enum Event {
     Started(Result<program::Run, NotStarted>),
     /// The program has ended.
     Exited(End),
+    /// The health check has decided; why where it fails.
+    Health(Result<(), String>),
     /// Anything else that the workload's rules want to know.
     Input(workload::Input),
 }

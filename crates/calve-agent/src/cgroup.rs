@@ -177,7 +177,9 @@ impl Plan {
             }
             groups.push(group);
         }
-        Cgroup { groups, notes: self.notes, unenforced: self.unenforced }
+        let memory_bytes =
+            self.limits.memory_bytes.filter(|_| !self.unenforced.contains(&Controller::Memory));
+        Cgroup { groups, notes: self.notes, unenforced: self.unenforced, memory_bytes }
     }
 }
 
@@ -209,6 +211,7 @@ pub struct Cgroup {
     groups: Vec<Group>,
     notes: Vec<String>,
     unenforced: Vec<Controller>,
+    memory_bytes: Option<u64>,
 }
 
 impl Cgroup {
@@ -250,6 +253,12 @@ impl Cgroup {
     /// How often the kernel has killed something of the machine for want of memory.
     pub fn oom_kills(&self) -> u64 {
         self.count(Controller::Memory, v1::oom_kills, v2::oom_kills)
+    }
+
+    /// The memory that files and shared memory of the machine hold, and its limit; none where that is not enforced.
+    pub fn shared_memory(&self) -> Option<(u64, u64)> {
+        let held = |dir: &Path| flat_keyed(&dir.join("memory.stat"), "shmem");
+        self.memory_bytes.map(|limit| (self.count(Controller::Memory, held, held), limit))
     }
 
     /// How often the machine could not start a process for the limit on them.

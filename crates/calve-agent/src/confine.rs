@@ -6,6 +6,8 @@ mod filter;
 use std::cell::Cell;
 use std::io;
 
+use calve_wire::machine::Limits;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities,
@@ -20,6 +22,11 @@ const CAPABILITIES_MAX: u32 = 63;
 const CORE_MAX_BYTES: u64 = 1;
 /// Highest signal number.
 const SIGNAL_MAX: i32 = 64;
+/// Memory by which the kernel takes a program for larger than it is when the machine's limit is reached: more than the
+/// machine's first process has, which must outlive the program to say how that ended.
+const OOM_LEAD_BYTES: u64 = 16 << 20;
+/// The kernel's scale: a thousandth of the limit each (proc_pid_oom_score_adj(5)).
+const OOM_SCORE_ADJ_MAX: u64 = 1000;
 /// Permissions that new files lack.
 const UMASK: u32 = 0o022;
 
@@ -30,6 +37,8 @@ pub struct Confinement {
     settled: Cell<bool>,
     leave_host: fn() -> io::Result<()>,
     limits: Vec<(Resource, Rlimit)>,
+    /// What goes into `oom_score_adj`, as text.
+    oom_score_adj: Option<String>,
 }
 
 impl Confinement {
@@ -39,12 +48,20 @@ impl Confinement {
         // The files that the agent itself was allowed when it began, before it raised that for its own use.
         let limits =
             vec![(Resource::Core, exactly(CORE_MAX_BYTES)), (Resource::Nofile, getrlimit(Resource::Nofile))];
-        Ok(Self { filter, settled: Cell::new(false), leave_host, limits })
+        Ok(Self { filter, settled: Cell::new(false), leave_host, limits, oom_score_adj: None })
     }
 
     /// Limits the processes of the program's user, where no cgroup does.
     pub fn limit_processes(&mut self, most: u32) {
         self.limits.push((Resource::Nproc, exactly(u64::from(most))));
+    }
+
+    /// Lets the kernel kill programs before the machine's first process where the machine's memory is limited. Without a limit
+    /// of its own nothing changes: it must not go before the host's other programs.
+    pub fn go_first(&mut self, limits: &Limits) {
+        let lead =
+            |limit: u64| (OOM_LEAD_BYTES * OOM_SCORE_ADJ_MAX).div_ceil(limit.max(1)).min(OOM_SCORE_ADJ_MAX);
+        self.oom_score_adj = limits.memory_bytes.map(|limit| lead(limit).to_string());
     }
 
     /// Confines the calling process for good. Call it in each child, right before execve(2): descriptors above 2 are
@@ -53,9 +70,13 @@ impl Confinement {
         self.settle()?;
         close_on_exec()?;
         reset_signals()?;
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
+        rustix::process::umask(Mode::from_raw_mode(UMASK));
         for (resource, limit) in &self.limits {
             setrlimit(*resource, *limit)?;
+        }
+        if let Some(adjustment) = &self.oom_score_adj {
+            // A machine without `/proc` does without.
+            let _ = write_oom_score_adj(adjustment.as_bytes());
         }
         drop_capabilities()
     }
@@ -74,6 +95,18 @@ impl Confinement {
         self.settled.set(true);
         Ok(())
     }
+}
+
+/// Raises the calling process's own, which needs no right. Its files under `/proc` are its own only while it is dumpable
+/// (proc(5)); nobody else in the machine has the capabilities that it still has, so nobody can trace it meanwhile.
+fn write_oom_score_adj(adjustment: &[u8]) -> io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let written = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())
+        .and_then(|file| rustix::io::write(file, adjustment));
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(written.map(drop)?)
 }
 
 fn exactly(limit: u64) -> Rlimit {

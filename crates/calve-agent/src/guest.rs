@@ -4,13 +4,14 @@
 //! ```text
 //!  kernel ─▶ rdinit=/calve-agent ─▶ mounts, modules ─┬─ bare ───▶ init (PID 1) + agent
 //!                                                    ├─ system ─▶ init + agent beside ─▶ PID 1 becomes <toplevel>/init
-//!                                                    ├─ cloud ──▶ metadata service ─▶ init (PID 1) + agent that dials
+//!                                                    ├─ cloud ──▶ user data ───────▶ init (PID 1) + agent that dials
 //!                                                    └─ probe ──▶ a word on the console, end
 //! ```
 
 mod bare;
 mod clock;
 mod cloud;
+mod dhcp;
 mod files;
 mod first;
 mod fw_cfg;
@@ -22,6 +23,7 @@ mod network;
 mod parameters;
 mod port;
 mod power;
+pub mod sources;
 mod system;
 
 use calve_wire::guard::PROBE_MARKER;

@@ -19,7 +19,6 @@ mod connect;
 mod end;
 mod keeper;
 mod order;
-mod unpack;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -15,6 +15,7 @@ mod lend;
 mod modes;
 mod plain;
 mod sandbox_mode;
+mod seed;
 mod service;
 
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
         Mode::Standby { ready } => sandbox_mode::stand_by(ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
         Mode::Lend { base, task } => lend::run(base, task),
+        Mode::Joined { user_data, key_file } => service::run_joined(&user_data, &key_file),
         Mode::Probe => sandbox_mode::probe(),
         Mode::Version => {
             println!("calve-agent {}", env!("CARGO_PKG_VERSION"));

@@ -49,6 +49,13 @@ pub enum Mode {
         /// What is to be done.
         task: Task,
     },
+    /// `service --user-data FILE|provider --key-file F`
+    Joined {
+        /// The user data; `provider` for what the machine's provider says.
+        user_data: PathBuf,
+        /// Holds the agent's key; made where it is missing.
+        key_file: PathBuf,
+    },
     /// `guard --run-dir DIR [--cpus-milli N] -- PROGRAM [ARGUMENT]…`
     Guard {
         /// Everything behind the mode's name.
@@ -88,6 +95,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             Mode::Standby { ready: options.ready_descriptor()?.context("--ready-fd is missing")? }
         }
         "probe" => Mode::Probe,
+        "service" if options.has("--user-data") => Mode::Joined {
+            user_data: options.need("--user-data")?.into(),
+            key_file: options.need("--key-file")?.into(),
+        },
         "service" => Mode::Service {
             server: Server {
                 address: options.need("--server")?,
@@ -125,6 +136,10 @@ impl Options {
             options.push((name, value));
         }
         Ok(Self(options))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(given, _)| given == name)
     }
 
     fn take(&mut self, name: &str) -> Option<String> {

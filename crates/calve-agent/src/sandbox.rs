@@ -67,6 +67,7 @@ pub fn launch(
     let plan = cgroup::Plan::new(&cgroup::Hierarchies::of_host(), &spec.machine_id, &spec.limits);
     let cgroup = make_cgroups(plan, run_dir)?;
     let mut confinement = confinement()?;
+    confinement.go_first(&spec.limits);
     if let Some(most) = uncounted_processes(spec, &cgroup) {
         confinement.limit_processes(most);
     }
@@ -210,6 +211,11 @@ impl Sandbox {
     /// How often the kernel has killed something in the sandbox for want of memory.
     pub fn oom_kills(&self) -> u64 {
         self.cgroup.oom_kills()
+    }
+
+    /// Bytes of memory that its files hold, and its limit; none where that is not enforced.
+    pub fn files_in_memory(&self) -> Option<(u64, u64)> {
+        self.cgroup.shared_memory()
     }
 
     /// How often a process could not be started for the limit on them.

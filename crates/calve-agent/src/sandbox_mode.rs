@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::agent::transport::{Transport, listen};
 use crate::agent::{self, Config};
 use crate::confine_api::Confine;
-use crate::enclosure::Enclosure;
+use crate::enclosure::{Enclosure, FilesInMemory};
 use crate::init::{self, packet};
 use crate::plain::{read_spec, remaining_now};
 
@@ -238,6 +238,11 @@ impl Enclosure for Rc<Walls> {
             return ExitCause::Limit;
         }
         ExitCause::Normal
+    }
+
+    fn files_in_memory(&self) -> Option<FilesInMemory> {
+        let (bytes, limit_bytes) = self.sandbox.borrow().as_ref()?.files_in_memory()?;
+        Some(FilesInMemory { bytes, limit_bytes })
     }
 
     /// Init can kill everything but itself, and must live on to say that it is done.

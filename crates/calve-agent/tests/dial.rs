@@ -2,13 +2,16 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, ToAgent};
+use calve_wire::join::{KNOCK_MAGIC, Knock, KnockAnswer, USER_DATA_VERSION, UserData};
 use rustls::pki_types::PrivateKeyDer;
 use sha2::{Digest, Sha256};
 use support::{Client, TOKEN};
@@ -105,6 +108,61 @@ fn the_agent_dials_introduces_itself_and_dials_again() {
         hello(&mut client);
         assert_eq!(client.exec("head -c 300000 /dev/zero").stdout.len(), 300_000);
     }
+}
+
+/// A machine that joins by its user data, without an end: see `Service`.
+fn joined(server: &Server, dir: &Path) -> Service {
+    let user_data = dir.join("user-data");
+    let data = UserData {
+        calve: USER_DATA_VERSION,
+        name: "run-1".to_owned(),
+        machine: Some("01a1fdff29adccab608a2f771e4d6bc8".parse().expect("an id")),
+        server: server.address.clone(),
+        fingerprint: server.fingerprint.clone(),
+        join: Some("a join token".to_owned()),
+        token: None,
+        deadline_unix_ms: None,
+        grace_ms: 0,
+    };
+    std::fs::write(&user_data, data.to_text()).expect("written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_calve-agent"));
+    command.arg("service").arg("--user-data").arg(user_data).arg("--key-file").arg(dir.join("key"));
+    Service(command.spawn().expect("it was built"))
+}
+
+/// What the agent says first.
+fn knock(stream: &mut UnixStream) -> Knock {
+    stream.set_read_timeout(Some(support::PATIENCE)).expect("a socket");
+    let (mut magic, mut length) = ([0; KNOCK_MAGIC.len()], [0; 4]);
+    stream.read_exact(&mut magic).expect("a knock");
+    assert_eq!(magic, KNOCK_MAGIC);
+    stream.read_exact(&mut length).expect("its length");
+    let mut json = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut json).expect("the knock");
+    serde_json::from_slice(&json).expect("a knock")
+}
+
+#[test]
+fn an_agent_that_is_killed_before_its_answer_shows_the_same_key_again() {
+    let server = Server::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let agent = joined(&server, dir.path());
+    let mut stream = server.connections.recv_timeout(support::PATIENCE).expect("the agent dials");
+    let first = knock(&mut stream);
+    assert_eq!((first.join.as_deref(), first.key.len()), (Some("a join token"), 64));
+    drop((agent, stream));
+    let _agent = joined(&server, dir.path());
+    let mut stream = server.connections.recv_timeout(support::PATIENCE).expect("the agent dials");
+    let second = knock(&mut stream);
+    assert_eq!((&second.key, &second.join), (&first.key, &first.join));
+    assert_ne!(second.signature, first.signature, "it is over the connection");
+    let answer = serde_json::to_vec(&KnockAnswer::Welcome { token: TOKEN.to_owned() }).expect("JSON");
+    stream.write_all(&(answer.len() as u32).to_be_bytes()).expect("written");
+    stream.write_all(&answer).expect("written");
+    let mut client = Client::new(stream.into());
+    client.until(Client::is_connected);
+    hello(&mut client);
+    assert_eq!(client.exec("echo joined").stdout, b"joined\n");
 }
 
 #[test]

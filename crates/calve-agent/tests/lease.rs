@@ -2,7 +2,8 @@
 
 mod support;
 
-use calve_wire::agent::{Phase, Remaining, ToAgent};
+use calve_wire::agent::{FromAgent, LAST_WORDS_FILE, Phase, Remaining, ToAgent};
+use calve_wire::frame::Frame;
 use calve_wire::machine::Restart;
 use support::{Machine, is_alive};
 
@@ -45,6 +46,32 @@ fn an_ended_job_waits_for_its_log_to_be_fetched_until_the_lease_ends() {
     assert_eq!(client.text(), "precious\n");
     client.send(&ToAgent::Lease { remaining: lease(0, 0) });
     machine.wait_gone();
+}
+
+#[test]
+fn what_no_server_heard_is_left_when_the_lease_ends() {
+    let mut machine = Machine::start();
+    let mut client = machine.connect();
+    client.keeps = false;
+    client.start("echo result; exit 3", Restart::Never);
+    client.until_ended();
+    client.send(&ToAgent::Lease { remaining: lease(0, 0) });
+    drop(client);
+    machine.wait_gone();
+    let left = std::fs::read(machine.run_dir.join(LAST_WORDS_FILE)).expect("it was left");
+    let mut rest = left.as_slice();
+    let (mut text, mut last) = (Vec::new(), None);
+    while let Some((frame, length)) = Frame::decode(rest).expect("frames") {
+        rest = &rest[length..];
+        match frame {
+            Frame::Log(entry) => text.extend_from_slice(&entry.bytes),
+            Frame::Control(json) => last = Some(serde_json::from_slice(&json).expect("a message")),
+            Frame::Data { .. } => panic!("data"),
+        }
+    }
+    let Some(FromAgent::Status { status }) = last else { panic!("{last:?}") };
+    assert_eq!((String::from_utf8_lossy(&text).as_ref(), status.phase), ("result\n", Phase::Ended));
+    assert_eq!(status.last_exit.and_then(|exit| exit.code), Some(3));
 }
 
 #[test]

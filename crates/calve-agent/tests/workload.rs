@@ -164,7 +164,7 @@ fn health_follows_the_probe_and_an_unhealthy_service_is_restarted() {
 }
 
 #[test]
-fn health_by_tcp_and_http_is_seen() {
+fn health_by_tcp_http_and_command_is_seen_with_the_reason() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
     std::thread::spawn(move || {
@@ -181,17 +181,23 @@ fn health_by_tcp_and_http_is_seen() {
         }
     });
     let cases = [
-        (Probe::Tcp { port }, true),
-        (Probe::Http { port, path: "/health".to_owned() }, true),
-        (Probe::Http { port, path: "/other".to_owned() }, false),
-        (Probe::Tcp { port: 1 }, false),
+        (Probe::Tcp { port }, None),
+        (Probe::Http { port, path: "/health".to_owned() }, None),
+        (Probe::Http { port, path: "/other".to_owned() }, Some("gave 404")),
+        (Probe::Tcp { port: 1 }, Some("port 1: Connection refused")),
+        (Probe::Command { argv: vec!["/no/such/probe".to_owned()] }, Some("/no/such/probe does not exist")),
+        (Probe::Command { argv: vec!["false".to_owned()] }, Some("\"false\" ended with exit code 1")),
     ];
-    for (probe, expected) in cases {
+    for (probe, failure) in cases {
         let machine = Machine::start();
         let mut client = machine.connect();
         let check = HealthCheck { probe, interval_ms: 20, timeout_ms: 20_000, retries: 2 };
         client.start_with("exec sleep 98764", Restart::Never, Some(check), false);
-        client.until(|client| client.status.as_ref().is_some_and(|status| status.healthy == Some(expected)));
+        let expected = Some(failure.is_none());
+        client.until(|client| client.status.as_ref().is_some_and(|status| status.healthy == expected));
+        let reason = client.status.as_ref().and_then(|status| status.unhealthy_because.clone());
+        assert_eq!(reason.is_some(), failure.is_some(), "{reason:?}");
+        assert!(reason.unwrap_or_default().contains(failure.unwrap_or_default()), "not {failure:?}");
     }
 }
 

@@ -124,6 +124,8 @@ pub enum DriverName {
     Qemu,
     /// A droplet at DigitalOcean, whose agent dials the server.
     DigitalOcean,
+    /// A virtual machine at Proxmox VE, whose agent dials the server.
+    Proxmox,
     /// A sandbox on a host that is borrowed over SSH.
     Ssh,
     /// A machine that a plugin makes.
@@ -132,7 +134,8 @@ pub enum DriverName {
 
 impl DriverName {
     /// Every driver, in the order in which placement prefers them for programs.
-    pub const ALL: [Self; 5] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Ssh, Self::Exec];
+    pub const ALL: [Self; 6] =
+        [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Proxmox, Self::Ssh, Self::Exec];
 
     /// The driver's name as users type it.
     pub fn as_str(self) -> &'static str {
@@ -140,6 +143,7 @@ impl DriverName {
             Self::Sandbox => "sandbox",
             Self::Qemu => "qemu",
             Self::DigitalOcean => "digitalocean",
+            Self::Proxmox => "proxmox",
             Self::Ssh => "ssh",
             Self::Exec => "exec",
         }
@@ -158,7 +162,7 @@ impl FromStr for DriverName {
         Self::ALL.into_iter().find(|d| d.as_str() == s).ok_or_else(|| IdError {
             noun: "driver",
             text: s.to_owned(),
-            rule: "one of sandbox, qemu, digitalocean, ssh, exec",
+            rule: "one of sandbox, qemu, digitalocean, proxmox, ssh, exec",
         })
     }
 }

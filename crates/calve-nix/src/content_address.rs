@@ -1,6 +1,8 @@
 //! Content addresses (the `CA` of a narinfo), and the store paths that follow from them
 //! (`src/libstore/content-address.cc` and `src/libstore/store-api.cc` of Nix).
 
+mod file_check;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +10,8 @@ use std::str::FromStr;
 use crate::base32;
 use crate::hash::{AnyHash, HashAlgorithm, HashError, Sha256Hash};
 use crate::store_path::{STORE_DIR, StorePath, StorePathError, is_name};
+
+pub use file_check::FileCheck;
 
 /// What a content-addressed store path was computed from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -88,6 +88,13 @@ pub trait Driver: Send + Sync {
     /// The console output of the machine (kernel and boot messages), where it has one.
     fn console_log(&self, id: MachineId) -> Option<PathBuf>;
 
+    /// The file in which the agent of a machine that it ended by itself leaves what no server has heard
+    /// ([`calve_wire::agent::LAST_WORDS_FILE`]), where its driver's machines have such a place.
+    fn last_words(&self, id: MachineId) -> Option<PathBuf> {
+        let _ = id;
+        None
+    }
+
     /// How a machine that is listed but not alive ended; none where the driver does not know.
     fn ended(&self, id: MachineId) -> Option<Ended> {
         let _ = id;

@@ -30,6 +30,8 @@ use crate::images;
 pub struct Kernel {
     /// What QEMU is given: an ELF image with a PVH entry, or the bzImage as it was.
     pub boot: PathBuf,
+    /// The file as its distribution made it, which boot loaders take.
+    pub file: PathBuf,
     /// Tells this kernel from every other on this host.
     pub key: String,
     /// What is known of it.
@@ -133,7 +135,7 @@ pub(crate) fn prepare(
     if let Some(facts) = std::fs::read(&facts_path).ok().and_then(|json| serde_json::from_slice(&json).ok())
         && boot.exists()
     {
-        return Ok(Kernel { boot, key, facts, modules });
+        return Ok(Kernel { boot, file: file.to_owned(), key, facts, modules });
     }
     let bytes = std::fs::read(file).map_err(unreadable)?;
     let image = image::open(&bytes).map_err(|why| KernelError::Unfit { path: file.to_owned(), why })?;
@@ -152,7 +154,7 @@ pub(crate) fn prepare(
     images::write(&boot, &[&image.bytes]).map_err(written(&boot))?;
     let json = serde_json::to_vec(&facts).expect("plain data");
     images::write(&facts_path, &[&json]).map_err(written(&facts_path))?;
-    Ok(Kernel { boot, key, facts, modules })
+    Ok(Kernel { boot, file: file.to_owned(), key, facts, modules })
 }
 
 /// Changes when what is kept of a kernel changes.

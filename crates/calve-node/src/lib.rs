@@ -4,6 +4,7 @@
 //! again by listing run directories, so that a host without any memory can adopt or destroy it.
 
 pub mod cloud_image;
+pub mod disk_image;
 pub mod driver;
 mod images;
 pub mod initrd;

@@ -4,6 +4,7 @@
 //!  meta.json     attempt and the supervisor's process (pid and start time); written atomically, last
 //!  agent.sock    where the agent listens
 //!  sandbox.json, cgroups.json, init.json, agent.log    what the supervisor of a sandbox is told, has, and says
+//!  last-words    what no server has heard of a sandbox whose supervisor has ended it by itself
 //! ```
 //! A directory without `meta.json` is a creation that was cut off: there is no process behind it that it does not name,
 //! because a supervisor ends when the directory that it was given is gone or unnamed.

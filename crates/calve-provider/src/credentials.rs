@@ -96,9 +96,20 @@ impl Credentials {
         Ok(Self(token.to_owned()))
     }
 
-    /// As the value of an `Authorization` header, marked as a secret.
-    pub(crate) fn bearer(&self) -> reqwest::header::HeaderValue {
-        let value = reqwest::header::HeaderValue::from_str(&format!("Bearer {}", self.0));
+    /// What is left of it after `prefix`, where it begins with that, provided that it has the form of a token.
+    pub(crate) fn shaped(self, prefix: &str, is_token: impl Fn(&str) -> bool) -> Option<Self> {
+        let token = self.0.strip_prefix(prefix).unwrap_or(&self.0);
+        is_token(token).then(|| Self(token.to_owned()))
+    }
+
+    /// The part before a separator, which is no secret where a token has such a part.
+    pub(crate) fn before(&self, separator: char) -> &str {
+        self.0.split_once(separator).map_or("", |(name, _)| name)
+    }
+
+    /// As the value of an `Authorization` header after `scheme`, marked as a secret.
+    pub(crate) fn authorization(&self, scheme: &str) -> reqwest::header::HeaderValue {
+        let value = reqwest::header::HeaderValue::from_str(&format!("{scheme}{}", self.0));
         let mut value = value.expect("a token is printable");
         value.set_sensitive(true);
         value

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Refused,
     /// The account may have no more; once something is let go, it may.
     Quota,
+    /// Somebody works on it at this moment: nothing was done, and it passes.
+    Locked,
     /// Too many requests; after this time the provider answers again.
     RateLimited(Duration),
     /// No answer came: it may have been done all the same.
@@ -50,7 +52,7 @@ impl ProviderError {
         match self.kind {
             ErrorKind::Credentials | ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Refused => false,
             ErrorKind::Quota | ErrorKind::RateLimited(_) | ErrorKind::NoAnswer => true,
-            ErrorKind::Unreachable | ErrorKind::Failed => true,
+            ErrorKind::Unreachable | ErrorKind::Failed | ErrorKind::Locked => true,
         }
     }
 

@@ -55,12 +55,53 @@ pub(crate) enum Repeat {
     OnlyIfRefused,
 }
 
+/// How a provider's API is spoken to.
+pub(crate) struct Access {
+    /// The value of the header `Authorization`.
+    pub authorization: HeaderValue,
+    /// Whom to trust, where that is not this system's authorities.
+    pub tls: Option<rustls::ClientConfig>,
+    /// How long a connection is kept that nothing is asked on, where the provider hangs up early.
+    pub idle: Option<Duration>,
+    /// What a refusal means beyond what its status says: the provider's own reading of status and words.
+    pub kind: fn(StatusCode, &str) -> Option<ErrorKind>,
+}
+
+/// What is sent.
+#[derive(Clone)]
+pub(crate) enum Body {
+    /// JSON.
+    Json(String),
+    /// Fields of a form, encoded.
+    Form(String),
+    /// Fields and a file, with what separates them.
+    Parts { boundary: String, bytes: Vec<u8> },
+}
+
+impl Body {
+    fn content_type(&self) -> String {
+        match self {
+            Self::Json(_) => "application/json".to_owned(),
+            Self::Form(_) => "application/x-www-form-urlencoded".to_owned(),
+            Self::Parts { boundary, .. } => format!("multipart/form-data; boundary={boundary}"),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Json(text) | Self::Form(text) => text.clone().into_bytes(),
+            Self::Parts { bytes, .. } => bytes.clone(),
+        }
+    }
+}
+
 /// A client of one provider's API.
 pub(crate) struct Api {
     provider: &'static str,
     base: Url,
     client: reqwest::Client,
     pace: Pace,
+    kind: fn(StatusCode, &str) -> Option<ErrorKind>,
     /// Nothing is sent before this moment: the provider said so.
     not_before: Mutex<Option<Instant>>,
 }
@@ -103,11 +144,30 @@ impl Api {
         credentials: &Credentials,
         pace: Pace,
     ) -> Result<Self, ProviderError> {
+        let authorization = credentials.authorization("Bearer ");
+        let access = Access { authorization, tls: None, idle: None, kind: |_, _| None };
+        Self::with(provider, base, access, pace)
+    }
+
+    pub fn with(
+        provider: &'static str,
+        base: &str,
+        access: Access,
+        pace: Pace,
+    ) -> Result<Self, ProviderError> {
         let base = base_url(provider, base)?;
         // Fails where there is one already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, credentials.bearer())]);
-        let client = reqwest::Client::builder()
+        let Access { authorization, tls, idle, kind } = access;
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, authorization)]);
+        let mut builder = reqwest::Client::builder();
+        if let Some(tls) = tls {
+            builder = builder.tls_backend_preconfigured(tls);
+        }
+        if let Some(idle) = idle {
+            builder = builder.pool_idle_timeout(idle);
+        }
+        let client = builder
             .user_agent(concat!("calve/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .connect_timeout(CONNECT_MAX)
@@ -116,7 +176,7 @@ impl Api {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| ProviderError::new(provider, ErrorKind::Unreachable, chain(&error)))?;
-        Ok(Self { provider, base, client, pace, not_before: Mutex::default() })
+        Ok(Self { provider, base, client, pace, kind, not_before: Mutex::default() })
     }
 
     pub fn base(&self) -> &Url {
@@ -135,11 +195,23 @@ impl Api {
         body: Option<&serde_json::Value>,
         repeat: Repeat,
     ) -> Result<Answer<T>, ProviderError> {
+        let body = body.map(|value| Body::Json(value.to_string()));
+        self.send(method, path, body.as_ref(), repeat).await
+    }
+
+    /// [`Api::ask`] with any body.
+    pub async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Body>,
+        repeat: Repeat,
+    ) -> Result<Answer<T>, ProviderError> {
         let (mut backoff, mut attempt) = (self.pace.backoff, 1);
         let mut rate_left = self.pace.rate;
         loop {
             self.wait_for_rate(&mut rate_left).await?;
-            let error = match self.ask_once(method.clone(), path, body).await {
+            let error = match self.send_once(method.clone(), path, body).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -186,19 +258,21 @@ impl Api {
         ProviderError { provider: self.provider, kind: ErrorKind::RateLimited(wait), message, request }
     }
 
-    async fn ask_once<T: DeserializeOwned>(
+    async fn send_once<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
-        body: Option<&serde_json::Value>,
+        body: Option<&Body>,
     ) -> Result<Answer<T>, ProviderError> {
         let url = self.base.join(path).expect("paths are our own");
         let mut request = self.client.request(method, url);
         if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
+            request = request.header(CONTENT_TYPE, body.content_type()).body(body.bytes());
         }
         let mut response = request.send().await.map_err(|error| self.broken(error))?;
         let (status, headers) = (response.status(), response.headers().clone());
+        let reason = response.extensions().get::<hyper::ext::ReasonPhrase>();
+        let reason = reason.map(|reason| String::from_utf8_lossy(reason.as_bytes()).into_owned());
         let request_id = text(&headers, "x-request-id");
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.broken(error))? {
@@ -209,7 +283,7 @@ impl Api {
             bytes.extend_from_slice(&chunk);
         }
         if !status.is_success() {
-            return Err(self.refusal(status, &headers, &bytes, request_id));
+            return Err(self.refusal(status, reason, &headers, &bytes, request_id));
         }
         // Deletions answer nothing.
         let json = if bytes.is_empty() { b"null".as_slice() } else { &bytes };
@@ -236,19 +310,22 @@ impl Api {
     fn refusal(
         &self,
         status: StatusCode,
+        reason: Option<String>,
         headers: &HeaderMap,
         bytes: &[u8],
         request_id: Option<String>,
     ) -> ProviderError {
         let said: Problem = serde_json::from_slice(bytes).unwrap_or_default();
-        let request_id = request_id.or(said.request_id);
-        let mut words: String =
-            said.message.chars().filter(|c| !c.is_control()).take(WORDS_MAX_CHARS).collect();
+        let request_id = request_id.or_else(|| said.request_id.clone());
+        let said = said.words(reason);
+        let mut words: String = said.chars().filter(|c| !c.is_control()).take(WORDS_MAX_CHARS).collect();
         if words.is_empty() {
             words = format!("it answers {status}");
         }
+        let own = (self.kind)(status, &words);
         let kind = match status {
             StatusCode::TOO_MANY_REQUESTS => return self.too_many(self.wait_said(headers), request_id),
+            _ if let Some(kind) = own => kind,
             StatusCode::UNAUTHORIZED => ErrorKind::Credentials,
             StatusCode::FORBIDDEN => ErrorKind::Denied,
             StatusCode::NOT_FOUND => ErrorKind::NotFound,
@@ -272,13 +349,30 @@ impl Api {
     }
 }
 
-/// How DigitalOcean says what is wrong; others use the same words.
+/// How providers say what is wrong: DigitalOcean by `message`; Proxmox VE by that, by the phrase of its status line, and by
+/// what is wrong with each parameter.
 #[derive(Default, serde::Deserialize)]
 struct Problem {
     #[serde(default)]
     message: String,
     #[serde(default)]
     request_id: Option<String>,
+    #[serde(default)]
+    errors: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+impl Problem {
+    fn words(&self, reason: Option<String>) -> String {
+        let mut words = match self.message.trim() {
+            "" => reason.unwrap_or_default().trim().to_owned(),
+            message => message.to_owned(),
+        };
+        for (parameter, problem) in &self.errors {
+            let problem = problem.as_str().map_or_else(|| problem.to_string(), |text| text.trim().to_owned());
+            words.push_str(&format!(" {parameter}: {problem}"));
+        }
+        words
+    }
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -17,6 +17,7 @@ pub mod exec;
 mod http;
 pub mod mark;
 mod open;
+pub mod proxmox;
 pub mod reap;
 pub mod ssh;
 
@@ -193,6 +194,24 @@ pub trait Provider: Send + Sync {
 
     /// Places.
     async fn regions(&self) -> Result<Vec<Region>, ProviderError>;
+
+    /// Has the provider fetch a disk image from an address that it reaches, for one region; it can be used some minutes later.
+    async fn import_image(&self, name: &str, url: &str, region: &str) -> Result<Image, ProviderError> {
+        let _ = (name, url, region);
+        Err(self.takes_no_images())
+    }
+
+    /// Removes an image of the account's own; absence is success.
+    async fn remove_image(&self, id: &str) -> Result<(), ProviderError> {
+        let _ = id;
+        Err(self.takes_no_images())
+    }
+
+    /// What a provider says that has no images of its own.
+    fn takes_no_images(&self) -> ProviderError {
+        let message = "it takes no disk images from an address";
+        ProviderError::new(self.describe().name, ErrorKind::Refused, message)
+    }
 
     /// Images: the account's own first, then the provider's distributions.
     async fn images(&self) -> Result<Vec<Image>, ProviderError>;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::digitalocean::{DigitalOcean, Settings};
+use crate::digitalocean::{self, DigitalOcean};
 use crate::exec::{self, Exec};
+use crate::proxmox::{self, Proxmox};
 use crate::{CredentialsError, Pace, Provider, ProviderError};
 
 /// Every provider, as users type it.
-pub const NAMES: [&str; 2] = [crate::digitalocean::NAME, exec::NAME];
+pub const NAMES: [&str; 3] = [digitalocean::NAME, proxmox::NAME, exec::NAME];
 
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +33,12 @@ pub enum OpenError {
 /// The provider called `name`, with the credentials and settings that stand in the environment `variables`.
 pub fn open(name: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Arc<dyn Provider>, OpenError> {
     match name {
-        crate::digitalocean::NAME => {
-            let settings = Settings::from_environment(variables)?;
+        proxmox::NAME => {
+            let settings = proxmox::Settings::from_environment(variables)?;
+            Ok(Arc::new(Proxmox::new(settings, Pace::default())?))
+        }
+        digitalocean::NAME => {
+            let settings = digitalocean::Settings::from_environment(variables)?;
             Ok(Arc::new(DigitalOcean::new(settings, Pace::default())?))
         }
         exec::NAME => Ok(Arc::new(Exec::new(exec::Settings::from_environment(variables)?, Pace::default()))),

@@ -13,6 +13,7 @@
 mod connect;
 mod dial;
 mod identity;
+mod last_words;
 mod link;
 mod listen;
 mod outbox;
@@ -40,6 +41,9 @@ pub use streams::{AgentStream, Stdin, StreamEvent, StreamReceiver, StreamSender}
 /// Most streams that are open at once to one machine: with [`calve_wire::frame::STREAM_WINDOW_BYTES`] each this bounds
 /// what the server holds for a machine whose clients do not read.
 pub const STREAMS_MAX: usize = 256;
+
+/// The public half of an agent's ed25519 key.
+pub type AgentKey = [u8; 32];
 
 /// Tells what remains of a machine's lease at this moment.
 pub type RemainingNow = Arc<dyn Fn() -> Remaining + Send + Sync>;
@@ -78,6 +82,8 @@ pub struct Agents {
     logs: Arc<Logs>,
     bell: Arc<Bell>,
     links: Mutex<BTreeMap<MachineId, LinkHandle>>,
+    /// Of agents that ended unheard, until their machines are forgotten.
+    last_words: Mutex<BTreeMap<MachineId, Arc<Status>>>,
     dialer: Dialer,
 }
 
@@ -85,7 +91,13 @@ impl Agents {
     /// No links yet. What agents say goes to `logs`; `bell` rings whenever a report has changed.
     pub fn new(logs: Arc<Logs>, bell: Arc<Notify>) -> Arc<Self> {
         let bell = Arc::new(Bell { rung: bell, count: AtomicU64::new(0) });
-        Arc::new(Self { logs, bell, links: Mutex::default(), dialer: Dialer::default() })
+        Arc::new(Self {
+            logs,
+            bell,
+            links: Mutex::default(),
+            last_words: Mutex::default(),
+            dialer: Dialer::default(),
+        })
     }
 
     /// Keeps a link to the agent that listens on `socket`, until [`Self::unlink`]. Repeated: nothing changes. To be called
@@ -109,6 +121,31 @@ impl Agents {
     /// [`LinkError::BadToken`] where `token` is not 32 hexadecimal digits.
     pub fn expect(&self, id: MachineId, token: String, remaining: RemainingNow) -> Result<(), LinkError> {
         self.keep(id, &token, remaining, PathBuf::new(), Way::Expect)
+    }
+
+    /// The same for a machine that may have joined: from then on only the connections of its key count.
+    ///
+    /// # Errors
+    /// As [`Self::expect`].
+    pub fn expect_joined(
+        &self,
+        id: MachineId,
+        token: String,
+        key: Option<AgentKey>,
+        remaining: RemainingNow,
+    ) -> Result<(), LinkError> {
+        self.expect(id, token, remaining)?;
+        if let Some(key) = key {
+            self.bind(id, key);
+        }
+        Ok(())
+    }
+
+    /// The machine is this key's from now on: no connection without it is its agent's. Where no link is kept, nothing changes.
+    pub fn bind(&self, id: MachineId, key: AgentKey) {
+        if let Some(handle) = lock(&self.links).get(&id) {
+            handle.link.bind(key);
+        }
     }
 
     fn keep(
@@ -137,7 +174,10 @@ impl Agents {
 
     /// What is known of each linked machine's agent.
     pub fn reports(&self) -> BTreeMap<MachineId, AgentReport> {
-        lock(&self.links).iter().map(|(id, handle)| (*id, handle.link.report())).collect()
+        let mut reports: BTreeMap<_, _> =
+            lock(&self.links).iter().map(|(id, handle)| (*id, handle.link.report())).collect();
+        reports.extend(lock(&self.last_words).iter().map(|(id, status)| (*id, unlinked(status))));
+        reports
     }
 
     /// Counts changes of the [`Self::reports`]: while this stays the same, so do they.
@@ -147,12 +187,17 @@ impl Agents {
 
     /// What is known of one machine's agent.
     pub fn report(&self, id: MachineId) -> Option<AgentReport> {
+        if let Some(status) = lock(&self.last_words).get(&id) {
+            return Some(unlinked(status));
+        }
         lock(&self.links).get(&id).map(|handle| handle.link.report())
     }
 
     /// What `part` takes of the agent's last status; without copying all of it.
     pub fn said<T>(&self, id: MachineId, part: impl FnOnce(Option<&Status>) -> T) -> T {
+        let last = lock(&self.last_words).get(&id).cloned();
         match lock(&self.links).get(&id) {
+            _ if last.is_some() => part(last.as_deref()),
             Some(handle) => handle.link.said(part),
             None => part(None),
         }
@@ -177,17 +222,22 @@ impl Agents {
         lock(&self.links).get(&id).ok_or(LinkError::Unknown)?.link.session().ok_or(LinkError::NotLinked)
     }
 
-    /// The link whose token this is, in a time that does not depend on which it is.
-    fn expected(&self, preamble: &[u8]) -> Option<Arc<Link>> {
+    /// The link whose token this is and whose key, where it has one, in a time that does not depend on which it is.
+    fn expected(&self, preamble: &[u8], key: Option<&AgentKey>) -> Option<Arc<Link>> {
         let links = lock(&self.links);
         let mut found = None;
         for handle in links.values().filter(|handle| handle.link.is_expected()) {
-            if same(&handle.link.token.preamble(), preamble) {
+            if same(&handle.link.token.preamble(), preamble) && handle.link.key().as_ref() == key {
                 found = Some(handle.link.clone());
             }
         }
         found
     }
+}
+
+/// The report of an agent that is gone: what it left is kept already.
+fn unlinked(status: &Status) -> AgentReport {
+    AgentReport { linked: false, status: Some(status.clone()), log_complete: true }
 }
 
 /// Tells that a report has changed.
@@ -209,7 +259,7 @@ impl Bell {
 }
 
 /// Compares in a time that does not depend on where the two differ.
-fn same(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     let difference = a.iter().zip(b).fold(0, |acc, (a, b)| acc | (a ^ b));
     a.len() == b.len() && std::hint::black_box(difference) == 0
 }

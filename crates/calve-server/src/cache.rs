@@ -23,11 +23,12 @@ use axum::http::{Method, Uri};
 use calve_store::cache::Cache;
 use calve_store::remote::Manifest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing_subscriber::EnvFilter;
 
 pub(crate) use access::token_of;
 pub use access::{Gate, Visibility};
 use answer::{Answered, Refusal};
-pub use embedded::{Embedded, MaterialiseError};
+pub use embedded::{Embedded, MACHINE_PINS, MaterialiseError};
 use kept::Kept;
 pub use kept::{KEPT_GRACE, collect_kept};
 pub use listen::serve;
@@ -40,6 +41,18 @@ const BODIES_MAX_BYTES: u64 = 128 << 20;
 const UNPACKED_MAX_BYTES: u64 = 128 << 20;
 /// What room is counted in.
 const ROOM_UNIT_BYTES: u64 = 1024;
+
+/// Says on standard error from now on what goes wrong in a cache; `CALVE_LOG` chooses how much (`info` by default, the syntax
+/// is `tracing`'s). Where the process traces to somewhere already, nothing changes.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("CALVE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_target(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
 
 /// What requests need.
 struct Context {

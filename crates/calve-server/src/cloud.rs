@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use calve_core::{DriverName, MachineId};
+use calve_core::{DriverName, MachineId, Timestamp};
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
 use calve_provider::mark::{OwnerKey, Subject, Until};
 use calve_provider::{ErrorKind, Provider, ProviderError, reap};
@@ -23,6 +23,7 @@ use calve_wire::agent::Remaining;
 use calve_wire::doctor::{Check, CheckStatus};
 use calve_wire::join::{USER_DATA_VERSION, UserData};
 
+use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
 use sight::{Made, Sight};
 pub use ssh::SshDriver;
@@ -48,6 +49,7 @@ pub struct CloudDriver {
     key: OnceLock<OwnerKey>,
     door: Arc<OnceLock<Door>>,
     sight: Sight,
+    clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 impl CloudDriver {
@@ -59,7 +61,21 @@ impl CloudDriver {
         key_file: PathBuf,
         door: Arc<OnceLock<Door>>,
     ) -> Self {
-        Self { name, provider, key_file, key: OnceLock::new(), door, sight: Sight::default() }
+        let (key, sight, clock) = (OnceLock::new(), Sight::default(), Arc::new(now));
+        Self { name, provider, key_file, key, door, sight, clock }
+    }
+
+    /// The same with another clock than the host's: a simulator's.
+    #[must_use]
+    pub fn with_clock(self, clock: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Until when a machine may live at all.
+    fn until(&self, remaining: Remaining) -> Until {
+        let left = remaining.until_deadline_ms;
+        let end = left.map(|left| (self.clock)().0.saturating_add(left).saturating_add(remaining.grace_ms));
+        end.map_or(Until::Never, |ms| Until::Unix(ms.div_ceil(1000)))
     }
 
     fn provider(&self) -> Result<&Arc<dyn Provider>, DriverError> {
@@ -149,14 +165,16 @@ impl Driver for CloudDriver {
             self.end(older).await?;
         }
         let subject = Subject { id: order.id, attempt: order.attempt, name: order.name.to_string() };
-        let until = until(order.remaining);
+        let until = self.until(order.remaining);
         let user_data = UserData {
             calve: USER_DATA_VERSION,
             name: order.name.to_string(),
             server: door.address.clone(),
             fingerprint: door.fingerprint.clone(),
-            token: order.token.clone(),
-            deadline_unix_ms: order.remaining.until_deadline_ms.map(|left| now().0 + left),
+            machine: Some(order.id),
+            join: Some(joins::token(&order.token, order.id, order.attempt, (self.clock)().after(JOIN_MAX))),
+            token: None,
+            deadline_unix_ms: order.remaining.until_deadline_ms.map(|left| (self.clock)().0 + left),
             grace_ms: order.remaining.grace_ms,
         };
         let asked = calve_provider::Order {
@@ -186,7 +204,7 @@ impl Driver for CloudDriver {
     }
 
     async fn set_lease(&self, id: MachineId, remaining: Remaining) -> Result<(), DriverError> {
-        let until = until(remaining);
+        let until = self.until(remaining);
         let seen = self.look().await?;
         let Some(machine) = seen.iter().find(|machine| machine.id == id) else { return Ok(()) };
         if close(machine.until, until) {
@@ -229,14 +247,6 @@ impl Driver for CloudDriver {
     fn console_log(&self, _: MachineId) -> Option<PathBuf> {
         None
     }
-}
-
-/// Until when a machine may live at all.
-fn until(remaining: Remaining) -> Until {
-    let end = remaining
-        .until_deadline_ms
-        .map(|left| now().0.saturating_add(left).saturating_add(remaining.grace_ms));
-    end.map_or(Until::Never, |ms| Until::Unix(ms.div_ceil(1000)))
 }
 
 fn close(a: Until, b: Until) -> bool {

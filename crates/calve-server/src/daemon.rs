@@ -30,6 +30,7 @@ use crate::api::{self, Context};
 use crate::cache::Embedded;
 use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
+use crate::joins::Joins;
 use crate::logs::{LogOptions, Logs};
 use crate::reconcile;
 use crate::reconcile::records::View;
@@ -175,7 +176,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     let mut told = listeners.ready();
     let mut context = open(&config, state.clone(), told.listens.clone(), shutdown.clone())?;
     let (view, world) = (context.view.clone(), context.world.clone());
-    let door = open_door(&config, &world).await?;
+    let door = open_door(&config, &context).await?;
     told.agents = door.as_ref().map(|(_, door)| door.clone());
     context.agents = told.agents.clone();
     reap_roots(&state, &view, &world).await;
@@ -264,10 +265,11 @@ fn open(
 }
 
 /// Opens the door for agents, where one is wanted.
-async fn open_door(config: &Config, world: &World) -> Result<Option<(Listener, AgentsDoor)>, ServeError> {
+async fn open_door(config: &Config, context: &Context) -> Result<Option<(Listener, AgentsDoor)>, ServeError> {
     let Some(addr) = config.agents else { return Ok(None) };
     let identity = Identity::load_or_make(&config.dirs.data)?;
-    let listener = world.agents().listen(addr, &identity).await;
+    let joins = Joins::new(context.state.clone(), context.view.clone(), context.events.clone());
+    let listener = context.world.agents().listen(addr, &identity, Arc::new(joins)).await;
     let listener = listener.map_err(ServeError::io(format!("the address {addr} for agents")))?;
     let door = AgentsDoor { listens: listener.local_addr().to_string(), fingerprint: identity.fingerprint() };
     Ok(Some((listener, door)))

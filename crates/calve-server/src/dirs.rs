@@ -113,8 +113,13 @@ impl Dirs {
     }
 
     /// The key that signs this server's machines at providers.
-    pub fn owner_key(&self) -> PathBuf {
-        self.data.join("owner.key")
+    /// One each: a provider at which no machine was ever made need not be asked, nor have credentials.
+    pub fn owner_key(&self, provider: &str) -> PathBuf {
+        match provider {
+            // The first provider's has the name that it always had.
+            calve_provider::digitalocean::NAME => self.data.join("owner.key"),
+            other => self.data.join(format!("owner-{other}.key")),
+        }
     }
 
     /// The binary cache.

@@ -9,7 +9,7 @@
 //! - [`cache`]: the binary cache: Nix's protocol and our own.
 //! - [`reconcile`]: the loop, and the record changes that requests make.
 //! - [`world`]: the loop's eyes and hands: drivers, agents, store, clock.
-//! - [`agents`]: the links to machines; [`logs`]: what they said; [`ports`]: published on this host.
+//! - [`agents`]: the links to machines; [`joins`]: how machines elsewhere become known; [`logs`]: what they said; [`ports`]: published on this host.
 //! - [`state`]: what survives; [`events`]: what happened.
 
 pub mod agents;
@@ -20,9 +20,10 @@ pub mod daemon;
 pub mod dirs;
 pub mod events;
 mod http1;
+pub mod joins;
 pub mod logs;
 pub mod ports;
-mod random;
+pub mod random;
 pub mod reconcile;
 pub mod state;
 pub mod world;

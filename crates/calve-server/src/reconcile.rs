@@ -18,6 +18,12 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::state::State;
+/// What the loop remembers between rounds, for the simulator of plans alone, which has rounds of its own.
+#[doc(hidden)]
+pub use known::{Doing, Known};
+#[doc(hidden)]
+pub use step::{Effect, Outcome};
+
 pub use effects::{AgentReport, DriverState, EffectError, Effects};
 use records::View;
 

@@ -323,7 +323,12 @@ impl Effects for World {
     }
 
     fn ended(&self, driver: DriverName, found: Found) -> Option<Ended> {
-        self.drivers.get(&driver)?.ended(found.id)
+        let driver = self.drivers.get(&driver)?;
+        // Before it is decided what became of the machine.
+        if let Some(file) = driver.last_words(found.id) {
+            self.agents.hear_last_words(found.id, &file);
+        }
+        driver.ended(found.id)
     }
 
     fn agents(&self) -> BTreeMap<MachineId, AgentReport> {
@@ -361,7 +366,10 @@ impl Effects for World {
         let remaining = Arc::new(move || leases.remaining(id));
         let token = record.agent_token.clone();
         let linked = match driver.agents_dial() {
-            true => self.agents.expect(id, token, remaining),
+            true => {
+                let key = record.agent_key().and_then(crate::joins::bytes);
+                self.agents.expect_joined(id, token, key, remaining)
+            }
             false => self.agents.link(id, driver.agent_socket(id), token, remaining),
         };
         if let Err(error) = linked {
@@ -383,7 +391,7 @@ impl Effects for World {
         let driver = self.driver(placed(record)?)?;
         if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {
             let closure = self.closure(record).await?;
-            self.seeds.begin(&self.agents, record.id, closure, start);
+            self.seeds.begin(&self.agents, &self.store, record.id, closure, start);
             return Ok(());
         }
         self.tell(record.id, start)
@@ -420,6 +428,11 @@ impl Effects for World {
                 tracing::warn!(machine = %id, error = chain(&error), "a console was not kept");
             }
         }
+        if let Some(file) = driver.last_words(id) {
+            let agents = self.agents.clone();
+            let heard = tokio::task::spawn_blocking(move || agents.hear_last_words(id, &file)).await;
+            heard.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        }
         driver.destroy(id).await.map_err(|error| driver_error(&error))?;
         self.seeds.end(id);
         self.agents.unlink(id);
@@ -439,6 +452,7 @@ impl Effects for World {
     }
 
     async fn forget(&self, id: MachineId) {
+        self.agents.forget_last_words(id);
         let logs = self.logs.clone();
         match tokio::task::spawn_blocking(move || logs.remove(id)).await {
             Ok(Ok(_)) => {}

@@ -75,7 +75,9 @@ async fn a_machine_is_listed_from_its_creation_on_however_lists_lag() {
     assert_eq!(driver.list().await.unwrap(), [found]);
     let droplets = stage.emulator.droplets();
     let data = UserData::parse(&droplets[0].user_data).unwrap();
-    assert_eq!((data.token.as_str(), data.server.as_str()), (&*order.token, "calve.example.org:7077"));
+    assert_eq!((data.machine, data.server.as_str()), (Some(order.id), "calve.example.org:7077"));
+    // What knows the machine for its whole life stays here.
+    assert!(data.join.is_some() && !droplets[0].user_data.contains(&order.token));
     assert!(data.deadline_unix_ms.is_some() && !droplets[0].user_data.contains(TOKEN));
     // The account's own base image is what it boots, as nothing else was said.
     assert_eq!(droplets[0].image, 190_000_001);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use calve_server::agents::{LinkError, STREAMS_MAX, StreamEvent};
 use calve_server::logs::Query;
-use calve_wire::agent::{FromAgent, Phase, Target, ToAgent};
+use calve_wire::agent::{FromAgent, Phase, Status, Target, ToAgent};
 use calve_wire::frame::{CHUNK_MAX_BYTES, Channel, Frame, Incoming, STREAM_WINDOW_BYTES};
 use calve_wire::machine::Exit;
 use fake_agent::*;
@@ -41,6 +41,35 @@ async fn a_link_greets_reports_and_keeps_the_log() {
     world.agents.unlink(id);
     conversation.hung_up().await;
     assert_eq!(world.agents.send(id, ToAgent::PowerOff), Err(LinkError::Unknown));
+    assert!(world.agents.reports().is_empty());
+}
+
+#[tokio::test]
+async fn last_words_in_a_run_directory_are_heard_once_and_kept() {
+    let world = World::new();
+    let id = machine(1);
+    let file = world.dir.path().join("last-words");
+    let leave = |said: Status| {
+        let mut bytes = Vec::new();
+        (1..=2).for_each(|seq| Frame::Log(entry(seq, b"x")).encode(&mut bytes));
+        let said = serde_json::to_vec(&FromAgent::Status { status: said }).unwrap();
+        Frame::Control(said).encode(&mut bytes);
+        std::fs::write(&file, bytes).unwrap();
+    };
+    world.agents.hear_last_words(id, &file);
+    // Of what never began, nothing is taken: it may be made again.
+    leave(Status { starts: 0, ..status(Phase::Waiting, 2) });
+    world.agents.hear_last_words(id, &file);
+    assert_eq!((world.agents.reports().len(), world.logs.last_seq(id).unwrap()), (0, 0));
+    let last = Status { last_exit: Some(exit()), ..status(Phase::Ended, 2) };
+    leave(last.clone());
+    for _ in 0..2 {
+        world.agents.hear_last_words(id, &file);
+        let report = world.agents.reports().remove(&id).unwrap();
+        assert_eq!((report.status, report.linked, report.log_complete), (Some(last.clone()), false, true));
+        assert_eq!(world.logs.last_seq(id).unwrap(), 2);
+    }
+    world.agents.forget_last_words(id);
     assert!(world.agents.reports().is_empty());
 }
 

@@ -27,6 +27,7 @@ fn record(n: u64, spec: calve_wire::machine::MachineSpec) -> MachineRecord {
         driver: None,
         attempt: 1,
         agent_token: "0".repeat(32),
+        joined: None,
         exit: None,
         message: None,
         created_unix_ms: n,

@@ -354,6 +354,17 @@ async fn child_on_a_small_disk() {
     let ballast = dir.join("ballast");
     std::fs::write(&ballast, vec![1; 3 << 20]).unwrap();
     let state = EmbeddedState::open(dir).unwrap();
+    // Stops and removals are small, and have their space already.
+    let filler = dir.join("filler");
+    let mut filling = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut filling, &[1; 4096]).is_ok() {}
+    for n in 0..500 {
+        state.put(&format!("small/{n}"), "gone".into(), Expect::Absent, SOON).await.expect("space set aside");
+    }
+    let refusal = state.put("large", Bytes::from(vec![7; 100_000]), Expect::Absent, NOW).await;
+    assert!(matches!(refusal, Err(StateError::Full)), "{refusal:?}");
+    std::fs::remove_file(filler).unwrap();
+
     let value = Bytes::from(vec![7; 100_000]);
     let mut kept = Vec::new();
     let mut refused = Vec::new();

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/index.sqlite   where chunks lie, which paths there are, last use, pins     built anew from the packs if lost
 //! DIR/key            the secret key that signs what is committed
+//! DIR/reserve        room that a collection gives back when the disk is full
 //! DIR/uploads/       archives as `nix copy` sent them, until their narinfo comes
 //! DIR/objects/, S3   packs/ab/…: chunks, recipes and manifests, each its own zstd frame
 //! ```
@@ -23,6 +24,7 @@ mod objects;
 mod pack;
 mod read;
 mod rebuild;
+mod reserve;
 mod rewrite;
 mod stats;
 mod upload;
@@ -68,6 +70,7 @@ pub use nar::NarEncoding;
 pub use objects::Storage;
 pub use pack::PACK_BYTES;
 pub use rebuild::Rebuilt;
+pub use reserve::release as release_reserve;
 pub use stats::Stats;
 pub use verify::{Damage, Verified};
 
@@ -86,8 +89,9 @@ pub struct CacheOptions {
     pub dir: PathBuf,
     /// Where its objects lie.
     pub storage: Storage,
-    /// Name of the key that is made when there is none; also the cache's name in messages.
-    pub name: String,
+    /// Name of the key that is made when there is none; by default of the host and a random number, since two keys of one
+    /// name cannot both be trusted.
+    pub name: Option<String>,
     /// Rank among caches; lower is asked first.
     pub priority: u32,
     /// How long uploads in flight are spared.
@@ -97,13 +101,7 @@ pub struct CacheOptions {
 impl CacheOptions {
     /// A cache with all its objects in one local directory.
     pub fn local(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            storage: Storage::Local,
-            name: "calve".to_owned(),
-            priority: PRIORITY,
-            grace: GRACE,
-        }
+        Self { dir: dir.to_owned(), storage: Storage::Local, name: None, priority: PRIORITY, grace: GRACE }
     }
 }
 
@@ -132,9 +130,10 @@ impl Cache {
         let CacheOptions { dir, storage, name, priority, grace } = options;
         let opened = blocking(move || {
             std::fs::create_dir_all(&dir).map_err(CacheError::io("create", &dir))?;
-            let key = keys::open(&dir, &name)?;
+            let key = keys::open(&dir, name.as_deref())?;
             let (index, made) = Index::open(&dir.join("index.sqlite"))?;
             let objects = Objects::open(&storage, &dir)?;
+            reserve::keep(&dir);
             let cpus = Semaphore::new(cpus());
             let name = dir.display().to_string();
             let eager = Arc::new(Semaphore::new(read::EAGER_STREAMS_MAX));
@@ -164,6 +163,11 @@ impl Cache {
     /// Public keys, `<name>:<base64>`; what is committed is signed with the first.
     pub fn public_keys(&self) -> Vec<String> {
         vec![self.0.key.public().to_string()]
+    }
+
+    /// The name of the key that signs.
+    pub fn key_name(&self) -> &str {
+        self.0.key.name()
     }
 
     /// Uses are noted again if they were last noted before this.

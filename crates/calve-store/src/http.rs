@@ -22,7 +22,7 @@ mod problem;
 mod remote;
 mod tls;
 
-pub use address::{Address, AddressError};
+pub use address::{Address, AddressError, redacted};
 pub use client::{Answer, AnswerBody, Client, Sent};
 pub use problem::{Problem, ProblemKind};
 pub use remote::{HttpRemote, pack_recipe, unpack_recipe};

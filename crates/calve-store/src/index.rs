@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use calve_nix::{Sha256Hash, StorePath};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 
 use crate::Store;
@@ -22,8 +23,6 @@ const RECIPE_LEVEL: i32 = 1;
 
 /// One chunk's place: eight bytes of its id suffice as key, because whoever reads a chunk checks it.
 const SCHEMA: &str = "
-    PRAGMA journal_mode = wal;
-    PRAGMA synchronous = normal;
     CREATE TABLE IF NOT EXISTS recipe (n INTEGER PRIMARY KEY, id BLOB UNIQUE NOT NULL, body BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS holder (
         path TEXT PRIMARY KEY, nar_hash BLOB NOT NULL, recipe INTEGER NOT NULL) WITHOUT ROWID;
@@ -32,6 +31,7 @@ const SCHEMA: &str = "
         key INTEGER PRIMARY KEY, recipe INTEGER NOT NULL, at INTEGER NOT NULL, len INTEGER NOT NULL);
     CREATE INDEX IF NOT EXISTS chunk_recipe ON chunk (recipe);
     PRAGMA user_version = 1;";
+const SCHEMA_VERSION: i64 = 1;
 
 /// The index in one SQLite file. Calls block; it may be shared between threads and opened by many processes.
 #[derive(Debug)]
@@ -195,12 +195,21 @@ impl LocalIndex {
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.execute_batch(SCHEMA)?;
+    // Nothing waits for the disk but a checkpoint, which is left to when the log has grown: what is lost with the power is
+    // found out again.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "synchronous", "off")?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version != SCHEMA_VERSION {
+        connection.execute_batch(SCHEMA)?;
+    }
+    connection.pragma_update(None, "synchronous", "normal")?;
     Ok(connection)
 }
 
 fn add_recipe(connection: &Connection, id: RecipeId, recipe: &Recipe) -> rusqlite::Result<i64> {
-    let body = zstd::bulk::compress(&recipe.encode(), RECIPE_LEVEL)
+    let body = crate::encode::compressed(&recipe.encode(), RECIPE_LEVEL)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     connection.prepare_cached("INSERT INTO recipe (id, body) VALUES (?, ?)")?.execute((&id.0, body))?;
     let n = connection.last_insert_rowid();

@@ -28,6 +28,7 @@ mod nix_db;
 mod nix_place;
 pub mod normal;
 mod order;
+mod partial;
 mod path_info;
 mod place;
 pub mod program;

@@ -84,6 +84,11 @@ impl NarView {
         self.size
     }
 
+    /// Where the contents of the last file end.
+    fn files_end(&self) -> u64 {
+        self.files.last().map_or(0, |file| file.at + file.size)
+    }
+
     /// Fills `buffer` with the archive's bytes from byte `at`.
     pub fn read_at(&self, buffer: &mut [u8], mut at: u64) -> Result<(), StoreError> {
         let end = at.checked_add(buffer.len() as u64).filter(|end| *end <= self.size);
@@ -158,6 +163,18 @@ impl ChunkView {
             return Ok(None);
         }
         Ok(Some(Self { nar, places: places(&recipe.positions) }))
+    }
+
+    /// The chunks of a tree of which only the first part is there, by the recipe that the whole has; none where it has
+    /// too many files.
+    pub(crate) fn open_part(root: &Path, recipe: &Recipe) -> Result<Option<Self>, StoreError> {
+        let nar = NarView::open(root)?;
+        Ok(nar.map(|nar| Self { nar, places: places(&recipe.positions) }))
+    }
+
+    /// Whether these bytes of the archive may lie in what is there of it.
+    pub(crate) fn reaches(&self, at: u64, len: u32) -> bool {
+        at + u64::from(len) <= self.nar.files_end()
     }
 
     /// What to say where a chunk that must be there is not.

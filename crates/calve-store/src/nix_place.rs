@@ -1,11 +1,12 @@
-//! Putting paths into a Nix store by hand, as Nix itself does: under its locks, with its own program registering them.
+//! Putting paths into a Nix store by hand, as Nix itself does: under its locks, registered in its database.
 //!
 //! ```text
-//! gc.lock shared ─▶ <path>.lock each ─▶ trees renamed into the store ─▶ nix-store --load-db (one transaction)
-//! ─▶ signatures and content addresses ─▶ locks gone
+//! gc.lock shared ─▶ <path>.lock each ─▶ trees renamed into the store ─▶ rows of the database (one transaction) ─▶ locks gone
 //! ```
 //! What is cut off before the registration is a tree that Nix does not know: its next garbage collection removes it, and
 //! the next pull replaces it. (`src/libstore/{gc,pathlocks}.cc` of Nix.)
+
+mod database;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -13,14 +14,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rusqlite::{Connection, OpenFlags};
-
+use crate::partial::Partials;
 use crate::place::seal_root;
 use crate::scratch::Scratch;
 use crate::store::RootLock;
 use crate::{PathInfo, Store, StoreError, TransferError};
 
-/// The version of Nix's tables (`/nix/var/nix/db/schema`) whose columns `sigs` and `ca` are known here.
+/// The version of Nix's tables (`/nix/var/nix/db/schema`) that is known here.
 const SCHEMA: &str = "10";
 
 #[derive(Debug)]
@@ -46,10 +46,16 @@ impl NixPlace {
         Ok(Self { state, dir })
     }
 
+    pub fn partials(&self) -> Partials {
+        Partials::new(self.dir.join("partial"))
+    }
+
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         let lock = RootLock::wait(&self.dir.join("lock"))?;
         let tmp = self.dir.join("tmp");
         let leftovers = Scratch::leftovers(&tmp, &lock)?;
+        let partials = self.partials();
+        leftovers.iter().for_each(|leftover| partials.take(leftover.path()));
         let scratch = Scratch::new(&tmp, &lock);
         // Removing big trees takes time that others need not wait for.
         drop(lock);
@@ -64,6 +70,10 @@ impl NixPlace {
         scratch: &Scratch,
         flush: bool,
     ) -> Result<(), TransferError> {
+        for (info, _) in trees {
+            info.content_address()
+                .map_err(|message| TransferError::WrongAddress { path: info.path.clone(), message })?;
+        }
         let _collector = self.keep_collector_away()?;
         // In one order for everybody, so that two never wait for each other.
         let mut places: Vec<_> =
@@ -76,8 +86,7 @@ impl NixPlace {
         let new: Vec<_> = trees.iter().filter(|(info, _)| !present.contains(&info.path)).collect();
         let landed = move_in(store, &new, scratch, flush).and_then(|()| {
             let infos: Vec<_> = new.iter().map(|(info, _)| *info).collect();
-            register(store, &infos)?;
-            self.add_signatures(store, &infos)
+            self.register(store, &infos)
         });
         if landed.is_err() {
             // Whether Nix took them before it failed is asked again: what is valid stays.
@@ -99,29 +108,20 @@ impl NixPlace {
         locked.map_err(StoreError::io("lock", &path))
     }
 
-    /// `nix-store --load-db` takes neither signatures nor content addresses. Without them a path is as valid.
-    fn add_signatures(&self, store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
-        let signed: Vec<_> =
-            infos.iter().filter(|info| info.ca.is_some() || !info.signatures.is_empty()).collect();
-        let schema = fs::read_to_string(self.state.join("db/schema")).unwrap_or_default();
-        if signed.is_empty() || schema.trim() != SCHEMA {
+    /// Registers paths, by hand where the tables are known and by Nix's program where they are not.
+    fn register(&self, store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
+        if infos.is_empty() {
             return Ok(());
         }
-        let failed = |source| StoreError::NixDb { path: store.nix.path().to_owned(), source };
-        let update = || {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
-            let mut connection = Connection::open_with_flags(store.nix.path(), flags)?;
-            connection.busy_timeout(crate::nix_db::BUSY_TIMEOUT)?;
-            let transaction =
-                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            for info in signed {
-                let sql = "UPDATE ValidPaths SET sigs = ?, ca = ? WHERE path = ?";
-                let signatures = info.signatures.join(" ");
-                transaction.prepare_cached(sql)?.execute((signatures, &info.ca, info.path.to_string()))?;
-            }
-            transaction.commit()
-        };
-        Ok(update().map_err(failed)?)
+        let schema = fs::read_to_string(self.state.join("db/schema")).unwrap_or_default();
+        if schema.trim() != SCHEMA {
+            return load(store, infos);
+        }
+        if database::knows(infos) {
+            return database::register(store, infos);
+        }
+        load(store, infos)?;
+        database::add_signatures(store, infos)
     }
 }
 
@@ -146,11 +146,8 @@ fn move_in(
 }
 
 /// Registers paths in one transaction, in the words of `nix-store --dump-db`.
-fn register(store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
+fn load(store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
     use std::fmt::Write as _;
-    if infos.is_empty() {
-        return Ok(());
-    }
     let mut text = String::new();
     for info in infos {
         let deriver = info.deriver.as_ref().map(ToString::to_string).unwrap_or_default();

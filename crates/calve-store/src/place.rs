@@ -9,7 +9,10 @@ use calve_nix::StorePath;
 use rustix::fs::Access;
 
 use crate::add::seal;
+use crate::nar_view::ChunkView;
 use crate::nix_place::NixPlace;
+use crate::partial::Partials;
+use crate::recipe::Recipe;
 use crate::register::sync_dir;
 use crate::scratch::Scratch;
 use crate::{PathInfo, Store, StoreError, TransferError};
@@ -52,6 +55,7 @@ pub(crate) struct Landing {
     store: Arc<Store>,
     nix: Option<NixPlace>,
     scratch: Scratch,
+    partials: Partials,
     /// Whether trees are flushed to the disk before they become valid.
     flush: bool,
 }
@@ -59,18 +63,19 @@ pub(crate) struct Landing {
 impl Landing {
     /// For trees that go to `destination`.
     pub fn new(store: Arc<Store>, destination: Destination, flush: bool) -> Result<Self, StoreError> {
-        let (nix, scratch) = match destination {
+        let (nix, scratch, partials) = match destination {
             Destination::Nix => {
                 let nix = NixPlace::new(&store)?;
                 let scratch = nix.scratch()?;
-                (Some(nix), scratch)
+                let partials = nix.partials();
+                (Some(nix), scratch, partials)
             }
             Destination::Private => {
                 let lock = store.lock()?;
-                (None, Scratch::new(&store.tmp(), &lock)?)
+                (None, Scratch::new(&store.tmp(), &lock)?, store.partials())
             }
         };
-        Ok(Self { store, nix, scratch, flush })
+        Ok(Self { store, nix, scratch, partials, flush })
     }
 
     /// Which of `paths` need not come, because they are valid where they would go, or where that may refer to.
@@ -86,6 +91,16 @@ impl Landing {
         self.scratch.path().join(format!("tree-{n}"))
     }
 
+    /// Notes that the `n`th tree is unpacked now, so that what lies there of it is used again where this is cut off.
+    pub fn begin(&self, n: usize, info: &PathInfo) {
+        Partials::note(&self.tree(n), &info.path, info.nar_size);
+    }
+
+    /// What an earlier pull that was cut off left of a path.
+    pub fn partial(&self, path: &StorePath, recipe: &Recipe) -> Option<ChunkView> {
+        self.partials.open(path, recipe)
+    }
+
     /// A file beside the trees.
     pub fn file(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
@@ -94,9 +109,11 @@ impl Landing {
     /// Makes trees valid paths, all of whose references are valid or stand before them.
     pub fn land(&self, trees: &[(&PathInfo, PathBuf)]) -> Result<(), TransferError> {
         match &self.nix {
-            Some(nix) => nix.land(&self.store, trees, &self.scratch, self.flush),
-            None => Ok(self.land_privately(trees)?),
+            Some(nix) => nix.land(&self.store, trees, &self.scratch, self.flush)?,
+            None => self.land_privately(trees)?,
         }
+        trees.iter().for_each(|(info, _)| self.partials.remove(&info.path));
+        Ok(())
     }
 
     fn land_privately(&self, trees: &[(&PathInfo, PathBuf)]) -> Result<(), StoreError> {

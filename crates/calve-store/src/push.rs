@@ -13,6 +13,7 @@ mod cut_path;
 mod upload;
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use cut_path::{CutPath, Found, cut_path};
 /// Plain bytes of chunks between being cut and being uploaded, in KiB. With what the threads hold themselves a push stays
 /// well below 256 MiB.
 pub const IN_FLIGHT_KIB: usize = 48 * 1024;
-/// Level of zstd for chunks by default: two thirds of the time of level 3 for a sixth more bytes.
+/// Level of zstd for chunks by default: half the time of level 3 for 5 % more bytes, of texts and of programs.
 pub const DEFAULT_LEVEL: i32 = 1;
 /// How long a cache may take to answer a question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -126,6 +127,9 @@ fn start_cutters(
     let mut cutters = JoinSet::new();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = missing.len().min(cores + CUTTERS_EXTRA);
+    // Few paths do not keep all cores busy, if each is cut and hashed by one thread. One thread more hashes faster than
+    // the other cuts, and hands on chunks in their order.
+    let threads = (missing.len() < cores).then_some(NonZeroUsize::MIN);
     let queue = Arc::new(Mutex::new(missing.into_iter().enumerate()));
     let runtime = tokio::runtime::Handle::current();
     for _ in 0..count {
@@ -135,7 +139,7 @@ fn start_cutters(
             loop {
                 let next = queue.lock().expect("no cutter panics with the queue").next();
                 let Some((n, path)) = next else { return Ok(()) };
-                let recipe = cut_path(&path, &shared, index.as_deref(), &found, &runtime)?;
+                let recipe = cut_path(&path, &shared, index.as_deref(), threads, &found, &runtime)?;
                 if cut.send(commit::Cut { n, recipe }).is_err() {
                     return Err(TransferError::Cancelled);
                 }

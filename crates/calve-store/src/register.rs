@@ -227,7 +227,7 @@ mod tests {
         let mut entry = parse(KEPT.as_bytes()).unwrap();
         entry.deriver =
             Some(StorePath::from_base_name("0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-hello.drv").unwrap());
-        entry.ca = Some("fixed:r:sha256:x".to_owned());
+        entry.ca = Some("fixed:r:sha256:094qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwic".to_owned());
         entry.signatures = vec!["a:b".to_owned(), "c:d".to_owned()];
         let mut other = entry.clone();
         other.path = entry.references[0].clone();

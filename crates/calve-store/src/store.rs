@@ -4,6 +4,7 @@
 //! <root>/<hash>-<name>             a store path's files, read-only
 //! <root>/.valid/<hash>-<name>.json its entry in the register, written last
 //! <root>/.tmp/                     work in progress, each directory locked by its process
+//! <root>/.partial/                 trees whose unpacking was cut off
 //! <root>/.lock                     held while paths come and go
 //! ```
 
@@ -15,6 +16,7 @@ use calve_nix::store_path::STORE_DIR;
 
 use crate::StoreError;
 use crate::nix_db::NixDb;
+use crate::partial::Partials;
 use crate::register::Register;
 use crate::scratch::{Scratch, remove_tree};
 
@@ -126,6 +128,11 @@ impl Store {
         self.root.join(".tmp")
     }
 
+    /// Trees of pulls into the private store that were cut off.
+    pub(crate) fn partials(&self) -> Partials {
+        Partials::new(self.root.join(".partial"))
+    }
+
     /// Waits for the right to change what the private store holds.
     pub(crate) fn lock(&self) -> Result<RootLock, StoreError> {
         RootLock::wait(&self.root.join(".lock"))
@@ -147,6 +154,8 @@ impl Store {
     fn remove_leftovers(&self) -> Result<(), StoreError> {
         let lock = self.lock()?;
         let mut leftovers = Scratch::leftovers(&self.tmp(), &lock)?;
+        let partials = self.partials();
+        leftovers.iter().for_each(|leftover| partials.take(leftover.path()));
         for entry in fs::read_dir(&self.root).map_err(StoreError::io("read", &self.root))? {
             let name = entry.map_err(StoreError::io("read", &self.root))?.file_name();
             let path = name.to_str().and_then(|name| StorePath::from_base_name(name).ok());

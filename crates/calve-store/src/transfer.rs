@@ -71,6 +71,14 @@ pub enum TransferError {
         /// What came.
         found: Sha256Hash,
     },
+    /// What is known of a path cannot be: Nix would stumble over it.
+    #[error("{path} is not taken: {message}")]
+    WrongAddress {
+        /// The path.
+        path: StorePath,
+        /// What is wrong with its content address.
+        message: String,
+    },
     /// The index of local chunks failed.
     #[error("cannot use the index of local chunks")]
     Index(#[from] rusqlite::Error),
@@ -122,7 +130,10 @@ impl TransferError {
             Self::Remote(RemoteError::Denied { .. }) => {
                 Some("check the token that is used for this cache".to_owned())
             }
-            Self::Damaged { .. } | Self::WrongHash { .. } | Self::Archive { .. } => {
+            Self::Damaged { .. }
+            | Self::WrongHash { .. }
+            | Self::WrongAddress { .. }
+            | Self::Archive { .. } => {
                 Some("let the cache verify and repair itself, or pull from another cache".to_owned())
             }
             Self::Incomplete { .. } => Some("push the whole closure to the cache again".to_owned()),

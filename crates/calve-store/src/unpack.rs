@@ -3,11 +3,14 @@
 //! The archive's hash is computed on the way; whether what lies there may be used is known when [`unpack`] returns.
 
 mod blocks;
+mod file;
+mod helpers;
 mod tree;
 
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
+use bytes::Bytes;
 use calve_nix::nar::NarEvent;
 use calve_nix::{NarReadError, NarReader, Sha256Hash};
 
@@ -61,7 +64,7 @@ pub fn unpack(
     if found == *nar_hash { Ok(()) } else { Err(UnpackError::WrongHash { wanted: *nar_hash, found }) }
 }
 
-fn write_tree(input: &mut impl Read, place: &Path, nar_size: u64) -> Result<(), UnpackError> {
+fn write_tree<B: Blocks>(input: &mut BlockReader<B>, place: &Path, nar_size: u64) -> Result<(), UnpackError> {
     let mut nar = NarReader::with_size(input, nar_size);
     let mut tree = TreeWriter::new(place).map_err(UnpackError::Store)?;
     while let Some(event) = nar.next_event().map_err(UnpackError::Archive)? {
@@ -70,14 +73,16 @@ fn write_tree(input: &mut impl Read, place: &Path, nar_size: u64) -> Result<(), 
             NarEvent::Leave => tree.leave(),
             NarEvent::Symlink { name, target } => tree.symlink(&name, &target),
             NarEvent::File { name, executable, size, .. } => {
-                tree.file(&name, executable, size, &mut nar.contents())?;
+                let mut contents = nar.contents();
+                let next = |most| contents.take_with(most, |input, most| input.part(most), Bytes::len);
+                tree.file(&name, executable, size, next)?;
                 continue;
             }
         }
         .map_err(UnpackError::Store)?;
     }
     nar.finish().map_err(UnpackError::Archive)?;
-    Ok(())
+    tree.finish().map_err(UnpackError::Store)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ async fn child() {
     let from: u64 = std::env::var(FROM).unwrap().parse().unwrap();
     let cache = local(dir.as_ref()).await;
     for number in from.. {
-        let (_, unused) = chunks(&made("unused", 1000 + number, 100_000 + number as usize, &[]));
+        let (_, unused) = chunks(&made("unused", 1000 + number, 100_000 + 8 * number as usize, &[]));
         cache.put_chunks(unused).await.unwrap();
         push(&cache, &build(number)).await.unwrap();
         println!("\ncommitted {number}");

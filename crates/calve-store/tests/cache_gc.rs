@@ -179,6 +179,49 @@ async fn every_flipped_byte_is_found_and_repaired_from_another_cache() {
     }
 }
 
+/// An index that is as it was before, or has lost rows, is whole to SQLite.
+#[tokio::test]
+async fn what_a_damaged_index_forgot_is_found_in_the_packs_before_anything_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (closure(1), vec![made("other", 1, 300_000, &[&path("libc", 1)])]);
+    let files = ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"];
+    let before = tempfile::tempdir().unwrap();
+    push(&local(dir.path()).await, &first).await.unwrap();
+    for name in files {
+        let _ = std::fs::copy(dir.path().join(name), before.path().join(name));
+    }
+    push(&local(dir.path()).await, &second).await.unwrap();
+    let roll_back = || {
+        for name in files {
+            let _ = std::fs::remove_file(dir.path().join(name));
+            let _ = std::fs::copy(before.path().join(name), dir.path().join(name));
+        }
+    };
+    let forget = || {
+        let index = rusqlite::Connection::open(dir.path().join(files[0])).unwrap();
+        index.execute_batch("DELETE FROM paths; DELETE FROM refs;").unwrap();
+    };
+    for damage in [&roll_back as &dyn Fn(), &forget] {
+        for collects in [false, true] {
+            damage();
+            let cache = local(dir.path()).await;
+            assert_eq!(cache.find(second[0].info.path.hash_part()).await.unwrap(), None);
+            if collects {
+                a_moment().await;
+                let done = cache.collect(&GcPolicy::default()).await.unwrap();
+                assert!(done.paths_restored > 0 && done.paths_removed == 0, "{done:?}");
+            } else {
+                let found = cache.verify(None).await.unwrap();
+                assert!(found.damage.iter().any(|it| it.what == "index" && it.repaired), "{found:?}");
+                assert_eq!(found.paths, 4);
+            }
+            assert_eq!(cache.verify(None).await.unwrap().damage, []);
+            assert_intact(&cache, &first).await;
+            assert_intact(&cache, &second).await;
+        }
+    }
+}
+
 /// What a first look found and could not mend is still known to the next, and mended when there is another cache.
 #[tokio::test]
 async fn what_was_found_broken_stays_known_until_another_cache_makes_it_whole() {

@@ -144,7 +144,7 @@ impl Scene {
         let root = fill(&from);
         let cache = runtime.block_on(async {
             let options =
-                CacheOptions { name: "test-1".to_owned(), ..CacheOptions::local(&to.path("cache")) };
+                CacheOptions { name: Some("test-1".to_owned()), ..CacheOptions::local(&to.path("cache")) };
             let cache = Cache::open(options).await.unwrap();
             let remote = Arc::new(cache.clone());
             push(

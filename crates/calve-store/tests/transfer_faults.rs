@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use calve_nix::{Sha256Hash, StorePath};
+use calve_nix::{ContentAddress, Sha256Hash, StorePath};
 use calve_store::TransferError;
 use calve_store::chunk::ChunkId;
 use calve_store::pull::PullOptions;
@@ -15,7 +15,7 @@ use calve_store::push::{PushOptions, push};
 use support::closures::Chain;
 use support::memory::{Faults, Memory};
 use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
-use support::{Host, names};
+use support::{Host, file, names};
 
 /// How long the test waits for what must happen at some time.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -86,6 +86,48 @@ fn manifests_count_only_with_a_trusted_signature() {
     let error = pull_from(&to, &[&cache], &chain.program, trusting(&[&stranger])).0.unwrap_err();
     assert!(matches!(error, TransferError::Untrusted { .. }), "{error}");
     assert!(error.hint().is_some());
+}
+
+/// No signature covers it, and Nix ends at one that it cannot read.
+#[test]
+fn a_content_address_that_is_none_or_of_another_path_is_refused() {
+    let hash = Sha256Hash::of(b"").to_base32();
+    for address in [format!("fixed:r:sha356:{hash}"), format!("fixed:r:sha256:{hash}")] {
+        let error =
+            refused(|chain, cache| cache.tamper(&chain.middle, |manifest| manifest.info.ca = Some(address)));
+        let text = error.to_string();
+        assert!(text.contains("-middle-2.0") && text.contains("its content address"), "{text}");
+    }
+}
+
+/// A file added by its hash, as `fetchurl` makes it, with these bytes instead; without any signature.
+fn addressed_file(contents: &[u8]) -> (StorePath, Arc<Memory>) {
+    let address: ContentAddress = format!("fixed:{}", Sha256Hash::of(b"flat").to_nix()).parse().unwrap();
+    let path = address.store_path("source.tar", &BTreeSet::new(), false).unwrap();
+    let from = Host::new();
+    from.package(&path, &[], |root| {
+        std::fs::remove_dir(root).unwrap();
+        file(root, contents, 0o444);
+    });
+    let cache = Arc::new(Memory::new("mirror"));
+    push_to(&from, &cache, &path, PushOptions::default());
+    cache.tamper(&path, |manifest| {
+        manifest.info.ca = Some(address.to_string());
+        manifest.info.signatures.clear();
+    });
+    (path, cache)
+}
+
+#[test]
+fn a_file_by_its_hash_needs_no_signature_and_must_have_that_hash() {
+    let nobody = || trusting(&[]);
+    let (path, cache) = addressed_file(b"flat");
+    assert_eq!(pull_from(&Host::new(), &[&cache], &path, nobody()).0.unwrap(), [path]);
+    let (path, cache) = addressed_file(b"flap");
+    let to = Host::new();
+    let error = pull_from(&to, &[&cache], &path, nobody()).0.unwrap_err();
+    assert!(matches!(error, TransferError::WrongAddress { .. }), "{error}");
+    assert!(to.store.host_path_of(&path).is_none());
 }
 
 #[test]
@@ -240,6 +282,40 @@ fn what_a_killed_pull_has_landed_stays() {
     assert!(to.store.closure(std::slice::from_ref(&chain.program)).is_err());
     let pulled = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
     assert_eq!(pulled, std::slice::from_ref(&chain.program));
+    assert_equal(&from, &to, &chain);
+}
+
+/// As the kernel leaves it: the tree of a path in the directory of a process that died, written up to some place.
+#[test]
+fn a_pull_goes_on_in_the_middle_of_a_path_that_was_cut_off() {
+    let (from, chain, cache) = pushed();
+    let fresh = pull_from(&Host::new(), &[&cache], &chain.program, trusting(&[&cache])).1.bytes_moved.get();
+    let mut to = Host::new();
+    let tree = to.path("store/.tmp/dead/tree-7");
+    let whole = from.path("nix/store").join(chain.middle.base_name()).join("lib/middle.so");
+    file(&tree.join("lib/middle.so"), &std::fs::read(whole).unwrap()[..900_000], 0o555);
+    std::fs::write(to.path("store/.tmp/dead/tree-7.path"), chain.middle.base_name()).unwrap();
+    to.reopen();
+    assert_eq!(names(&to.path("store/.partial")), [chain.middle.base_name()]);
+    let (pulled, progress) = pull_from(&to, &[&cache], &chain.program, trusting(&[&cache]));
+    pulled.unwrap();
+    assert_equal(&from, &to, &chain);
+    let moved = progress.bytes_moved.get();
+    // Half of it is in the program, too.
+    assert!(moved + 100_000 < fresh, "{moved} of {fresh} bytes");
+    assert!(names(&to.path("store/.partial")).is_empty());
+}
+
+/// Whatever lies there is hashed before it counts.
+#[test]
+fn what_was_cut_off_and_then_changed_is_fetched() {
+    let (from, chain, cache) = pushed();
+    let mut to = Host::new();
+    let tree = to.path("store/.tmp/dead/tree-7");
+    file(&tree.join("bin/program"), &vec![b'x'; 600_000], 0o555);
+    std::fs::write(to.path("store/.tmp/dead/tree-7.path"), chain.program.base_name()).unwrap();
+    to.reopen();
+    pull_from(&to, &[&cache], &chain.program, trusting(&[&cache])).0.unwrap();
     assert_equal(&from, &to, &chain);
 }
 

@@ -141,6 +141,11 @@ pub enum Target {
         /// Absolute path of an existing directory.
         path: String,
     },
+    /// Store paths into the store of a machine that has none of its host ([`crate::seed`]).
+    Seed {
+        /// Absolute path of the store; made where it is missing.
+        path: String,
+    },
 }
 
 /// What an agent tells the server.
@@ -200,10 +205,19 @@ pub struct Status {
     pub phase: Phase,
     /// How often the program was started.
     pub starts: u32,
+    /// How often it ended; the last end is `last_exit`.
+    #[serde(default)]
+    pub ends: u32,
     /// How it ended last.
     pub last_exit: Option<Exit>,
+    /// What lies behind that beyond its cause, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_because: Option<String>,
     /// Whether the health check passes; none before the first probe or without a check.
     pub healthy: Option<bool>,
+    /// Why the health check failed last, where it did since it passed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy_because: Option<String>,
     /// Whether the agent began to end it because its lease ended, before anybody else did.
     #[serde(default)]
     pub expired: bool,
@@ -219,20 +233,29 @@ impl Status {
         Self {
             phase: Phase::Waiting,
             starts: 0,
+            ends: 0,
             last_exit: None,
+            ended_because: None,
             healthy: None,
+            unhealthy_because: None,
             expired: false,
             notes: Vec::new(),
             log_seq: 0,
         }
     }
 
-    /// Why the program was not started, where that is how it ended last.
-    pub fn why_not_started(&self) -> Option<String> {
+    /// What is to be said of the last end: why the program was not started, where that is how it ended, or what lies behind it.
+    pub fn why_ended(&self) -> Option<String> {
         let unstarted = self.last_exit.is_some_and(|exit| exit.cause == ExitCause::NotStarted);
-        self.notes.last().filter(|_| unstarted).cloned()
+        self.notes.last().filter(|_| unstarted).or(self.ended_because.as_ref()).cloned()
     }
 }
+
+/// File of the run directory in which an agent leaves what no server has heard, where it ends the machine by itself: frames
+/// of log entries, then a control frame with a [`FromAgent::Status`]. It is there in whole or not at all.
+pub const LAST_WORDS_FILE: &str = "last-words";
+/// Most bytes of [`LAST_WORDS_FILE`]: an agent holds less of a log before programs wait for the server.
+pub const LAST_WORDS_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The phases of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

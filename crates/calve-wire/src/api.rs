@@ -13,6 +13,11 @@ pub const CACHE_PREFIX: &str = "/cache";
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateMachine {
+    /// Its id, never used before; the server makes one where none is given. Who chooses it may ask again after an answer
+    /// was lost: the same machine is shown, and no second one made.
+    #[serde(default, with = "crate::text::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub id: Option<MachineId>,
     /// Its name; `run-<n>` with the smallest free number where none is given.
     #[serde(default, with = "crate::text::option")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]

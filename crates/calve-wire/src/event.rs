@@ -59,6 +59,9 @@ pub enum What {
     Health {
         /// Whether it is healthy now.
         healthy: bool,
+        /// Why it is not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// Somebody told it to end.
     StopRequested,
@@ -80,6 +83,18 @@ pub enum What {
         path: String,
         /// Whether into the machine.
         into: bool,
+    },
+    /// Its agent has redeemed its join token.
+    Joined {
+        /// The agent's public key, 64 hexadecimal digits.
+        key: String,
+    },
+    /// Somebody wanted to join as this machine and was refused.
+    JoinRefused {
+        /// Where the connection came from.
+        from: String,
+        /// Why.
+        why: String,
     },
     /// Its record and logs were removed.
     Removed,

@@ -4,7 +4,7 @@
 //!  server                                        `calve-agent lend` on the host
 //!    LendOrder, one line ──────────────────────▶   take note of the machine
 //!    ◀────────────────────────── Lent::Missing     store paths that are not there yet
-//!    an archive of them (tar) ─────────────────▶   unpack, make the sandbox
+//!    they, path by path ([`crate::seed`]) ─────▶   unpack and check, make the sandbox
 //!    ◀──────────────────────────── Lent::Ready     from here on the machine's keeper looks after it
 //! ```
 //! Login shells say things of their own on standard output: what the agent says stands in lines that begin with
@@ -38,7 +38,7 @@ pub struct LendOrder {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "said", rename_all = "kebab-case")]
 pub enum Lent {
-    /// These store paths are not there; an archive of them is expected, which may be empty.
+    /// These store paths are not there; they are expected, and the end behind them.
     Missing {
         /// Base names.
         paths: Vec<String>,

@@ -13,6 +13,7 @@ pub mod join;
 pub mod lend;
 pub mod machine;
 pub mod record;
+pub mod seed;
 pub mod start;
 pub mod text;
 

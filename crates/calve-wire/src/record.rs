@@ -46,6 +46,9 @@ pub struct MachineRecord {
     pub attempt: u32,
     /// Shared with its agent alone: the agent speaks to nobody who does not know it. 32 hexadecimal digits.
     pub agent_token: String,
+    /// Which key has redeemed the machine's join token, where it has one ([`crate::join`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
     /// Whether it ends when its client is gone.
     #[serde(default)]
     pub held: bool,
@@ -62,6 +65,17 @@ pub struct MachineRecord {
     /// Whether it is to be removed, with its log and name, once it has ended.
     #[serde(default)]
     pub remove: bool,
+}
+
+/// That a machine's join token was redeemed: the machine is this key's, and nobody else's until the next attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The attempt whose machine it was.
+    pub attempt: u32,
+    /// The key, 64 hexadecimal digits.
+    pub key: String,
+    /// When.
+    pub unix_ms: u64,
 }
 
 /// Who holds a name, as it is stored under the name: written before the machine's record, removed after it.
@@ -129,6 +143,11 @@ impl MachineRecord {
     /// The record as it is stored.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a record holds nothing that JSON cannot say")
+    }
+
+    /// The key of the machine's agent, where it has joined in this attempt.
+    pub fn agent_key(&self) -> Option<&str> {
+        self.joined.as_ref().filter(|joined| joined.attempt == self.attempt).map(|joined| joined.key.as_str())
     }
 
     /// What decisions need of it.

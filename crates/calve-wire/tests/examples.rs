@@ -64,6 +64,7 @@ fn examples_of_every_version_are_read_and_nothing_of_them_is_lost() {
     check::<Problem>("problem.1.json");
     check::<ToAgent>("to-agent.1.json");
     check::<UserData>("user-data.1.json");
+    check::<UserData>("user-data.2.json");
     check::<FromAgent>("from-agent.1.json");
     check::<SandboxSpec>("sandbox-spec.1.json");
 }

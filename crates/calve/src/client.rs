@@ -26,9 +26,9 @@ pub use websocket::{Received, Socket, SocketReader, SocketWriter};
 
 /// Most bytes of an answer that is read as a whole: 10,000 machines in full are some 20 MB.
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
-/// How often a request that changes nothing is sent again where the server died before it answered: the next one is
-/// started, and may itself be killed.
-const READ_TRIES_MAX: u32 = 3;
+/// How often a request that may be repeated is sent where the server died before it answered: the next one is started, and
+/// may itself be killed.
+const TRIES_MAX: u32 = 3;
 /// Most bytes that are read at once: the allocator hands out the same memory again for the next, where more would be mapped
 /// anew each time, which takes longer than to read it.
 const READ_BYTES: usize = 64 * 1024;
@@ -108,6 +108,15 @@ impl Client {
         self.parse(&self.submit(Method::POST, path, body).await?)
     }
 
+    /// [`Self::post`] of what changes nothing when it is asked for again: of the next server where this one dies before it
+    /// answers. The answer's bytes.
+    pub async fn submit_again(&self, path: &str, body: &impl Serialize) -> Outcome<Bytes> {
+        let json = serde_json::to_vec(body).expect("requests hold nothing that JSON cannot say");
+        let header = Some((header::CONTENT_TYPE, "application/json"));
+        let answer = self.repeat(Method::POST, path, header, json.into()).await?;
+        self.collect(answer.into_body()).await
+    }
+
     /// `PUT` of a stream.
     pub async fn put_stream(&self, path: &str, content_type: &str, body: Body) -> Outcome<()> {
         let answer = self.send(Method::PUT, path, Some((header::CONTENT_TYPE, content_type)), body).await?;
@@ -126,16 +135,28 @@ impl Client {
         Ok(websocket::open(upgraded).await)
     }
 
-    /// `GET`, of the next server where this one dies before it answers: reading twice changes nothing.
+    /// `GET`: reading twice changes nothing.
     async fn read(
         &self,
         path: &str,
         header: Option<(header::HeaderName, &str)>,
     ) -> Outcome<Response<Incoming>> {
+        self.repeat(Method::GET, path, header, Bytes::new()).await
+    }
+
+    /// Sends the request, to the next server where this one dies before it answers.
+    async fn repeat(
+        &self,
+        method: Method,
+        path: &str,
+        header: Option<(header::HeaderName, &str)>,
+        body: Bytes,
+    ) -> Outcome<Response<Incoming>> {
         let mut tries = 1;
         loop {
-            match self.try_send(Method::GET, path, header.clone(), empty()).await {
-                Err(Unanswered::Broken(_)) if tries < READ_TRIES_MAX => {
+            let body = Full::from(body.clone()).map_err(|never| match never {}).boxed();
+            match self.try_send(method.clone(), path, header.clone(), body).await {
+                Err(Unanswered::Broken(_)) if tries < TRIES_MAX => {
                     tries += 1;
                     let stream = reach(&self.endpoint).await?;
                     *self.first.lock().expect("nothing panics while it is held") = Some(stream);

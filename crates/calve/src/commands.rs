@@ -3,6 +3,7 @@
 mod cache;
 mod closure;
 mod completions;
+mod cost;
 mod cp;
 mod diff;
 mod doctor;
@@ -10,6 +11,7 @@ mod events;
 mod exec;
 mod extend;
 mod forward;
+mod image;
 mod logs;
 mod mount;
 mod names;
@@ -69,7 +71,9 @@ enum Command {
     Diff(diff::Args),
     Cache(cache::Args),
     Provider(provider::Args),
+    Image(image::Args),
     Reap(reap::Args),
+    Cost(cost::Args),
     Completions(completions::Args),
     Version(version::Args),
 }
@@ -108,7 +112,9 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,
             Command::Provider(args) => provider::run(args).await,
+            Command::Image(args) => image::run(args).await,
             Command::Reap(args) => reap::run(args).await,
+            Command::Cost(args) => cost::run(args).await,
             Command::Completions(args) => completions::run(args),
             Command::Version(args) => version::run(args).await,
         }

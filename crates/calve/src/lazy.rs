@@ -48,7 +48,8 @@ impl LazyArgs {
         match named {
             Some(named) if self.from.is_empty() => {
                 let place = parse_place(&named);
-                Ok(vec![place.map_err(|error| Failure::usage(format!("CALVE_CACHE={named}: {error}")))?])
+                let shown = calve_store::http::redacted(&named);
+                Ok(vec![place.map_err(|error| Failure::usage(format!("CALVE_CACHE={shown}: {error}")))?])
             }
             _ => Ok(self.from.clone()),
         }

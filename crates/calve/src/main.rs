@@ -25,7 +25,7 @@ fn main() {
     let status = match outcome {
         Ok(Ok(status)) => status,
         Ok(Err(failure)) => ui::failure(&failure),
-        Err(error) => ui::usage(&error),
+        Err(error) => ui::usage(error),
     };
     // Not a return from main: a thread may still wait for standard input, and nobody is left to end it.
     std::process::exit(status.code());

@@ -130,8 +130,21 @@ fn describe(failure: &Failure, terminal: bool) -> String {
     text
 }
 
+/// A number of things, as people say it.
+pub fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
 /// Prints what clap says of the arguments: help to standard output, errors to standard error.
-pub fn usage(error: &clap::Error) -> ExitStatus {
+pub fn usage(mut error: clap::Error) -> ExitStatus {
+    use clap::error::ContextValue;
+    let said: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
+    for (kind, value) in said {
+        // The token of a cache may stand in its address.
+        if let ContextValue::String(text) = value {
+            error.insert(kind, ContextValue::String(calve_store::http::redacted(&text)));
+        }
+    }
     let printed = error.print();
     match printed {
         _ if error.use_stderr() => ExitStatus::Usage,

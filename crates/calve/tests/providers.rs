@@ -1,11 +1,11 @@
-//! `calve provider` and `calve reap`, as a user runs them, against an emulator of DigitalOcean's API.
+//! `calve provider` and `calve reap`, as a user runs them, against emulators of their APIs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use calve_core::{MachineId, Timestamp};
 use calve_provider::mark::{OwnerKey, Subject, TAG, Until};
-use calve_provider::{Order, Provider, digitalocean};
+use calve_provider::{Order, Provider, digitalocean, proxmox};
 use digitalocean_emulator::{Emulator, Options, TOKEN};
 use serde_json::Value;
 
@@ -139,4 +139,103 @@ async fn reap_destroys_what_has_expired_and_nothing_else() {
     stage.json(&[&reap[..], &["--owner", &owner]].concat());
     assert_eq!(stage.names(), ["run-2"]);
     assert!(!stage.emulator.tags().iter().any(|tag| tag.starts_with(&format!("{TAG}:until:1000:"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_imported_into_each_region_listed_and_removed_and_others_are_not_touched() {
+    let stage = Stage::set().await;
+    let url = "https://images.example.org/calve-base.qcow2";
+    let imported = stage.calve(&["image", "import", url, "--region", "nyc3", "--region", "ams3"], TOKEN);
+    assert!(imported.status.success(), "{imported:?}");
+    let ids: Vec<String> = String::from_utf8_lossy(&imported.stdout).lines().map(str::to_owned).collect();
+    assert_eq!(ids.len(), 2);
+    let listed = stage.json(&["image", "ls"]);
+    let of = |id: &str| listed.as_array().unwrap().iter().find(|image| image["id"] == id).unwrap().clone();
+    assert_eq!(
+        (of(&ids[0])["regions"][0].as_str(), of(&ids[0])["status"].as_str()),
+        (Some("nyc3"), Some("available"))
+    );
+    for (arguments, word) in [
+        (["image", "import", "nonsense"], "Url is invalid"),
+        (["image", "rm", "185000001"], "no image 185000001 of calve's agent"),
+    ] {
+        let refused = stage.calve(&[&arguments[..], &["--provider", "digitalocean"]].concat(), TOKEN);
+        assert!(!refused.status.success() && text(&refused).contains(word), "{refused:?}");
+    }
+    let unknown = stage.calve(&["image", "import", url, "--region", "moon1"], TOKEN);
+    assert!(text(&unknown).contains("no region moon1"), "{unknown:?}");
+    let removed = stage.calve(&["image", "rm", &ids[0], &ids[1]], TOKEN);
+    assert!(removed.status.success(), "{removed:?}");
+    assert_eq!(stage.json(&["image", "ls"]).as_array().unwrap().len(), listed.as_array().unwrap().len() - 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_at_all_providers_and_what_it_costs_is_shown_without_a_server() {
+    let stage = Stage::set().await;
+    stage.machine(&stage.ours, 1, Until::Unix(2_000_000_000)).await;
+    stage.machine(&OwnerKey::from_seed(&[7; 32]), 2, Until::Never).await;
+    let listed = stage.json(&["ps", "--all-providers"]);
+    assert_eq!((listed.as_array().unwrap().len(), listed[0]["provider"].as_str()), (2, Some("digitalocean")));
+    let cost = stage.json(&["cost"]);
+    assert_eq!(cost["machines"].as_array().unwrap().len(), 2);
+    assert!((cost["dollars_per_hour"].as_f64().unwrap() - 2.0 * 0.00893).abs() < 1e-9, "{cost}");
+    let table = stage.calve(&["cost"], TOKEN);
+    assert!(table.status.success() && text(&table).contains("together"), "{table:?}");
+    assert_eq!(stage.names().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxmox_is_shown_and_reaped_with_a_token_from_a_file_and_a_pinned_certificate() {
+    let home = tempfile::tempdir().unwrap();
+    let emulator = proxmox_emulator::Emulator::start(Default::default()).await.unwrap();
+    let file = home.path().join("token");
+    std::fs::write(&file, proxmox_emulator::TOKEN).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let variables = [
+        ("PROXMOX_API_URL", emulator.url.clone()),
+        ("PROXMOX_TOKEN_FILE", file.display().to_string()),
+        ("PROXMOX_FINGERPRINT", emulator.fingerprint.clone()),
+    ];
+    let calve = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calve"));
+        command.args(arguments).env_clear().env("CALVE_HOME", home.path()).envs(variables.clone());
+        command.output().unwrap()
+    };
+    let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+    let settings = proxmox::Settings::from_environment(&get).unwrap();
+    let provider = proxmox::Proxmox::new(settings, calve_provider::Pace::default()).unwrap();
+    let key = OwnerKey::from_seed(&[3; 32]);
+    for (number, until) in [(1, Until::Unix(1000)), (2, Until::Never)] {
+        let name = format!("run-{number}");
+        let subject = Subject { id: MachineId::new(Timestamp(1), number), attempt: 1, name };
+        let [region, size, image] = ["pve1", "template", "calve-base"].map(str::to_owned);
+        let (tags, user_data) = (key.tags(&subject, until), String::new());
+        let order = Order { key: subject.key(), tags, name: subject.name, region, size, image, user_data };
+        provider.create(&order).await.unwrap();
+    }
+    for (shown, words) in [
+        (&["ls"][..], "run-2"),
+        (&["check"], "calve@pve!emulated"),
+        (&["sizes"], "2vcpu-4gb"),
+        (&["regions"], "pve2"),
+        (&["images"], "calve-base"),
+    ] {
+        let output = calve(&[&["provider"][..], shown, &["proxmox"]].concat());
+        assert!(output.status.success() && text(&output).contains(words), "{}", text(&output));
+        assert!(!text(&output).contains(proxmox_emulator::TOKEN));
+    }
+    let reaped = calve(&["reap", "--provider", "proxmox", "--all-owners"]);
+    assert!(reaped.status.success(), "{}", text(&reaped));
+    let left: Vec<String> = emulator.machines().iter().map(|vm| vm.name().to_owned()).collect();
+    assert_eq!(left, ["run-2"]);
+    // Nobody says which server's where none made machines there.
+    let whose = calve(&["reap", "--provider", "proxmox"]);
+    assert!(
+        whose.status.code() == Some(127) && text(&whose).contains("owner-proxmox.key"),
+        "{}",
+        text(&whose)
+    );
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let exposed = calve(&["provider", "check", "proxmox"]);
+    assert!(!exposed.status.success() && text(&exposed).contains("chmod 600"), "{}", text(&exposed));
 }

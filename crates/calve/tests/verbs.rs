@@ -206,7 +206,10 @@ fn leases_records_and_events() {
         200,
         format!("id: 1\ndata: {}\n\n", events[0]).as_bytes(),
     );
+    // The connection has ended; the next one goes on behind what was shown.
+    fake.answer("GET /v1/events?follow=true&since=1", 404, &json!({"kind": "not_found", "title": "enough"}));
     let output = fake.run(&["events", "-f", "--json"]);
+    assert_eq!(output.status.code(), Some(127));
     assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap(), events[0]);
 }
 
@@ -390,4 +393,22 @@ fn a_server_that_cannot_start_is_said_with_its_own_words() {
         "{}",
         stderr(&output)
     );
+}
+
+#[test]
+fn a_token_in_the_address_of_a_cache_is_never_printed() {
+    let fake = Fake::start();
+    let path = "/nix/store/0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-a";
+    for address in ["http://user:SECRET@host", "user:SECRET@host", "ftp://SECRET@host"] {
+        for args in [&["pull", "--from", address, path][..], &["push", "--to", address, path], &[address]] {
+            let output = fake.run(args);
+            assert_eq!(output.status.code(), Some(2), "{args:?}");
+            assert!(!stderr(&output).contains("SECRET"), "{}", stderr(&output));
+        }
+        for args in [&["pull", path][..], &["pull", "--help"], &["push", "--help"]] {
+            let output = finish(fake.calve(args).env("CALVE_CACHE", address));
+            let said = stderr(&output) + &stdout(&output);
+            assert!(!said.contains("SECRET"), "{said}");
+        }
+    }
 }

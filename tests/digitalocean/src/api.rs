@@ -1,6 +1,7 @@
 //! The routes, and what every request goes through: the token, the rate, latency, faults.
 
 mod droplets;
+mod images;
 mod lists;
 mod tags;
 
@@ -25,8 +26,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/v2/account", get(lists::account))
         .route("/v2/regions", get(lists::regions))
         .route("/v2/sizes", get(lists::sizes))
-        .route("/v2/images", get(lists::images))
-        .route("/v2/images/{id}", get(lists::image))
+        .route("/v2/images", get(images::list).post(images::create))
+        .route("/v2/images/{id}", get(images::show).delete(images::destroy))
         .route("/v2/droplets", get(droplets::list).post(droplets::create).delete(droplets::destroy_tagged))
         .route("/v2/droplets/{id}", get(droplets::show).delete(droplets::destroy))
         .route("/v2/droplets/{id}/actions", get(droplets::actions).post(droplets::act))
@@ -93,8 +94,11 @@ async fn passage(State(shared): State<Arc<Shared>>, request: Request, next: Next
     let (rate, fault) = {
         let mut faults = shared.faults();
         let rate = faults.count();
-        let fault =
-            if rate.refused { None } else { faults.of(request.method().as_str(), request.uri().path()) };
+        let fault = if rate.refused {
+            None
+        } else {
+            faults.plans.of(request.method().as_str(), request.uri().path())
+        };
         (rate, fault)
     };
     let known = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());

@@ -29,9 +29,31 @@ pub enum FaultKind {
     RateLimited(u64),
 }
 
+/// Faults to come.
+#[derive(Debug, Default)]
+pub struct Plans(Vec<Fault>);
+
+impl Plans {
+    /// The next requests that it fits to meet this fault.
+    pub fn plan(&mut self, fault: Fault) {
+        self.0.push(fault);
+    }
+
+    /// The fault that a request meets, if it does.
+    pub fn of(&mut self, method: &str, path: &str) -> Option<FaultKind> {
+        let at = self.0.iter().position(|plan| plan.method == method && path.starts_with(plan.path))?;
+        let kind = self.0[at].kind;
+        self.0[at].times -= 1;
+        if self.0[at].times == 0 {
+            self.0.remove(at);
+        }
+        Some(kind)
+    }
+}
+
 /// Plans, and the rate of requests.
 pub(crate) struct Faults {
-    plans: Vec<Fault>,
+    pub plans: Plans,
     rate: Option<(u32, Duration)>,
     recent: VecDeque<Instant>,
     pub refused_for_rate: usize,
@@ -48,22 +70,7 @@ pub(crate) struct Rate {
 
 impl Faults {
     pub fn new(rate: Option<(u32, Duration)>) -> Self {
-        Self { plans: Vec::new(), rate, recent: VecDeque::new(), refused_for_rate: 0, requests: 0 }
-    }
-
-    pub fn plan(&mut self, fault: Fault) {
-        self.plans.push(fault);
-    }
-
-    /// The fault that a request meets, if it does.
-    pub fn of(&mut self, method: &str, path: &str) -> Option<FaultKind> {
-        let at = self.plans.iter().position(|plan| plan.method == method && path.starts_with(plan.path))?;
-        let kind = self.plans[at].kind;
-        self.plans[at].times -= 1;
-        if self.plans[at].times == 0 {
-            self.plans.remove(at);
-        }
-        Some(kind)
+        Self { plans: Plans::default(), rate, recent: VecDeque::new(), refused_for_rate: 0, requests: 0 }
     }
 
     /// Counts a request.

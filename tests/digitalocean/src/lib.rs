@@ -108,7 +108,7 @@ impl Emulator {
 
     /// The next requests that it fits to meet this fault.
     pub fn fault(&self, fault: Fault) {
-        self.shared.faults().plan(fault);
+        self.shared.faults().plans.plan(fault);
     }
 
     /// Every droplet that exists, whatever lists show.

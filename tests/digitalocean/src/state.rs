@@ -50,6 +50,34 @@ pub struct Action {
     begun_at: jiff::Timestamp,
 }
 
+/// An image that an account has had fetched.
+#[derive(Debug, Clone)]
+pub(crate) struct CustomImage {
+    pub id: u64,
+    pub name: String,
+    pub region: String,
+    made: Instant,
+    made_at: jiff::Timestamp,
+}
+
+impl CustomImage {
+    /// Whether it has been fetched, which takes as long as a droplet's boot here.
+    fn is_there(&self, boot: Duration) -> bool {
+        self.made.elapsed() >= boot
+    }
+
+    /// As the API shows it: it is in its region once it is there.
+    pub fn json(&self, boot: Duration) -> Value {
+        let there = self.is_there(boot);
+        let regions: &[&str] = if there { &[&self.region] } else { &[] };
+        json!({
+            "id": self.id, "slug": null, "distribution": "Unknown OS", "name": self.name, "regions": regions, "public": false,
+            "type": "custom", "status": if there { "available" } else { "NEW" }, "min_disk_size": 1,
+            "size_gigabytes": 0.07, "created_at": seconds(self.made_at), "tags": [], "description": "", "error_message": "",
+        })
+    }
+}
+
 /// Everything that exists.
 pub(crate) struct State {
     pub url: String,
@@ -57,12 +85,20 @@ pub(crate) struct State {
     /// Name → the droplets that carry it.
     pub tags: BTreeMap<String, BTreeSet<u64>>,
     pub actions: BTreeMap<u64, Action>,
+    pub images: BTreeMap<u64, CustomImage>,
     next: u64,
 }
 
 impl State {
     pub fn new(url: String) -> Self {
-        Self { url, all: BTreeMap::new(), tags: BTreeMap::new(), actions: BTreeMap::new(), next: FIRST_ID }
+        Self {
+            url,
+            all: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            actions: BTreeMap::new(),
+            images: BTreeMap::new(),
+            next: FIRST_ID,
+        }
     }
 
     /// Droplets that exist.
@@ -119,6 +155,29 @@ impl State {
         action
     }
 
+    pub fn add_image(&mut self, name: String, region: String) -> CustomImage {
+        let id = self.take_number();
+        let image = CustomImage { id, name, region, made: Instant::now(), made_at: jiff::Timestamp::now() };
+        self.images.insert(id, image.clone());
+        image
+    }
+
+    /// The image that a request names by number or slug: its number, and where it can be used.
+    pub fn image(&self, named: &Value, boot: Duration) -> Option<(u64, Vec<String>)> {
+        let image = self.image_json(named, boot)?;
+        let regions =
+            image["regions"].as_array()?.iter().filter_map(|region| region.as_str().map(str::to_owned));
+        Some((image["id"].as_u64()?, regions.collect()))
+    }
+
+    pub fn image_json(&self, named: &Value, boot: Duration) -> Option<Value> {
+        if let Some(image) = catalog::image(named) {
+            return Some(catalog::image_json(image.id));
+        }
+        let number = named.as_u64().or_else(|| named.as_str()?.parse().ok())?;
+        Some(self.images.get(&number)?.json(boot))
+    }
+
     fn take_number(&mut self) -> u64 {
         self.next += 1;
         self.next - 1
@@ -144,7 +203,7 @@ impl State {
             "id": droplet.id, "name": droplet.name, "memory": size.memory_mib, "vcpus": size.vcpus, "disk": size.disk_gib,
             "locked": status == "new", "status": status, "kernel": null, "created_at": seconds(droplet.made_at),
             "features": [], "backup_ids": [], "snapshot_ids": [], "volume_ids": [], "vpc_uuid": null,
-            "image": catalog::image_json(droplet.image), "size": catalog::size_json(size), "size_slug": size.slug,
+            "image": self.image_json(&droplet.image.into(), boot), "size": catalog::size_json(size), "size_slug": size.slug,
             "networks": {"v4": v4, "v6": []}, "region": catalog::region_json(&droplet.region), "tags": tags,
         })
     }

@@ -20,6 +20,16 @@ assert any(region["slug"] == "ams3" and region["available"] for region in client
 assert all(not image["public"] for image in client.images.list(private=True)["images"])
 assert client.images.get("debian-13-x64")["image"]["distribution"] == "Debian"
 
+# An image of the account's own, fetched from an address.
+fetched = client.images.create_custom(
+    {"name": "mine", "url": "https://example.org/x.qcow2", "region": "fra1", "distribution": "Unknown"}
+)["image"]
+shown = client.images.get(fetched["id"])["image"]
+assert shown["status"] == "available" and shown["regions"] == ["fra1"] and not shown["public"], shown
+assert fetched["id"] in [image["id"] for image in client.images.list(private=True)["images"]]
+client.images.delete(fetched["id"])
+assert fetched["id"] not in [image["id"] for image in client.images.list(private=True)["images"]]
+
 request = {
     "name": "one", "region": "ams3", "size": "s-1vcpu-1gb", "image": "debian-13-x64",
     "user_data": "#!x", "tags": ["calve", "calve:machine:1"],

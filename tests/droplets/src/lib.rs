@@ -1,25 +1,24 @@
-//! Makes the emulator's droplets real: each is a QEMU guest that boots the cloud image and finds the metadata service where
-//! a droplet finds it. Behind the guest's network card lies the user network of QEMU, laid over the link-local addresses:
+//! Makes the machines of emulated providers real: each is a QEMU guest that boots the cloud image and finds its user data where
+//! a machine of that provider finds it. Behind the guest's network card lies the user network of QEMU, laid over the link-local
+//! addresses:
 //!
 //! ```text
-//!  guest 169.254.0.16 ──┬─ 169.254.169.254:80   metadata of this droplet
-//!                       └─ 169.254.2.2          this host's loopback, and what it reaches
+//!  guest 169.254.0.16 ──┬─ 169.254.169.254:80   metadata of this droplet (DigitalOcean)
+//!                       ├─ 169.254.2.2          this host's loopback, and what it reaches
+//!                       └─ CD drives            volumes of this machine (Proxmox VE)
 //! ```
 
+mod digitalocean;
+mod proxmox;
+
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context;
-use axum::Router;
-use axum::routing::get;
 use calve_node::cloud_image::{CloudImage, cloud_image, emulation_parameters};
 use calve_node::initrd::static_busybox;
 use calve_node::kernel::Transport;
-use digitalocean_emulator::{Backing, Droplet};
-use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -43,14 +42,24 @@ pub struct Guests {
 /// Ended when it is dropped.
 struct Guest {
     qemu: Child,
-    metadata: JoinHandle<()>,
+    metadata: Option<JoinHandle<()>>,
+}
+
+/// Where a guest finds its user data.
+enum Source {
+    /// A metadata service that listens on this port of the host's loopback.
+    Metadata { port: u16, serving: JoinHandle<()> },
+    /// Volumes in CD drives: files.
+    Volumes(Vec<PathBuf>),
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
-        self.metadata.abort();
+        if let Some(metadata) = &self.metadata {
+            metadata.abort();
+        }
     }
 }
 
@@ -87,22 +96,22 @@ impl Guests {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(&self, droplet: &Droplet) -> anyhow::Result<Guest> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        let router = metadata(droplet);
-        let serving = self.runtime.spawn(async move {
-            if let Ok(listener) = tokio::net::TcpListener::from_std(listener) {
-                let _ = axum::serve(listener, router).await;
-            }
-        });
-        let qemu = self.qemu(droplet.id, port).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        let qemu = qemu.context("qemu-system-x86_64 cannot be started")?;
-        Ok(Guest { qemu, metadata: serving })
+    fn start(&self, id: u64, source: Source) {
+        let spawned = self.qemu(id, &source).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let qemu = spawned.unwrap_or_else(|error| panic!("qemu-system-x86_64 cannot be started: {error}"));
+        let metadata = match source {
+            Source::Metadata { serving, .. } => Some(serving),
+            Source::Volumes(_) => None,
+        };
+        self.guests().insert(id, Guest { qemu, metadata });
     }
 
-    fn qemu(&self, id: u64, metadata_port: u16) -> Command {
+    fn end(&self, id: u64) {
+        let guest = self.guests().remove(&id);
+        drop(guest);
+    }
+
+    fn qemu(&self, id: u64, source: &Source) -> Command {
         // Also a test that is killed leaves none behind.
         let mut command = Command::new("setpriv");
         command.args([
@@ -113,10 +122,10 @@ impl Guests {
             "-no-user-config",
             "-no-reboot",
         ]);
-        let (machine, card) = match self.image.kernel.facts.transport {
-            Transport::MmioAcpi => ("microvm,acpi=on,pcie=off,usb=off", "virtio-net-device"),
-            Transport::MmioCommandLine => ("microvm,acpi=off", "virtio-net-device"),
-            Transport::Pci => ("q35,usb=off,smbus=off,sata=off", "virtio-net-pci"),
+        let (machine, bus) = match self.image.kernel.facts.transport {
+            Transport::MmioAcpi => ("microvm,acpi=on,pcie=off,usb=off", "device"),
+            Transport::MmioCommandLine => ("microvm,acpi=off", "device"),
+            Transport::Pci => ("q35,usb=off,smbus=off,sata=off", "pci"),
         };
         command.args(["-display", "none", "-machine", &format!("{machine},accel=tcg"), "-cpu", EMULATED_CPU]);
         if self.image.kernel.facts.transport != Transport::Pci {
@@ -126,39 +135,22 @@ impl Guests {
         command.arg("-kernel").arg(&self.image.kernel.boot).arg("-initrd").arg(&self.image.initrd);
         command.args(["-append", &format!("quiet {} {}", self.image.parameters, self.emulated)]);
         command.args(["-serial", &format!("file:{}", self.console_file(id).display())]);
-        // One process a connection: QEMU's own forwarding would make a single connection for all of them.
-        let forward = format!("tcp:169.254.169.254:80-cmd:busybox nc 127.0.0.1 {metadata_port}");
-        command.args(["-netdev", &format!("user,id=net,net=169.254.0.0/16,guestfwd={forward}")]);
-        command.args(["-device", &format!("{card},netdev=net")]);
+        let mut network = "user,id=net,net=169.254.0.0/16".to_owned();
+        match source {
+            // One process a connection: QEMU's own forwarding would make a single connection for all of them.
+            Source::Metadata { port, .. } => {
+                network =
+                    format!("{network},guestfwd=tcp:169.254.169.254:80-cmd:busybox nc 127.0.0.1 {port}");
+            }
+            Source::Volumes(files) => {
+                command.args(["-device", &format!("virtio-scsi-{bus},id=scsi")]);
+                for (n, file) in files.iter().enumerate() {
+                    let drive = format!("if=none,id=cd{n},format=raw,readonly=on,file={}", file.display());
+                    command.args(["-drive", &drive, "-device", &format!("scsi-cd,bus=scsi.0,drive=cd{n}")]);
+                }
+            }
+        }
+        command.args(["-netdev", &network, "-device", &format!("virtio-net-{bus},netdev=net")]);
         command
     }
-}
-
-impl Backing for Guests {
-    fn created(&self, droplet: &Droplet) {
-        let guest = self.start(droplet).unwrap_or_else(|error| panic!("droplet {}: {error:#}", droplet.id));
-        self.guests().insert(droplet.id, guest);
-    }
-
-    fn destroyed(&self, id: u64) {
-        let guest = self.guests().remove(&id);
-        drop(guest);
-    }
-}
-
-/// What the metadata service says to one droplet.
-fn metadata(droplet: &Droplet) -> Router {
-    let document = json!({
-        "droplet_id": droplet.id, "hostname": droplet.name, "region": droplet.region, "user_data": droplet.user_data,
-        "public_keys": [], "tags": [], "features": {}, "dns": {"nameservers": ["169.254.2.3"]},
-        "interfaces": {"public": [{"type": "public", "mac": "52:54:00:12:34:56", "ipv4": {
-            "ip_address": "169.254.0.16", "netmask": "255.255.0.0", "gateway": HOST_FROM_GUEST,
-        }}]},
-    })
-    .to_string();
-    let (id, user_data) = (droplet.id.to_string(), droplet.user_data.clone());
-    Router::new()
-        .route("/metadata/v1.json", get(async move || document))
-        .route("/metadata/v1/id", get(async move || id))
-        .route("/metadata/v1/user-data", get(async move || user_data))
 }

@@ -1,74 +1,25 @@
 //! A machine at a provider from its creation to its end, with a real guest: created over the API, it boots, reads its user
 //! data from the metadata service, dials the server that is named there, runs a program, and goes.
 
-use std::os::unix::net::UnixStream;
+mod door;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use agent_client::{Client, TOKEN, agent_program};
+use agent_client::{Client, agent_program};
 use calve_core::{MachineId, Timestamp};
 use calve_provider::digitalocean::{DigitalOcean, Settings};
 use calve_provider::mark::{OwnerKey, Subject, Until};
 use calve_provider::{Order, Pace, Provider};
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, ToAgent};
-use calve_wire::join::{USER_DATA_VERSION, UserData};
 use calve_wire::machine::Restart;
 use digitalocean_emulator::{Emulator, Options};
+use door::Door;
 use droplets::{Guests, HOST_FROM_GUEST};
-use rustls::pki_types::PrivateKeyDer;
-use sha2::{Digest, Sha256};
-use tokio_rustls::TlsAcceptor;
 
 /// Longest wait for a guest: it boots in three seconds, on a crowded host in thirty.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The server's door for agents: hands connections out as plain sockets.
-struct Door {
-    port: u16,
-    fingerprint: String,
-    connections: tokio::sync::mpsc::UnboundedReceiver<UnixStream>,
-}
-
-impl Door {
-    async fn open() -> Self {
-        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let fingerprint = Sha256::digest(made.cert.der()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (hand_out, connections) = tokio::sync::mpsc::unbounded_channel();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let Ok(mut tls) = acceptor.accept(stream).await else { continue };
-                let (here, there) = UnixStream::pair().unwrap();
-                here.set_nonblocking(true).unwrap();
-                let mut here = tokio::net::UnixStream::from_std(here).unwrap();
-                if hand_out.send(there).is_err() {
-                    return;
-                }
-                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut tls, &mut here).await });
-            }
-        });
-        Self { port, fingerprint, connections }
-    }
-
-    fn user_data(&self, deadline_unix_ms: Option<u64>) -> String {
-        let server = format!("{HOST_FROM_GUEST}:{}", self.port);
-        let (fingerprint, token) = (self.fingerprint.clone(), TOKEN.to_owned());
-        let name = "run-1".to_owned();
-        UserData { calve: USER_DATA_VERSION, name, server, fingerprint, token, deadline_unix_ms, grace_ms: 0 }
-            .to_text()
-    }
-}
+const PATIENCE: Duration = Duration::from_secs(240);
 
 struct Stage {
     /// Holds consoles.
@@ -106,7 +57,7 @@ impl Stage {
             region: "ams3".to_owned(),
             size: "s-1vcpu-1gb".to_owned(),
             image: "190000001".to_owned(),
-            user_data: self.door.user_data(deadline_unix_ms),
+            user_data: self.door.user_data(HOST_FROM_GUEST, deadline_unix_ms),
         };
         self.provider.create(&order).await.unwrap().id.parse().unwrap()
     }

@@ -1,37 +1,110 @@
-//! `calve run --on digitalocean/ams3`, with the built programs: the server asks the provider, a real guest boots, dials the
-//! server's door, gets the closure, runs the program, and is gone afterwards.
+//! `calve run --on digitalocean/ams3` and `--on proxmox/pve1`, with the built programs: the server asks the provider, a real
+//! guest boots, dials the server's door, gets the closure, runs the program, and is gone afterwards.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use digitalocean_emulator::faults::{Fault, FaultKind};
-use digitalocean_emulator::{Backing, Emulator, Options, TOKEN};
 use droplets::{Guests, HOST_FROM_GUEST};
 use e2e::{Home, Ran, bin_dir, finish, wait_until};
 
-/// An account with real droplets, and a server that has its credentials.
+/// A provider, emulated.
+enum Cloud {
+    DigitalOcean(digitalocean_emulator::Emulator),
+    Proxmox(proxmox_emulator::Emulator),
+}
+
+impl Cloud {
+    async fn digitalocean(guests: &Arc<Guests>) -> Self {
+        let backing = Some(guests.clone() as Arc<dyn digitalocean_emulator::Backing>);
+        let options = digitalocean_emulator::Options { backing, ..Default::default() };
+        Self::DigitalOcean(digitalocean_emulator::Emulator::start(options).await.unwrap())
+    }
+
+    async fn proxmox(guests: &Arc<Guests>) -> Self {
+        let backing = Some(guests.clone() as Arc<dyn proxmox_emulator::Backing>);
+        let options = proxmox_emulator::Options { backing, ..Default::default() };
+        Self::Proxmox(proxmox_emulator::Emulator::start(options).await.unwrap())
+    }
+
+    /// Where it is, and with which credentials.
+    fn variables(&self) -> Vec<(&'static str, &str)> {
+        match self {
+            Self::DigitalOcean(emulator) => vec![
+                ("DIGITALOCEAN_API_URL", emulator.url.as_str()),
+                ("DIGITALOCEAN_TOKEN", digitalocean_emulator::TOKEN),
+            ],
+            Self::Proxmox(emulator) => vec![
+                ("PROXMOX_API_URL", emulator.url.as_str()),
+                ("PROXMOX_TOKEN", proxmox_emulator::TOKEN),
+                ("PROXMOX_FINGERPRINT", emulator.fingerprint.as_str()),
+            ],
+        }
+    }
+
+    /// Where machines are made there, and how large.
+    fn place(&self) -> &'static [&'static str] {
+        match self {
+            Self::DigitalOcean(_) => &["--on", "digitalocean/ams3", "--size", "s-1vcpu-1gb"],
+            Self::Proxmox(_) => &["--on", "proxmox/pve1"],
+        }
+    }
+
+    /// Numbers of machines that are there.
+    fn machines(&self) -> Vec<u64> {
+        match self {
+            Self::DigitalOcean(emulator) => emulator.droplets().iter().map(|droplet| droplet.id).collect(),
+            Self::Proxmox(emulator) => emulator.machines().iter().map(|vm| vm.vmid).collect(),
+        }
+    }
+
+    /// How many were ever made.
+    fn created(&self) -> usize {
+        match self {
+            Self::DigitalOcean(emulator) => emulator.created(),
+            Self::Proxmox(emulator) => emulator.created(),
+        }
+    }
+
+    fn tags(&self) -> Vec<String> {
+        match self {
+            Self::DigitalOcean(emulator) => emulator.tags(),
+            Self::Proxmox(emulator) => emulator.machines().iter().flat_map(|vm| vm.tags()).collect(),
+        }
+    }
+
+    /// The answer to the next creation is lost.
+    fn lose_answer(&self) {
+        let fault = |path| Fault { method: "POST", path, kind: FaultKind::LoseReply, times: 1 };
+        match self {
+            Self::DigitalOcean(emulator) => emulator.fault(fault("/v2/droplets")),
+            Self::Proxmox(emulator) => emulator.fault(fault("/api2/json/nodes/pve1/qemu/9000/clone")),
+        }
+    }
+}
+
+/// An account with real machines, and a server that has its credentials.
 struct Stage {
     home: Home,
     guests: Arc<Guests>,
-    emulator: Emulator,
+    cloud: Cloud,
     server: Option<Child>,
     /// Where its door for agents is.
     door: u16,
 }
 
 impl Stage {
-    async fn set() -> Self {
+    async fn set(cloud: impl AsyncFnOnce(&Arc<Guests>) -> Cloud) -> Self {
         let home = Home::new();
         let images = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
         let consoles = home.path().join("consoles");
         std::fs::create_dir(&consoles).unwrap();
         let guests = Guests::new(&bin_dir().join("calve-agent"), &consoles, &images).unwrap();
-        let backing = Some(guests.clone() as Arc<dyn Backing>);
-        let emulator = Emulator::start(Options { backing, ..Options::default() }).await.unwrap();
+        let cloud = cloud(&guests).await;
         // Free a moment ago; another server has to find its door again where the first had it.
         let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut stage = Self { home, guests, emulator, server: None, door };
+        let mut stage = Self { home, guests, cloud, server: None, door };
         stage.serve();
         stage
     }
@@ -40,7 +113,7 @@ impl Stage {
         let door = self.door.to_string();
         let mut command = self.home.command(["server", "--agents", &format!("127.0.0.1:{door}")]);
         command.args(["--agents-address", &format!("{HOST_FROM_GUEST}:{door}")]);
-        command.env("DIGITALOCEAN_API_URL", &self.emulator.url).env("DIGITALOCEAN_TOKEN", TOKEN);
+        command.envs(self.cloud.variables());
         self.server = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let socket = self.home.path().join("run/calve.sock");
         wait_until("the server to listen", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
@@ -53,8 +126,12 @@ impl Stage {
     }
 
     fn command(&self, arguments: &[&str], script: &str) -> Command {
-        let mut command = self.home.command(["run", "--on", "digitalocean/ams3", "--size", "s-1vcpu-1gb"]);
-        command.args(arguments).arg(self.home.app()).args(["--", "sh", "-c", script]);
+        let mut command = self.home.command(["run"]);
+        command
+            .args(self.cloud.place())
+            .args(arguments)
+            .arg(self.home.app())
+            .args(["--", "sh", "-c", script]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -65,9 +142,36 @@ impl Stage {
     }
 
     fn nothing_is_left(&self) {
-        assert_eq!(self.emulator.droplets().len(), 0);
-        let left: Vec<_> = self.emulator.tags().into_iter().filter(|tag| tag.contains(":machine:")).collect();
+        assert!(self.cloud.machines().is_empty());
+        let left: Vec<_> = self.cloud.tags().into_iter().filter(|tag| tag.contains(":machine:")).collect();
         assert!(left.is_empty(), "{left:?}");
+        if let Cloud::Proxmox(emulator) = &self.cloud {
+            assert!(emulator.files().is_empty() && emulator.lock_errors() == 0);
+        }
+    }
+
+    /// Runs a program whose creation's answer is lost: on one machine, which is gone afterwards.
+    fn runs_a_program_and_nothing_is_left(&self) {
+        self.cloud.lose_answer();
+        let ran = self.run(&["--ttl", "90m"], "echo at $(hostname); echo oh >&2; exit 7");
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (7, "at run-1\n", "oh\n"),
+            "{ran:?} {:?}",
+            self.consoles()
+        );
+        assert_eq!(self.cloud.created(), 1);
+        wait_until("the machine to be gone", || self.home.state("run-1") == "gone");
+        self.nothing_is_left();
+    }
+
+    /// What guests have said, for a test that fails.
+    fn consoles(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.home.path().join("consoles")).into_iter().flatten().flatten();
+        let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("console"));
+        files
+            .map(|file| String::from_utf8_lossy(&std::fs::read(file.path()).unwrap_or_default()).into_owned())
+            .collect()
     }
 }
 
@@ -95,24 +199,9 @@ async fn apart<T: Send + 'static>(stage: Stage, body: impl FnOnce(&mut Stage) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_runs_at_a_provider_and_the_machine_is_gone_with_it() {
-    let stage = Stage::set().await;
-    // The answer to the creation is lost.
-    stage.emulator.fault(Fault {
-        method: "POST",
-        path: "/v2/droplets",
-        kind: FaultKind::LoseReply,
-        times: 1,
-    });
+    let stage = Stage::set(Cloud::digitalocean).await;
     apart(stage, |stage| {
-        let ran = stage.run(&["--ttl", "90m"], "echo at $(hostname); echo oh >&2; exit 7");
-        assert_eq!(
-            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
-            (7, "at run-1\n", "oh\n"),
-            "{ran:?}"
-        );
-        assert_eq!(stage.emulator.created(), 1);
-        wait_until("the machine to be gone", || stage.home.state("run-1") == "gone");
-        stage.nothing_is_left();
+        stage.runs_a_program_and_nothing_is_left();
         // What cannot be had is one sentence with the request.
         let mut huge = stage.home.command(["run", "--on", "digitalocean/ams3", "--size", "huge"]);
         let huge = Ran::from_output(&huge.arg(stage.home.app()).output().unwrap());
@@ -124,21 +213,37 @@ async fn a_program_runs_at_a_provider_and_the_machine_is_gone_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_runs_at_proxmox_on_a_clone_that_is_gone_with_it() {
+    let stage = Stage::set(Cloud::proxmox).await;
+    apart(stage, |stage| {
+        stage.runs_a_program_and_nothing_is_left();
+        let mut nowhere = stage.home.command(["run", "--on", "proxmox/pve9"]);
+        let nowhere = Ran::from_output(&nowhere.arg(stage.home.app()).output().unwrap());
+        assert!(
+            nowhere.code == 125 && nowhere.stderr.contains("no image called calve-base in pve9"),
+            "{nowhere:?}"
+        );
+        stage.nothing_is_left();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_at_a_provider_survives_its_server_and_its_lease_is_renewed_on_it() {
-    let stage = Stage::set().await;
+    let stage = Stage::set(Cloud::digitalocean).await;
     apart(stage, |stage| {
         let script = "i=0; while true; do echo line $i; i=$((i+1)); sleep 0.2; done";
         let started = stage.run(&["--detach", "--ttl", "10m"], script);
         assert_eq!(started.code, 0, "{started:?}");
         stage.home.wait_for_running("run-1");
-        let droplet = stage.emulator.droplets()[0].id;
+        let droplet = stage.cloud.machines()[0];
         stage.kill_server();
         stage.serve();
         stage.home.wait_for_running("run-1");
-        assert_eq!(stage.emulator.droplets()[0].id, droplet, "it was made anew");
+        assert_eq!(stage.cloud.machines()[0], droplet, "it was made anew");
         // A renewed lease stands on the machine as well.
         let until =
-            || stage.emulator.tags().into_iter().filter(|tag| tag.contains(":until:")).collect::<Vec<_>>();
+            || stage.cloud.tags().into_iter().filter(|tag| tag.contains(":until:")).collect::<Vec<_>>();
         let before = until();
         stage.home.ok(&["extend", "run-1", "10m"]);
         wait_until("the tag to be renewed", || until().len() == 1 && until() != before);
@@ -148,13 +253,13 @@ async fn a_machine_at_a_provider_survives_its_server_and_its_lease_is_renewed_on
         // Without a server it is found, and known to live, by its tags alone.
         stage.kill_server();
         let mut reap = stage.home.command(["reap", "--provider", "digitalocean", "--json"]);
-        reap.env("DIGITALOCEAN_API_URL", &stage.emulator.url).env("DIGITALOCEAN_TOKEN", TOKEN);
+        reap.envs(stage.cloud.variables());
         let reaped = Ran::from_output(&reap.output().unwrap());
         assert!(reaped.code == 0 && reaped.stdout.contains("\"lives\""), "{reaped:?}");
         assert!(stage.guests.is_running(droplet));
         stage.serve();
         stage.home.ok(&["rm", "run-1"]);
-        wait_until("the machine to be gone", || stage.emulator.droplets().is_empty());
+        wait_until("the machine to be gone", || stage.cloud.machines().is_empty());
         assert!(!stage.guests.is_running(droplet));
     })
     .await;

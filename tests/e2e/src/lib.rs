@@ -13,7 +13,9 @@ pub fn bin_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let exe = std::env::current_exe().expect("a test has a path");
-        let dir = exe.parent().and_then(Path::parent).expect("target/<triple>/<profile>/deps").to_owned();
+        let dir = exe.parent().expect("target/<triple>/<profile>");
+        // Programs lie where the binaries do, tests a directory below.
+        let dir = dir.parent().filter(|_| dir.ends_with("deps")).unwrap_or(dir).to_owned();
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--package", "calve", "--package", "calve-agent", "--bins"]);
         if dir.ends_with("release") {

@@ -1,27 +1,36 @@
 //! What must always be so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use calve_core::{MachineId, MachineName};
 use calve_server::reconcile::records::View;
 use calve_wire::event::What;
 
-use crate::host::Ms;
-use crate::world::World;
+use crate::host::{Ms, OVERRUN_MAX, Vm};
+use crate::world::{Inner, SKEW_MAX, World};
 
-/// How long a machine may outlive the end of its lease while a server lives: a slow creation or destruction (20 s in
-/// each of three moments) and pauses after failures (5 s each).
-const OVERRUN_MAX_MS: Ms = 150_000;
+impl Inner {
+    /// Every machine that there is, wherever.
+    pub fn machines(&self) -> impl Iterator<Item = (MachineId, &Vm)> {
+        self.host.iter().map(|((_, id), vm)| (*id, vm)).chain(self.account.present())
+    }
+}
 
 impl World {
     /// A machine whose program runs may end only where somebody asked, or the deadline has passed.
     pub fn check_may_end(&self, id: MachineId, how: &str) {
-        let now = self.now();
+        // By the server's clock the lease may be over a moment before it is.
+        let now = self.now() + SKEW_MAX;
         let truth = self.inner().truth.get(&id).copied();
-        let expired = truth.and_then(|truth| truth.deadline).is_some_and(|(sure, _)| sure <= now);
-        if !truth.is_some_and(|truth| truth.asked_to_end) && !expired {
+        if !truth.is_some_and(|truth| truth.may_end(now)) {
             self.violation(format!("{id} was {how} unasked, with a live lease"));
         }
+    }
+
+    /// Whether nothing is left of any machine, here and at the provider.
+    pub fn is_empty(&self) -> bool {
+        let inner = self.inner();
+        inner.host.is_empty() && inner.account.present().next().is_none()
     }
 
     /// `Stopped` comes once, and only when nothing is alive.
@@ -31,7 +40,7 @@ impl World {
         }
         let (alive, before) = {
             let inner = self.inner();
-            let alive = inner.host.iter().any(|((_, vm_id), vm)| *vm_id == id && vm.alive);
+            let alive = inner.machines().any(|(vm_id, vm)| vm_id == id && vm.alive);
             (alive, inner.events.get(&id).is_some_and(|events| events.contains(what)))
         };
         if alive {
@@ -48,33 +57,49 @@ impl World {
         let now = self.now();
         {
             let inner = self.inner();
-            let mut alive = BTreeMap::new();
-            for ((driver, id), vm) in inner.host.iter().filter(|(_, vm)| vm.alive) {
-                if alive.insert(id, driver).is_some() {
+            let mut alive = BTreeSet::new();
+            for ((_, id), _) in inner.host.iter().filter(|(_, vm)| vm.alive) {
+                if !alive.insert(*id) {
                     violations.push(format!("{id} lives twice"));
                 }
-                let Some(truth) = inner.truth.get(id) else { continue };
+            }
+            for (id, vm) in inner.machines().filter(|(_, vm)| vm.alive) {
+                let Some(truth) = inner.truth.get(&id) else { continue };
                 let end = truth.promised_end.unwrap_or(Ms::MAX);
                 let watched_since = inner.server_since.unwrap_or(now);
-                if watched_since.max(end).saturating_add(OVERRUN_MAX_MS) < now {
+                if watched_since.max(end).saturating_add(OVERRUN_MAX) < now {
                     violations.push(format!("{id} outlives a stop that was promised"));
                 }
                 let Some((_, deadline)) = truth.deadline else { continue };
                 let end = deadline + truth.grace;
                 let watched_since = if vm.enforces { Some(0) } else { inner.server_since };
-                let watched = watched_since.is_some_and(|since| since.max(end) + OVERRUN_MAX_MS < now);
+                let watched = watched_since.is_some_and(|since| since.max(end) + OVERRUN_MAX < now);
                 if watched {
                     violations.push(format!("{id} outlives its lease by {} ms", now - end));
                 }
             }
         }
-        let mut names: BTreeMap<MachineName, MachineId> = BTreeMap::new();
-        for record in view.all() {
-            if let Some(other) = names.insert(record.name.clone(), record.id) {
-                violations.push(format!("{other} and {} are both named {}", record.id, record.name));
+        self.check_names(view);
+        violations.into_iter().for_each(|violation| self.violation(violation));
+    }
+
+    /// No name is used twice at once. A machine keeps its name, so each record is read once.
+    fn check_names(&self, view: &View) {
+        let rows = view.rows(true);
+        let mut doubled = Vec::new();
+        {
+            let known = &mut self.inner().names;
+            let mut names: BTreeMap<&MachineName, MachineId> = BTreeMap::new();
+            for row in &rows {
+                known.entry(row.id).or_insert_with(|| row.record().name.clone());
+            }
+            for row in &rows {
+                if let Some(other) = names.insert(&known[&row.id], row.id) {
+                    doubled.push(format!("{other} and {} are both named {}", row.id, known[&row.id]));
+                }
             }
         }
-        violations.into_iter().for_each(|violation| self.violation(violation));
+        doubled.into_iter().for_each(|violation| self.violation(violation));
     }
 
     /// Whether the end of every machine that has ended was said.
@@ -91,6 +116,14 @@ impl World {
             let inner = self.inner();
             for (driver, id) in inner.host.keys() {
                 violations.push(format!("{id} is left in {driver}"));
+            }
+            for (id, _) in inner.account.present() {
+                violations.push(format!("{id} is left at its provider"));
+            }
+            for (id, truth) in inner.truth.iter().filter(|(_, truth)| truth.acknowledged) {
+                if !inner.events.contains_key(id) {
+                    violations.push(format!("{id} was acknowledged and then lost: {truth:?}"));
+                }
             }
             for record in view.all() {
                 if !record.state.is_terminal() {

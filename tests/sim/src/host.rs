@@ -9,6 +9,12 @@ use crate::rng::Rng;
 /// Milliseconds since the epoch.
 pub type Ms = u64;
 
+/// How long a machine may outlive the end of its lease while a server lives: a slow creation or destruction (20 s in
+/// each of three moments), pauses after failures (5 s each), and a server or agent that stood still for 20 s.
+pub const OVERRUN_MAX: Ms = 190_000;
+/// How long an agent or a server may stand still.
+pub const PAUSE_MAX: Ms = 20_000;
+
 /// A machine on a host.
 #[derive(Debug, Clone)]
 pub struct Vm {
@@ -39,6 +45,10 @@ pub struct Vm {
     ended_at: Option<Ms>,
     /// How long after its end the last of the log comes.
     log_lag: u64,
+    /// It stands still until then.
+    paused_until: Ms,
+    /// How many thousandths its clock is too fast.
+    drift: u64,
 }
 
 impl Vm {
@@ -67,16 +77,34 @@ impl Vm {
             dies_at: rng.chance(50).then(|| now + rng.range(0, 60_000)),
             ended_at: None,
             log_lag: if rng.chance(20) { 3_600_000 } else { rng.range(0, 300) },
+            paused_until: 0,
+            drift: rng.pick(&[0, 0, 0, 1, 10]),
         }
     }
 
     /// What a creation that was cut off leaves.
     pub fn partial(attempt: u32, now: Ms, rng: &mut Rng) -> Self {
-        Self { complete: false, alive: false, ..Self::new(attempt, false, (None, 0), now, rng) }
+        let lives = rng.chance(300);
+        let whole = Self::new(attempt, false, (None, 0), now, rng);
+        Self { complete: false, alive: lives, boots_at: Ms::MAX, enforces: false, ..whole }
+    }
+
+    /// Lets it stand still.
+    pub fn pause(&mut self, until: Ms) {
+        self.paused_until = until;
+    }
+
+    /// Tells it its lease; a clock that is too fast makes it shorter.
+    pub fn tell_lease(&mut self, (deadline, grace): (Option<Ms>, u64), now: Ms) {
+        let drifted = |deadline: Ms| {
+            let left = deadline.saturating_sub(now);
+            deadline - left * self.drift / 1000
+        };
+        self.lease = (deadline.map(drifted), grace);
     }
 
     pub fn speaks(&self, now: Ms) -> bool {
-        self.alive && self.boots_at <= now
+        self.alive && self.boots_at <= now && self.paused_until <= now
     }
 
     /// Whether the program has begun and not ended for good.
@@ -92,6 +120,7 @@ impl Vm {
         Status {
             phase: self.phase,
             starts: self.starts,
+            ends: self.starts - u32::from(matches!(self.phase, Phase::Running | Phase::Stopping)),
             last_exit: self.last_exit,
             expired: self.expired,
             ..Status::waiting()
@@ -122,6 +151,9 @@ impl Vm {
     pub fn step(&mut self, now: Ms, rng: &mut Rng) -> Option<Ms> {
         if !self.alive {
             return None;
+        }
+        if self.paused_until > now {
+            return Some(self.paused_until);
         }
         let (deadline, grace) = if self.enforces { self.lease } else { (None, 0) };
         let gone_at = deadline.map(|deadline| deadline + grace);

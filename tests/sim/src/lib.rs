@@ -1,20 +1,33 @@
-//! The simulator: the real loop, records and plan over a seeded world with a fake clock. Nothing in it is random but the
-//! seed, so that a seed that fails fails again.
+//! The simulator, in two layers. Nothing in it is random but the seed, so that a seed that fails fails again.
 //!
 //! ```text
-//!  users ─▶ records ─┐                    ┌─▶ host: drivers with machines, agents that enforce leases by themselves
-//!                    ├─ state ◀─▶ loop ◀──┤
-//!  crashes at every operation of both ────┘   faults: effects that fail before or after, are slow, links that break
+//!  Layer::Loop   users ─▶ records ─┐                    ┌─▶ host: drivers with machines, agents that enforce leases
+//!                                  ├─ state ◀─▶ loop ◀──┼─▶ provider, behind the server's own driver for providers
+//!                crashes at every operation of both ────┘   faults: see `faults`
+//!  Layer::Plans  the same plan, memory and host, with effects as events: hundreds of times as fast
 //! ```
-//! *Invariant*: one thread, tokio's paused clock, no hash maps, no other randomness.
+//! *Invariant*: each world has one thread, and tokio's paused clock or none; no hash maps, no other randomness.
 
+mod aim;
 mod check;
+mod digest;
 mod effects;
 mod faults;
 mod host;
+mod link;
+mod many;
+mod plans;
+mod provider;
 mod rng;
+mod shrink;
 mod simulation;
+mod store;
+mod truth;
 mod users;
 mod world;
 
-pub use simulation::{Options, Plant, Report, run};
+pub use aim::{Aim, How, When, Which};
+pub use faults::{Chances, Fault, Without};
+pub use many::{Layer, Outcome, Sum, run_many, run_one};
+pub use shrink::{Shrunk, TRIES, shrink};
+pub use simulation::{Options, Plant, Report, STEPS, run};

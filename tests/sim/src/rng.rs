@@ -3,6 +3,11 @@
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, fast, and every seed is good.
 pub struct Rng(u64);
 
+/// A seed for the `n`th of something.
+pub fn mix(seed: u64, n: u64) -> u64 {
+    Rng(seed ^ n.wrapping_mul(0xd6e8_feb8_6659_fd93)).next()
+}
+
 impl Rng {
     pub fn new(seed: u64) -> Self {
         Self(seed)

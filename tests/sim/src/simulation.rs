@@ -1,4 +1,4 @@
-//! One simulation: chaos for some minutes, then quiet until everything has ended.
+//! One simulation of the upper layer: users and faults for a while, then quiet until everything has ended.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,14 +7,22 @@ use calve_server::reconcile::records::View;
 use calve_server::reconcile::run as run_loop;
 use calve_server::state::State;
 use calve_server::state::memory::MemoryState;
+use calve_wire::event::What;
 
+use crate::aim::Aim;
 use crate::effects::SimEffects;
-use crate::faults::SimFaults;
+use crate::faults::{Chances, Fault, Without};
+use crate::host::{Ms, PAUSE_MAX};
+use crate::store::SimFaults;
 use crate::users::{self, Api};
-use crate::world::{Chances, World};
+use crate::world::World;
 
-/// How long things go wrong.
-const CHAOS: Duration = Duration::from_secs(120);
+/// Steps of users in a world where nobody says otherwise.
+pub const STEPS: u64 = 60;
+/// How long things go wrong at most: users have taken their steps long before.
+const CHAOS_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often something may happen to the host by itself.
+const DISASTER_EVERY: Duration = Duration::from_secs(10);
 /// How long everything may then take to end: the longest boot, and the longest lease.
 const QUIET_MAX: Duration = Duration::from_secs(1800);
 /// Longest time without a server.
@@ -23,14 +31,40 @@ const DOWN_MAX_MS: u64 = 90_000;
 const FORGETTING: Duration = Duration::from_secs(25 * 3600);
 
 /// How to simulate.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Decides everything.
     pub seed: u64,
+    /// How many steps users take.
+    pub steps: u64,
     /// A fault in the world that the checks must find.
     pub plant: Plant,
     /// Whether the trace's lines are kept.
     pub keep_trace: bool,
+    /// How often what goes wrong; of each seed its own mixture where none is given.
+    pub chances: Option<Chances>,
+    /// What is left out, to find out what matters.
+    pub without: Without,
+    /// The server dies at this moment of all at which it can, counted from 1.
+    pub dies_at: Option<u64>,
+    /// What goes wrong on purpose.
+    pub aim: Option<Aim>,
+}
+
+impl Options {
+    /// Those of a seed.
+    pub fn of(seed: u64) -> Self {
+        Self {
+            seed,
+            steps: STEPS,
+            plant: Plant::None,
+            keep_trace: false,
+            chances: None,
+            without: Without::default(),
+            dies_at: None,
+            aim: None,
+        }
+    }
 }
 
 /// A fault that no chance makes; the checks must find it.
@@ -46,6 +80,8 @@ pub enum Plant {
     NothingUnannounced,
     /// `Stopped` is written twice.
     StoppedTwice,
+    /// A second server starts while the first lives.
+    NoLock,
 }
 
 /// How it went.
@@ -57,10 +93,16 @@ pub struct Report {
     pub trace: Vec<String>,
     /// A number that two runs share only if everything happened in the same way.
     pub trace_hash: u64,
-    /// How many machines were asked for.
+    /// How many machines were declared, and have ended.
     pub machines: usize,
     /// How many servers there were.
     pub servers: u32,
+    /// How many faults took place.
+    pub faults: u64,
+    /// At how many moments a server could have died.
+    pub moments: u64,
+    /// Whether what was to go wrong on purpose never came to pass.
+    pub missed: bool,
 }
 
 /// Simulates.
@@ -74,7 +116,7 @@ pub fn run(options: Options) -> Report {
 }
 
 async fn simulate(options: Options) -> Report {
-    let world = World::new(options.seed, options.plant, options.keep_trace);
+    let world = World::new(&options);
     let store = Arc::new(MemoryState::default());
     let api: Arc<Mutex<Option<Api>>> = Arc::default();
     let current = {
@@ -86,30 +128,37 @@ async fn simulate(options: Options) -> Report {
         let world = world.clone();
         async move { world.drive().await }
     });
-    tasks.spawn(keep_serving(world.clone(), store.clone(), api));
+    // Two compete; a lock lets one serve.
+    for _ in 0..2 {
+        tasks.spawn(keep_serving(world.clone(), store.clone(), api.clone()));
+    }
+    let disasters = tasks.spawn(disasters(world.clone()));
     let mut users = tokio::task::JoinSet::new();
     for _ in 0..3 {
         users.spawn(users::live(world.clone(), current.clone()));
     }
 
     let observer = View::default();
-    watch(&world, &store, &observer, CHAOS, || false).await;
+    watch(&world, &store, &observer, CHAOS_MAX, || world.inner().steps_left == 0).await;
     drop(users);
+    disasters.abort();
     world.say(|| "quiet".to_owned());
-    world.inner().chances = Chances::default();
-    let served = async {
-        loop {
-            match current().filter(|api| world.lives(api.generation)) {
-                Some(api) => break api,
-                None => tokio::time::sleep(Duration::from_secs(1)).await,
-            }
+    world.inner().faults.calm();
+    let served = || current().filter(|api| world.lives(api.generation));
+    // A crash takes the request with it.
+    loop {
+        let Some(api) = served() else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        tokio::select! {
+            biased;
+            () = world.crashed.notified() => {}
+            () = users::end_endless(&world, &api) => break,
         }
-    };
-    let api = served.await;
-    api.view.refresh(&*api.state).await.expect("faults are off");
-    users::end_endless(&world, &api).await;
+    }
     // A write that was slow before it was quiet is announced once its answer comes.
-    let ended = || observer.living() == 0 && world.inner().host.is_empty() && world.has_announced(&observer);
+    let ended = || observer.living() == 0 && world.is_empty() && world.has_announced(&observer);
     watch(&world, &store, &observer, QUIET_MAX, ended).await;
     world.check_end(&observer);
     check_left_alone(&world, &store).await;
@@ -120,26 +169,54 @@ async fn simulate(options: Options) -> Report {
     report(&world)
 }
 
-/// Keeps a server running, over the same state and host, whenever one has crashed.
+/// Keeps a server running, over the same state and host, whenever there is none.
 async fn keep_serving(world: Arc<World>, store: Arc<MemoryState>, api: Arc<Mutex<Option<Api>>>) {
     loop {
         let crashed = world.crashed.notified();
         tokio::pin!(crashed);
         crashed.as_mut().enable();
-        let generation = world.new_server();
-        let faults = SimFaults { world: world.clone(), generation };
-        let state: Arc<dyn State> = Arc::new(store.with_faults(Arc::new(faults)));
-        let effects = Arc::new(SimEffects { world: world.clone(), generation });
-        let view = View::default();
-        let server = Api { state: state.clone(), view: view.clone(), generation };
-        *api.lock().expect("no holder panics") = Some(server);
-        run_loop(state, view, effects, crashed).await;
-        *api.lock().expect("no holder panics") = None;
-        let down = {
+        if let Some(generation) = world.new_server() {
+            let faults = SimFaults { world: world.clone(), generation };
+            let state: Arc<dyn State> = Arc::new(store.with_faults(Arc::new(faults)));
+            let effects = Arc::new(SimEffects::new(world.clone(), generation));
+            let view = View::default();
+            let server = Api { state: state.clone(), view: view.clone(), generation };
+            *api.lock().expect("no holder panics") = Some(server);
+            run_loop(state, view, effects, crashed).await;
+            api.lock().expect("no holder panics").take_if(|server| server.generation == generation);
+        }
+        let pause = {
             let rng = &mut world.inner().rng;
             if rng.chance(500) { rng.range(1, 100) } else { rng.range(100, DOWN_MAX_MS) }
         };
-        tokio::time::sleep(Duration::from_millis(down)).await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+/// What happens to the host and its machines by itself.
+async fn disasters(world: Arc<World>) {
+    loop {
+        tokio::time::sleep(DISASTER_EVERY).await;
+        if world.happens(Fault::HostDies) {
+            world.host_dies();
+        }
+        if world.happens(Fault::AgentPauses) {
+            let now = world.now();
+            let until = now + world.inner().faults.range(500, PAUSE_MAX);
+            pause_an_agent(&world, until);
+            world.touched.notify_one();
+        }
+    }
+}
+
+fn pause_an_agent(world: &World, until: Ms) {
+    let mut inner = world.inner();
+    let count = inner.host.len() + inner.account.present().count();
+    if count > 0 {
+        let chosen = inner.faults.range(0, count as u64) as usize;
+        let inner = &mut *inner;
+        let vm = inner.host.values_mut().chain(inner.account.vms_mut()).nth(chosen);
+        vm.into_iter().for_each(|vm| vm.pause(until));
     }
 }
 
@@ -147,10 +224,11 @@ async fn keep_serving(world: Arc<World>, store: Arc<MemoryState>, api: Arc<Mutex
 async fn watch(world: &World, store: &MemoryState, view: &View, at_most: Duration, done: impl Fn() -> bool) {
     let end = world.now() + at_most.as_millis() as u64;
     while world.now() < end {
-        tokio::time::sleep(Duration::from_millis(1_777)).await;
+        tokio::time::sleep(Duration::from_millis(3_777)).await;
         view.refresh(store).await.expect("the store itself has no faults");
         world.check_now(view);
-        if done() {
+        // What is found is enough: a world that is broken may never come to an end.
+        if done() || !world.inner().violations.is_empty() {
             return;
         }
     }
@@ -169,9 +247,9 @@ async fn check_left_alone(world: &World, store: &MemoryState) {
 /// In the end nothing is left in the state either.
 async fn check_forgotten(world: &World, store: &MemoryState) {
     tokio::time::sleep(FORGETTING).await;
-    world.kill();
+    world.kill("server is stopped");
     tokio::time::sleep(FORGETTING).await;
-    world.kill();
+    world.kill("server is stopped");
     tokio::time::sleep(Duration::from_secs(3600)).await;
     for entry in store.snapshot() {
         world.violation(format!("the state still holds {}", entry.key));
@@ -179,12 +257,17 @@ async fn check_forgotten(world: &World, store: &MemoryState) {
 }
 
 fn report(world: &World) -> Report {
+    let missed = world.still_aims();
     let mut inner = world.inner();
+    let (trace_hash, trace) = inner.digest.take();
     Report {
         violations: std::mem::take(&mut inner.violations),
-        trace: std::mem::take(&mut inner.trace),
-        trace_hash: inner.trace_hash,
-        machines: inner.truth.len(),
+        trace,
+        trace_hash,
+        machines: inner.events.values().filter(|events| events.contains(&What::Stopped)).count(),
         servers: inner.generation,
+        faults: inner.faults.count(),
+        moments: inner.moments,
+        missed,
     }
 }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use calve_core::{Kind, MachineId, StopReason, Timestamp};
+use calve_core::{DriverName, Kind, MachineId, StopReason, Timestamp};
 use calve_server::reconcile::records::{self, NewMachine, RecordsError, View};
 use calve_server::state::State;
-use calve_wire::machine::{MachineSpec, Program, Restart, Workload};
+use calve_wire::machine::{MachineSpec, Place, Program, Restart, Workload};
 use calve_wire::record::MachineRecord;
 
-use crate::rng::Rng;
-use crate::world::{Truth, World};
+use crate::provider::REGION;
+use crate::rng::{Rng, mix};
+use crate::truth::Truth;
+use crate::world::World;
 
 /// A server as users reach it.
 #[derive(Clone)]
@@ -29,16 +31,22 @@ enum Wish {
     Look,
 }
 
-/// Lets one user live for ever; `api` gives the living server.
+/// Lets one user live until all steps are taken; `api` gives the living server.
 pub async fn live(world: Arc<World>, api: impl Fn() -> Option<Api>) {
     loop {
-        let pause = {
-            let rng = &mut world.inner().rng;
-            if rng.chance(300) { 0 } else { rng.range(1, 20_000) }
-        };
+        let Some((mut rng, left_out)) = next_step(&world) else { return };
+        let pause = if rng.chance(300) { 0 } else { rng.range(1, 20_000) };
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        let Some(api) = api() else { continue };
-        let wish = wish(&world);
+        if left_out {
+            continue;
+        }
+        let api = loop {
+            match api().filter(|api| world.lives(api.generation)) {
+                Some(api) => break api,
+                None => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
+        let wish = wish(&world, &mut rng);
         // A crash of the server takes the request with it.
         tokio::select! {
             biased;
@@ -48,8 +56,17 @@ pub async fn live(world: Arc<World>, api: impl Fn() -> Option<Api>) {
     }
 }
 
+/// The chance of the next step, each by its number: leaving one out changes no other. And whether it is left out.
+fn next_step(world: &World) -> Option<(Rng, bool)> {
+    let mut inner = world.inner();
+    inner.steps_left = inner.steps_left.checked_sub(1)?;
+    let number = inner.steps_left;
+    Some((Rng::new(mix(inner.users_seed, number)), inner.faults.without.steps.contains(&number)))
+}
+
 /// Ends every machine whose lease has no end.
 pub async fn end_endless(world: &World, api: &Api) {
+    api.view.refresh(&*api.state).await.expect("nothing goes wrong any more");
     for record in api.view.all() {
         if record.deadline_unix_ms.is_none() && !record.state.is_terminal() {
             grant(world, api, Wish::Stop(record.id, None)).await;
@@ -57,11 +74,9 @@ pub async fn end_endless(world: &World, api: &Api) {
     }
 }
 
-fn wish(world: &World) -> Wish {
+fn wish(world: &World, rng: &mut Rng) -> Wish {
     let now = world.timestamp();
-    let mut inner = world.inner();
-    let known: Vec<MachineId> = inner.truth.keys().copied().collect();
-    let rng = &mut inner.rng;
+    let known: Vec<MachineId> = world.inner().truth.keys().copied().collect();
     let kind = rng.range(0, 10);
     if known.is_empty() || kind < 5 {
         return Wish::Create(Box::new(new_machine(rng, now)));
@@ -89,6 +104,7 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
         work_tree: None,
         stdin: false,
     };
+    let far = rng.chance(150);
     let name = rng.chance(300).then(|| rng.pick(&["web", "db", "run-2"]).parse().expect("a name"));
     NewMachine {
         held: false,
@@ -97,6 +113,8 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
         name,
         spec: MachineSpec {
             restart: if kind == Kind::Service { Restart::Always } else { Restart::Never },
+            driver: far.then_some(DriverName::DigitalOcean),
+            place: far.then(place),
             ..MachineSpec::new(
                 kind,
                 if kind == Kind::System { Workload::Base } else { Workload::Program(program) },
@@ -107,20 +125,30 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
     }
 }
 
+fn place() -> Place {
+    Place { region: REGION.to_owned(), size: "small".to_owned(), image: None, host_key: None }
+}
+
 async fn grant(world: &World, api: &Api, wish: Wish) {
     let now = world.timestamp();
     let (state, view) = (&*api.state, &api.view);
     let said = match wish {
         Wish::Create(new) => {
-            let deadline = new.ttl.map(|ttl| now.after(ttl).0);
+            let id = new.id;
+            let deadline = world.in_world_time(new.ttl.map(|ttl| now.after(ttl).0));
             let truth = Truth {
                 asked_to_end: false,
                 promised_end: None,
                 deadline: deadline.map(|deadline| (deadline, deadline)),
                 grace: new.grace.as_millis() as u64,
+                acknowledged: false,
             };
             world.inner().truth.insert(new.id, truth);
-            say(world, format!("create {}", new.id), records::create(state, view, *new, now).await)
+            let result = records::create(state, view, *new, now).await;
+            if let (Ok(_), Some(truth)) = (&result, world.inner().truth.get_mut(&id)) {
+                truth.acknowledged = true;
+            }
+            say(world, format!("create {id}"), result)
         }
         Wish::Stop(id, grace) => {
             world.asked_to_end(id);
@@ -164,8 +192,9 @@ impl World {
 
     fn promised(&self, id: MachineId, answer: &Result<Arc<MachineRecord>, RecordsError>) {
         let stop = answer.as_ref().ok().and_then(|record| record.stop);
-        if let (Some(truth), Some(stop)) = (self.inner().truth.get_mut(&id), stop) {
-            truth.promised_end = Some(stop.since_unix_ms + stop.grace_ms);
+        let end = self.in_world_time(stop.map(|stop| stop.since_unix_ms + stop.grace_ms));
+        if let (Some(truth), Some(end)) = (self.inner().truth.get_mut(&id), end) {
+            truth.promised_end = Some(end);
         }
     }
 
@@ -176,6 +205,7 @@ impl World {
     }
 
     fn extended(&self, id: MachineId, to: Option<u64>) {
+        let to = self.in_world_time(to);
         if let (Some(Truth { deadline: Some((sure, _)), .. }), Some(to)) =
             (self.inner().truth.get_mut(&id), to)
         {

@@ -1,21 +1,28 @@
-//! The world around the loop: host, links, events, users' truth, and the trace of everything that happened.
+//! The world around the loop: host, provider, links, events, users' truth, and the trace of everything that happened.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use calve_core::{DriverName, MachineId, Timestamp};
-use calve_wire::agent::Status;
+use calve_core::{DriverName, MachineId, MachineName, Timestamp};
 use calve_wire::event::What;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::host::{Ms, Vm};
-use crate::rng::Rng;
-use crate::simulation::Plant;
+use crate::aim::{Aim, How, When, Which};
+use crate::digest::Digest;
+use crate::faults::{Chances, Fault, Faults};
+use crate::host::{Ms, PAUSE_MAX, Vm};
+use crate::link::Link;
+use crate::provider::Account;
+use crate::rng::{Rng, mix};
+use crate::simulation::{Options, Plant};
+use crate::truth::Truth;
 
 /// The moment at which every simulation begins.
 const BEGIN: Ms = 1_700_000_000_000;
+/// How far a server's clock may be ahead of the world's.
+pub const SKEW_MAX: Ms = 1_500;
 
 /// Shared by everything in a simulation.
 pub struct World {
@@ -31,91 +38,65 @@ pub struct World {
 
 pub struct Inner {
     pub rng: Rng,
+    pub faults: Faults,
     pub plant: Plant,
-    /// What may go wrong, in thousandths.
-    pub chances: Chances,
+    /// Seeds the steps of users, each by its number.
+    pub users_seed: u64,
+    pub steps_left: u64,
     /// Counts servers; operations of an earlier one than this never return.
     pub generation: u32,
     /// When the living server started; none while none lives.
     pub server_since: Option<Ms>,
+    /// How far the living server's clock is ahead.
+    skew: Ms,
+    /// The server stands still until then.
+    paused_until: Ms,
+    /// Moments at which a server might have died so far, and the one at which it does.
+    pub moments: u64,
+    dies_at: Option<u64>,
+    /// What goes wrong on purpose; none once it has.
+    aim: Option<Aim>,
     pub host: BTreeMap<(DriverName, MachineId), Vm>,
-    /// Creations and destructions under way, by the server's generation.
+    pub account: Account,
+    /// Effects under way, by the server's generation.
     pub under_way: BTreeMap<MachineId, u32>,
     pub links: BTreeMap<MachineId, Link>,
     pub events: BTreeMap<MachineId, Vec<What>>,
     pub truth: BTreeMap<MachineId, Truth>,
+    /// Names of records that were seen.
+    pub names: BTreeMap<MachineId, MachineName>,
     /// Effects other than lists, for the check that a satisfied world is left alone.
     pub effects: u64,
-    pub trace: Vec<String>,
-    pub keep_trace: bool,
-    pub trace_hash: u64,
+    pub digest: Digest,
     pub violations: Vec<String>,
 }
 
-/// What may go wrong, in thousandths of its occasions.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Chances {
-    pub crash: u64,
-    pub effect_fails: u64,
-    pub list_fails: u64,
-    pub state_fails: u64,
-    pub slow: u64,
-    pub state_slow: u64,
-    pub link_breaks: u64,
-}
-
-/// A server's link to an agent.
-#[derive(Debug, Clone, Default)]
-pub struct Link {
-    /// When it is up (again).
-    pub up_at: Ms,
-    /// When it breaks.
-    pub breaks_at: Option<Ms>,
-    pub linked: bool,
-    pub heard: Option<Status>,
-    pub log_complete: bool,
-    /// What a new connection begins with.
-    pub lease: (Option<Ms>, u64),
-}
-
-/// What users asked of a machine, whether or not they had an answer.
-#[derive(Debug, Clone, Copy)]
-pub struct Truth {
-    pub asked_to_end: bool,
-    /// When it is to be over, as a server has promised.
-    pub promised_end: Option<Ms>,
-    /// The deadline that the user is sure of, and the latest that may have been written.
-    pub deadline: Option<(Ms, Ms)>,
-    pub grace: u64,
-}
-
 impl World {
-    pub fn new(seed: u64, plant: Plant, keep_trace: bool) -> Arc<Self> {
-        let mut rng = Rng::new(seed);
-        let chances = Chances {
-            crash: rng.pick(&[0, 1, 3, 20]),
-            effect_fails: rng.pick(&[0, 20, 150]),
-            list_fails: rng.pick(&[0, 50, 300]),
-            state_fails: rng.pick(&[0, 0, 10, 50]),
-            slow: rng.pick(&[0, 50, 200]),
-            state_slow: rng.pick(&[0, 50, 300]),
-            link_breaks: rng.pick(&[0, 100, 500]),
-        };
+    pub fn new(options: &Options) -> Arc<Self> {
+        let mut rng = Rng::new(mix(options.seed, 1));
+        let chances = options.chances.unwrap_or_else(|| Chances::seeded(&mut rng));
         let inner = Inner {
+            faults: Faults::new(options.seed, chances, options.without.clone()),
+            plant: options.plant,
+            users_seed: rng.next(),
+            steps_left: options.steps,
             rng,
-            plant,
-            chances,
             generation: 0,
             server_since: None,
+            skew: 0,
+            paused_until: 0,
+            moments: 0,
+            dies_at: options.dies_at,
+            aim: options.aim,
             host: BTreeMap::new(),
+            account: Account::default(),
             under_way: BTreeMap::new(),
             links: BTreeMap::new(),
             events: BTreeMap::new(),
             truth: BTreeMap::new(),
+            names: BTreeMap::new(),
             effects: 0,
-            trace: Vec::new(),
-            keep_trace,
-            trace_hash: 0xcbf2_9ce4_8422_2325,
+            digest: Digest::new(options.keep_trace),
             violations: Vec::new(),
         };
         let (bell, touched, crashed) = (Notify::new(), Notify::new(), Notify::new());
@@ -126,25 +107,27 @@ impl World {
         self.inner.lock().expect("no holder of the world's lock panics")
     }
 
+    /// The world's time.
     pub fn now(&self) -> Ms {
         BEGIN + self.began.elapsed().as_millis() as Ms
     }
 
+    /// The living server's time.
     pub fn timestamp(&self) -> Timestamp {
-        Timestamp(self.now())
+        Timestamp(self.now() + self.inner().skew)
+    }
+
+    /// A moment of the server's clock, in the world's time.
+    pub fn in_world_time(&self, server_ms: Option<Ms>) -> Option<Ms> {
+        let skew = self.inner().skew;
+        server_ms.map(|ms| ms.saturating_sub(skew))
     }
 
     /// Writes a line of the trace.
     pub fn say(&self, line: impl FnOnce() -> String) {
         let now = self.now();
-        let mut inner = self.inner();
-        let line = format!("{:>9} {}", now - BEGIN, line());
-        inner.trace_hash = line
-            .bytes()
-            .fold(inner.trace_hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        if inner.keep_trace {
-            inner.trace.push(line);
-        }
+        let line = line();
+        self.inner().digest.line(now - BEGIN, &line);
     }
 
     pub fn violation(&self, what: String) {
@@ -155,18 +138,58 @@ impl World {
         }
     }
 
-    /// A moment at which the server of this generation may die; does not return if it does, or has.
+    /// Whether it is now that this goes wrong on purpose.
+    pub fn hits(&self, which: Which, when: When, how: How) -> bool {
+        let mut inner = self.inner();
+        let Some(aim) = &mut inner.aim else { return false };
+        if (aim.which, aim.when, aim.how) != (which, when, how) {
+            return false;
+        }
+        let hits = aim.skip == 0;
+        match hits {
+            true => inner.aim = None,
+            false => aim.skip -= 1,
+        }
+        hits
+    }
+
+    /// Whether what was to go wrong on purpose has not yet.
+    pub fn still_aims(&self) -> bool {
+        self.inner().aim.is_some()
+    }
+
+    pub fn happens(&self, fault: Fault) -> bool {
+        self.inner().faults.happens(fault)
+    }
+
+    /// A moment at which the server of this generation may die or stand still; does not return if it dies, or has.
     pub async fn point(&self, generation: u32) {
         let dies = {
             let mut inner = self.inner();
-            let crash = inner.chances.crash;
-            inner.generation == generation && inner.server_since.is_some() && inner.rng.chance(crash)
+            let lives = inner.generation == generation && inner.server_since.is_some();
+            inner.moments += u64::from(lives);
+            lives && (inner.faults.happens(Fault::Crash) || inner.dies_at == Some(inner.moments))
         };
         if dies {
-            self.kill();
+            self.kill("server crashes");
         }
         if !self.lives(generation) {
             std::future::pending::<()>().await;
+        }
+        self.stand_still().await;
+    }
+
+    async fn stand_still(&self) {
+        let now = self.now();
+        let until = {
+            let mut inner = self.inner();
+            if inner.paused_until <= now && inner.faults.happens(Fault::ServerPauses) {
+                inner.paused_until = now + inner.faults.range(500, PAUSE_MAX);
+            }
+            inner.paused_until
+        };
+        if until > now {
+            tokio::time::sleep(Duration::from_millis(until - now)).await;
         }
     }
 
@@ -176,25 +199,45 @@ impl World {
     }
 
     /// Kills the server.
-    pub fn kill(&self) {
-        self.say(|| "server crashes".to_owned());
-        self.inner().server_since = None;
+    pub fn kill(&self, how: &str) {
+        self.say(|| how.to_owned());
+        {
+            let mut inner = self.inner();
+            inner.server_since = None;
+            inner.account.settle();
+        }
         self.crashed.notify_waiters();
     }
 
-    /// Starts a server; gives its generation.
-    pub fn new_server(&self) -> u32 {
+    /// The host goes down: the server dies, and every machine on it, and what it had of them in memory.
+    pub fn host_dies(&self) {
+        self.kill("host goes down");
+        self.inner().host.clear();
+    }
+
+    /// Starts a server where none lives, as the lock on its data directory lets only one; gives its generation.
+    pub fn new_server(&self) -> Option<u32> {
         let now = self.now();
-        let generation = {
+        let (generation, lived) = {
             let mut inner = self.inner();
+            let lived = inner.server_since.is_some();
+            if lived && inner.plant != Plant::NoLock {
+                return None;
+            }
             inner.generation += 1;
             inner.server_since = Some(now);
-            inner.links.clear();
-            inner.under_way.clear();
-            inner.generation
+            inner.skew = inner.rng.pick(&[0, 0, 300, SKEW_MAX]);
+            if !lived {
+                inner.links.clear();
+                inner.under_way.clear();
+            }
+            (inner.generation, lived)
         };
         self.say(|| format!("server {generation} starts"));
-        generation
+        if lived {
+            self.violation(format!("server {generation} starts while another lives"));
+        }
+        Some(generation)
     }
 
     /// Lets the host and the links live, for ever.
@@ -215,17 +258,18 @@ impl World {
     fn step(&self) -> Option<Ms> {
         let now = self.now();
         let mut inner = self.inner();
-        let Inner { host, links, rng, chances, .. } = &mut *inner;
+        let breaks = inner.faults.chance(Fault::LinkBreaks);
+        let Inner { host, account, links, rng, .. } = &mut *inner;
         let mut next: Option<Ms> = None;
         let mut due = |at: Option<Ms>| next = [next, at].into_iter().flatten().min();
-        for vm in host.values_mut() {
+        for vm in host.values_mut().chain(account.vms_mut()) {
             due(vm.step(now, rng));
         }
         let mut rings = false;
         for (id, link) in links.iter_mut() {
-            let vm = host.iter_mut().find(|((_, vm_id), _)| vm_id == id).map(|(_, vm)| vm);
+            let vm = speaking(host, account, *id, now);
             let before = (link.linked, link.heard.clone(), link.log_complete);
-            due(link.step(vm, now, rng, chances.link_breaks));
+            due(link.step(vm, now, rng, breaks));
             rings |= before != (link.linked, link.heard.clone(), link.log_complete);
         }
         drop(inner);
@@ -236,26 +280,17 @@ impl World {
     }
 }
 
-impl Link {
-    fn step(&mut self, vm: Option<&mut Vm>, now: Ms, rng: &mut Rng, breaks: u64) -> Option<Ms> {
-        let Some(vm) = vm.filter(|vm| vm.speaks(now)) else {
-            self.linked = false;
-            return None;
-        };
-        if self.breaks_at.is_some_and(|at| at <= now) {
-            (self.linked, self.breaks_at) = (false, None);
-            self.up_at = now + rng.range(10, 20_000);
-        }
-        if self.up_at > now {
-            return Some(self.up_at);
-        }
-        if !self.linked {
-            self.linked = true;
-            self.breaks_at = rng.chance(breaks).then(|| now + rng.range(1, 30_000));
-            vm.lease = self.lease;
-        }
-        self.heard = Some(vm.status());
-        self.log_complete = vm.log_complete(now);
-        self.breaks_at
+/// The machine with this id whose agent is heard, or any of them.
+pub fn speaking<'a>(
+    host: &'a mut BTreeMap<(DriverName, MachineId), Vm>,
+    account: &'a mut Account,
+    id: MachineId,
+    now: Ms,
+) -> Option<&'a mut Vm> {
+    let local = [DriverName::Sandbox, DriverName::Qemu].into_iter();
+    let local = local.map(|driver| (driver, id)).find(|key| host.get(key).is_some_and(|vm| vm.speaks(now)));
+    match local {
+        Some(key) => host.get_mut(&key),
+        None => account.speaking(id, now),
     }
 }

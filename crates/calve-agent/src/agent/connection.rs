@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
     fn begin(agent: &'a Rc<Agent>, preamble: Preamble) -> Self {
         agent.streams.borrow_mut().clear();
         match preamble {
-            Preamble::Unsent => agent.outbox.begin(&agent.token.preamble()),
+            Preamble::Unsent => agent.outbox.begin(&agent.token.borrow().preamble()),
             Preamble::Sent => agent.outbox.begin(&[]),
         }
         agent.stdin.new_connection();

@@ -11,7 +11,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::processes::Standard;
 use super::program::null;
 use super::streams::{command_work, connect};
-use super::workload::Input;
 use super::{Agent, Event};
 use crate::init::packet::End;
 
@@ -77,32 +76,58 @@ pub async fn watch(agent: Rc<Agent>, check: HealthCheck) {
     let mut judge = Judge::new(&check, Instant::now());
     let timeout = Duration::from_millis(check.timeout_ms);
     loop {
-        let success = tokio::time::timeout(timeout, probe(&agent, &check.probe)).await.unwrap_or(false);
-        let (verdict, pause) = judge.take(success, Instant::now());
-        if let Some(healthy) = verdict {
-            agent.tell(Event::Input(Input::Health(healthy)));
+        let probed = tokio::time::timeout(timeout, probe(&agent, &check.probe)).await;
+        let probed = probed.unwrap_or_else(|_| Err(silent(&check.probe, timeout)));
+        let (verdict, pause) = judge.take(probed.is_ok(), Instant::now());
+        if verdict.is_some() {
+            agent.tell(Event::Health(probed));
         }
         tokio::time::sleep(pause).await;
     }
 }
 
-async fn probe(agent: &Agent, probe: &Probe) -> bool {
+/// One probe; the error says why it failed.
+async fn probe(agent: &Agent, probe: &Probe) -> Result<(), String> {
     match probe {
-        Probe::Command { argv } => command(agent, argv).await.unwrap_or(false),
-        Probe::Tcp { port } => connect(agent, *port).await.is_ok(),
-        Probe::Http { port, path } => {
-            http_status(agent, *port, path).await.is_ok_and(|status| (200..400).contains(&status))
-        }
+        Probe::Command { argv } => command(agent, argv).await,
+        Probe::Tcp { port } => match connect(agent, *port).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("port {port}: {error}")),
+        },
+        Probe::Http { port, path } => match http_status(agent, *port, path).await {
+            Ok(status) if (200..400).contains(&status) => Ok(()),
+            Ok(status) => Err(format!("GET {path} on port {port} gave {status}")),
+            Err(error) => Err(format!("GET {path} on port {port}: {error}")),
+        },
     }
 }
 
+/// A probe that was given up.
+fn silent(probe: &Probe, timeout: Duration) -> String {
+    let ms = timeout.as_millis();
+    match probe {
+        Probe::Command { argv } => format!("{:?} did not end within {ms} ms", program(argv)),
+        Probe::Tcp { port } => format!("port {port} did not answer within {ms} ms"),
+        Probe::Http { port, path } => format!("GET {path} on port {port} had no answer within {ms} ms"),
+    }
+}
+
+fn program(argv: &[String]) -> &str {
+    argv.first().map_or("", String::as_str)
+}
+
 /// Runs a command; it is killed with this future.
-async fn command(agent: &Agent, argv: &[String]) -> io::Result<bool> {
+async fn command(agent: &Agent, argv: &[String]) -> Result<(), String> {
     let work = command_work(agent, argv.to_vec(), BTreeMap::new(), None);
+    let null = || null().map_err(|error| format!("/dev/null: {error}"));
     let standard = Standard::Descriptors([null()?, null()?, null()?]);
-    let mut process =
-        agent.processes.spawn(work, standard, true).await.map_err(|why| io::Error::other(why.message))?;
-    Ok(process.end().await == Some(End::Code(0)))
+    let mut process = agent.processes.spawn(work, standard, true).await.map_err(|why| why.message)?;
+    match process.end().await {
+        Some(End::Code(0)) => Ok(()),
+        Some(End::Code(code)) => Err(format!("{:?} ended with exit code {code}", program(argv))),
+        Some(End::Signal(signal)) => Err(format!("{:?} was ended by signal {signal}", program(argv))),
+        None => Err("the machine is ending".to_owned()),
+    }
 }
 
 /// The status of `GET path` (RFC 9112): only the status line is read.
@@ -118,7 +143,7 @@ async fn http_status(agent: &Agent, port: u16, path: &str) -> io::Result<u16> {
             break;
         }
     }
-    status_of(&answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    status_of(&answer).ok_or_else(|| io::Error::other("the answer is no HTTP"))
 }
 
 fn status_of(answer: &[u8]) -> Option<u16> {

@@ -149,6 +149,7 @@ async fn serve(
         }
         Target::Read { path } => files::read(&stream, path).await.map(|()| None),
         Target::Write { path } => files::write(&stream, path, &mut inputs).await.map(|()| None),
+        Target::Seed { path } => files::seed(&stream, path, &mut inputs).await.map(|()| None),
     };
     stream.end(ended);
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use calve_wire::agent::{Phase, Remaining, Status};
-use calve_wire::machine::{ExitCause, HealthCheck, Program};
+use calve_wire::machine::{Exit, ExitCause, HealthCheck, Program};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -19,7 +19,8 @@ use super::program::{self, Run};
 use super::streams::exit;
 use super::transport::Transport;
 use super::workload::{Action, Input, Workload};
-use super::{Agent, Event, health, stdin};
+use super::{Agent, Event, health, last_words, stdin};
+use crate::enclosure::FilesInMemory;
 use crate::init::PATH_DEFAULT;
 use crate::init::packet::{End, NotStarted};
 
@@ -53,6 +54,12 @@ pub struct Supervisor {
     run: Option<Run>,
     /// Whether the lease is what ended the workload.
     expired: bool,
+    /// Whether the server has said that everything shall go: it knows what it wants to know.
+    dismissed: bool,
+    /// What lies behind the last end beyond its cause.
+    ended_because: Option<String>,
+    /// Why the health check failed last, until it passes.
+    unhealthy_because: Option<String>,
     notes: Vec<String>,
     transport: Option<Transport>,
     run_dir: Option<PathBuf>,
@@ -77,6 +84,9 @@ impl Supervisor {
             prober: None,
             run: None,
             expired: false,
+            dismissed: false,
+            ended_because: None,
+            unhealthy_because: None,
             notes: Vec::new(),
             transport: Some(transport),
             run_dir,
@@ -97,7 +107,11 @@ impl Supervisor {
             ended = &mut init => self.lost(ended.map_err(io::Error::other).flatten()),
             ended = &mut link => ended.map_err(io::Error::other).flatten().map(|never: Infallible| match never {}),
         };
-        self.end().await;
+        // Whoever tells it to go by a signal ends the machine from outside, and a server knows what it wants to know; otherwise
+        // this is the machine's own end.
+        let ended = self.workload.starts() > 0 && self.workload.ends() == self.workload.starts();
+        let own_end = ended || (matches!(supervised, Ok(Ending::Ordered)) && !self.dismissed);
+        self.end(own_end).await;
         link.abort();
         match supervised {
             Ok(Ending::Ordered) => agent.enclosure.on_end(),
@@ -141,7 +155,10 @@ impl Supervisor {
             let tick = self.workload.next_tick();
             tokio::select! {
                 event = self.told.recv() => match event.expect("the agent holds a sender") {
-                    Event::PowerOff => return Ok(Ending::Ordered),
+                    Event::PowerOff => {
+                        self.dismissed = true;
+                        return Ok(Ending::Ordered);
+                    }
                     event => self.take(event)?,
                 },
                 due = self.lease.due() => match due? {
@@ -190,12 +207,37 @@ impl Supervisor {
                 // Asked always, as an answer belongs to one end; a program that succeeded has coped with whatever it was.
                 let cause = self.agent.enclosure.exit_cause();
                 let cause = if end == End::Code(0) { ExitCause::Normal } else { cause };
+                self.ended_because = self.files_in_the_way(cause);
                 self.feed(Input::Exited(exit(end, cause)));
             }
-            Event::Input(input) => self.feed(input),
+            Event::Health(verdict) => {
+                let healthy = verdict.is_ok();
+                self.unhealthy_because = verdict.err();
+                self.feed(Input::Health(healthy));
+            }
+            Event::Input(input) => {
+                self.feed(input);
+                if input == Input::Drained && self.is_hopeless() {
+                    self.feed(Input::Stop(Duration::ZERO));
+                }
+            }
             Event::PowerOff => {}
         }
         Ok(())
+    }
+
+    /// What is to be said of files where the program was killed for want of memory.
+    fn files_in_the_way(&self, cause: ExitCause) -> Option<String> {
+        let files = self.agent.enclosure.files_in_memory().filter(|_| cause == ExitCause::OutOfMemory)?;
+        files.are_many().then(|| files.sentence())
+    }
+
+    /// Whether a program that is to be started again cannot be: what it has written still takes its memory.
+    fn is_hopeless(&self) -> bool {
+        let killed = self.workload.last_exit().is_some_and(|exit| exit.cause == ExitCause::OutOfMemory);
+        killed
+            && self.workload.phase() == Phase::BackingOff
+            && self.agent.enclosure.files_in_memory().is_some_and(FilesInMemory::fill_it)
     }
 
     /// One step of the workload with all that follows from it.
@@ -283,8 +325,11 @@ impl Supervisor {
         self.agent.set_status(Status {
             phase,
             starts: self.workload.starts(),
+            ends: self.workload.ends(),
             last_exit: self.workload.last_exit(),
+            ended_because: self.ended_because.clone(),
             healthy: self.workload.healthy(),
+            unhealthy_because: self.unhealthy_because.clone(),
             expired: self.expired,
             notes: [self.agent.enclosure.notes(), self.notes.clone()].concat(),
             log_seq: self.agent.status().log_seq,
@@ -304,16 +349,22 @@ impl Supervisor {
 
     /// Init is gone, and everything with it.
     fn lost(&mut self, ended: io::Result<()>) -> io::Result<Ending> {
-        self.note("the machine's init ended and took everything with it".to_owned());
-        let lost = ExitCause::MachineLost;
-        self.feed(Input::Stop(Duration::ZERO));
-        self.feed(Input::Tick);
-        self.feed(Input::Exited(exit(End::Signal(libc::SIGKILL), lost)));
+        // The kernel may have killed it with or after the program: then that is how the machine ended.
+        let killed_before =
+            self.workload.last_exit().is_some_and(|exit| exit.cause == ExitCause::OutOfMemory);
+        let memory = killed_before || self.agent.enclosure.exit_cause() == ExitCause::OutOfMemory;
+        let cause = if memory { ExitCause::OutOfMemory } else { ExitCause::MachineLost };
+        let files = self.files_in_the_way(cause);
+        match cause {
+            ExitCause::OutOfMemory => self.ended_because = files.or(self.ended_because.take()),
+            _ => self.note("the machine's init ended and took everything with it".to_owned()),
+        }
+        self.feed(Input::Lost(exit(End::Signal(libc::SIGKILL), cause)));
         ended.map(|()| Ending::Interrupted)
     }
 
     /// Kills everything and lets the server know, where it listens.
-    async fn end(mut self) {
+    async fn end(mut self, own_end: bool) {
         self.agent.enclosure.kill_all();
         let _ = tokio::time::timeout(LAST_KILL_MAX, self.agent.processes.kill_all()).await;
         self.feed(Input::Stop(Duration::ZERO));
@@ -332,6 +383,38 @@ impl Supervisor {
             }
         };
         let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
+        if own_end && self.workload.starts() > 0 {
+            self.leave_last_words();
+        }
+    }
+
+    /// Leaves what no server may have heard where the next one finds it; a machine without such a place tells its console.
+    fn leave_last_words(&self) {
+        let (spool, status) = (self.agent.log.spool.borrow(), self.agent.status());
+        match &self.run_dir {
+            Some(run_dir) => match last_words::leave(run_dir, &spool, &status) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    eprintln!("calve-agent: what no server has heard cannot be left: {error}");
+                }
+                _ => {}
+            },
+            None => {
+                let exit = status.last_exit.map_or_else(|| "unknown".to_owned(), said);
+                let unheard = spool.after(0).count();
+                eprintln!(
+                    "calve-agent: the program ended ({exit}); {unheard} runs of its output were not fetched"
+                );
+            }
+        }
+    }
+}
+
+/// An end in words for people.
+fn said(exit: Exit) -> String {
+    match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exit {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown".to_owned(),
     }
 }
 

@@ -24,8 +24,8 @@ pub enum Transport {
         /// The device, where it is open already.
         opened: Option<device::Opened>,
     },
-    /// The agent connects to it.
-    Dial(dial::Server),
+    /// The agent connects to it, and joins first where it has something to join by.
+    Dial(dial::Server, Option<dial::Join>),
 }
 
 impl Transport {
@@ -34,7 +34,7 @@ impl Transport {
         match self {
             Self::Listen(listener) => listen::serve(&agent, listener).await,
             Self::Device { path, opened } => device::serve(&agent, &path, opened).await,
-            Self::Dial(server) => dial::serve(&agent, &server).await,
+            Self::Dial(server, join) => dial::serve(&agent, &server, join.as_ref()).await,
         }
     }
 }

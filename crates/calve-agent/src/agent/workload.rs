@@ -30,6 +30,8 @@ pub enum Input {
     NotStarted(i32),
     /// The program has ended; `cause` may be anything but `NotStarted`.
     Exited(Exit),
+    /// Init has ended and took everything with it: what that is for a program which had not ended for good.
+    Lost(Exit),
     /// Nothing is left alive in the machine: the answer to [`Action::KillAll`].
     Empty,
     /// All of its output is in the log: the answer to [`Action::Drain`].
@@ -77,6 +79,7 @@ pub struct Workload {
     /// When everything is killed, once a stop was asked.
     stop_at: Option<Instant>,
     starts: u32,
+    ends: u32,
     last_exit: Option<Exit>,
     healthy: Option<bool>,
 }
@@ -115,6 +118,7 @@ impl Workload {
             backoff: BACKOFF_FIRST,
             stop_at: None,
             starts: 0,
+            ends: 0,
             last_exit: None,
             healthy: None,
         }
@@ -129,6 +133,7 @@ impl Workload {
                 self.exited(Exit { code: Some(code), signal: None, cause: ExitCause::NotStarted }, now)
             }
             Input::Exited(exit) => self.exited(exit, now),
+            Input::Lost(exit) => self.lost(exit),
             Input::Empty => self.empty(),
             Input::Drained => self.drained(now),
             Input::Health(healthy) => self.health(healthy, now),
@@ -176,6 +181,11 @@ impl Workload {
         self.starts
     }
 
+    /// How often the program ended.
+    pub fn ends(&self) -> u32 {
+        self.ends
+    }
+
     /// How the program ended last.
     pub fn last_exit(&self) -> Option<Exit> {
         self.last_exit
@@ -216,8 +226,10 @@ impl Workload {
         let forced = matches!(self.stage, Stage::Stopping { restart: Some(_) });
         match &mut self.stage {
             Stage::Emptying { program_alive, .. } => {
-                *program_alive = false;
-                self.last_exit = Some(exit);
+                // One that has ended stays as it did, whatever happens to the rest of the machine.
+                if std::mem::take(program_alive) {
+                    (self.last_exit, self.ends) = (Some(exit), self.starts);
+                }
                 return self.flush_when_empty();
             }
             Stage::Running { since } => {
@@ -230,7 +242,7 @@ impl Workload {
                 return vec![];
             }
         }
-        self.last_exit = Some(exit);
+        (self.last_exit, self.ends) = (Some(exit), self.starts);
         self.healthy = None;
         let again = match self.restart {
             Restart::Never => false,
@@ -243,6 +255,16 @@ impl Workload {
         }
         self.stage = Stage::Emptying { program_alive: false, empty: false };
         vec![Action::KillAll]
+    }
+
+    fn lost(&mut self, exit: Exit) -> Vec<Action> {
+        match self.stage {
+            Stage::Flushing | Stage::Ended => return vec![],
+            Stage::Emptying { program_alive: false, .. } => {}
+            _ => (self.last_exit, self.ends) = (Some(exit), self.starts),
+        }
+        self.healthy = None;
+        self.kill(false)
     }
 
     fn empty(&mut self) -> Vec<Action> {
@@ -358,7 +380,8 @@ mod tests {
         assert_eq!(job.phase(), Phase::Stopping);
         assert_eq!(job.take(Input::Empty, now), [Action::Drain]);
         assert_eq!(job.take(Input::Drained, now), []);
-        assert_eq!((job.phase(), job.last_exit(), job.starts()), (Phase::Ended, Some(OK), 1));
+        assert_eq!((job.phase(), job.last_exit()), (Phase::Ended, Some(OK)));
+        assert_eq!((job.starts(), job.ends()), (1, 1));
         assert_eq!(job.take(Input::Stop(Duration::ZERO), now), []);
     }
 
@@ -461,6 +484,28 @@ mod tests {
             workload.take(Input::Drained, now);
             assert_eq!(workload.phase(), Phase::Ended, "{prefix:?}");
         }
+    }
+
+    #[test]
+    fn a_lost_init_is_the_end_and_changes_no_end_that_was_for_good() {
+        let now = Instant::now();
+        let lost = Exit { code: None, signal: Some(9), cause: ExitCause::OutOfMemory };
+        let end = |mut workload: Workload| {
+            assert_eq!(workload.take(Input::Lost(lost), now), [Action::KillAll]);
+            // What was on its way changes nothing.
+            workload.take(Input::NotStarted(126), now);
+            workload.take(Input::Empty, now);
+            workload.take(Input::Drained, now);
+            assert_eq!(workload.phase(), Phase::Ended);
+            (workload.last_exit().expect("it ended"), workload.ends())
+        };
+        assert_eq!(end(running(Restart::Always, now)), (lost, 1));
+        let mut pausing = running(Restart::Always, now);
+        pausing.take(Input::Exited(FAILED), now);
+        assert_eq!(end(pausing), (lost, 1));
+        let mut ended = running(Restart::Never, now);
+        ended.take(Input::Exited(FAILED), now);
+        assert_eq!(end(ended), (FAILED, 1));
     }
 
     #[test]

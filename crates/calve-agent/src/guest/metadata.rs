@@ -3,27 +3,26 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Context as _;
 use serde::Deserialize;
+
+use super::sources::{Found, Plan};
 
 /// Where every provider has it (RFC 3927 leaves the address to nobody else).
 const SERVICE: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// All of it in one document.
 const DOCUMENT: &str = "/metadata/v1.json";
-/// Time for one question.
+/// Time for the connection: the service is next door, and where there is none, other sources are to be looked at.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Time for the answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long is asked: a machine may be up before its metadata are.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Pause between two questions.
-const PAUSE: Duration = Duration::from_millis(250);
 /// Most bytes of the document: user data have at most 64 KiB.
 const DOCUMENT_MAX_BYTES: u64 = 1 << 20;
 
 /// What is wanted of the document.
 #[derive(Debug, Deserialize)]
-pub(super) struct Metadata {
+struct Metadata {
     /// What the creator of the machine wrote.
     #[serde(default)]
     pub user_data: String,
@@ -51,7 +50,7 @@ struct Interface {
 
 /// An address with what belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) struct Ipv4 {
+struct Ipv4 {
     /// The address.
     pub ip_address: Ipv4Addr,
     /// Which addresses are its neighbours'.
@@ -62,7 +61,7 @@ pub(super) struct Ipv4 {
 
 /// Name servers.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Dns {
+struct Dns {
     /// Their addresses.
     #[serde(default)]
     pub nameservers: Vec<std::net::IpAddr>,
@@ -70,27 +69,27 @@ pub(super) struct Dns {
 
 impl Metadata {
     /// The public address of the first card that has one.
-    pub fn public(&self) -> Option<Ipv4> {
+    fn public(&self) -> Option<Ipv4> {
         self.interfaces.public.iter().find_map(|interface| interface.ipv4)
     }
 }
 
-/// Asks until the service answers.
-pub(super) fn fetch() -> anyhow::Result<Metadata> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match ask() {
-            Ok(metadata) => return Ok(metadata),
-            Err(error) if Instant::now() >= until => {
-                return Err(error).context("the provider's metadata cannot be read");
-            }
-            Err(_) => std::thread::sleep(PAUSE),
-        }
-    }
+/// What the service says.
+pub(super) fn ask() -> anyhow::Result<Found> {
+    let metadata = fetch()?;
+    anyhow::ensure!(!metadata.user_data.is_empty(), "the metadata service knows no user data");
+    let plan = metadata.public().map(|public| Plan {
+        address: public.ip_address,
+        netmask: public.netmask,
+        gateway: Some(public.gateway),
+        name_servers: metadata.dns.nameservers,
+    });
+    let unix_ms = metadata.date.as_deref().and_then(unix_ms);
+    Ok(Found { user_data: metadata.user_data, plan, unix_ms })
 }
 
-fn ask() -> anyhow::Result<Metadata> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((SERVICE, 80)), ANSWER_MAX)?;
+fn fetch() -> anyhow::Result<Metadata> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((SERVICE, 80)), CONNECT_MAX)?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
     // Of version 1.0, whose answers end with the connection and are not cut into chunks.
     stream.write_all(format!("GET {DOCUMENT} HTTP/1.0\r\nHost: {SERVICE}\r\n\r\n").as_bytes())?;
@@ -115,7 +114,7 @@ fn parse(answer: &[u8]) -> anyhow::Result<Metadata> {
 }
 
 /// Milliseconds since the epoch of a date as HTTP writes it (RFC 9110, 5.6.7), e.g. `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub(super) fn unix_ms(date: &str) -> Option<u64> {
+fn unix_ms(date: &str) -> Option<u64> {
     const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
     let words: Vec<&str> = date.split_ascii_whitespace().collect();
     let [_, day, month, year, time, "GMT"] = words[..] else { return None };

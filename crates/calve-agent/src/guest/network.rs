@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::dhcp;
+use super::sources::Plan;
 
 /// QEMU's user network gives every guest the same addresses (QEMU `docs/system/devices/net.rst`).
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -47,22 +50,53 @@ pub(super) fn through(
     interfaces.add_default_route(gateway)
 }
 
+/// Gives the first network card what was planned for it; where nothing was, what DHCP says. Answers with who knows names.
+pub(super) fn by_plan(interfaces: &Interfaces, plan: Option<Plan>) -> anyhow::Result<Vec<IpAddr>> {
+    let plan = match plan {
+        Some(plan) => plan,
+        None => {
+            let card = first_card()?;
+            // The address for the metadata service would be the sender of what DHCP is asked. None has no netmask either.
+            interfaces.set_address(&card, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
+            interfaces.bring_up(&card)?;
+            dhcp::ask(&card, hardware_address(&card)?)?
+        }
+    };
+    match plan.gateway {
+        Some(gateway) => through(interfaces, plan.address, plan.netmask, gateway)?,
+        None => give(interfaces, plan.address, plan.netmask)?,
+    }
+    Ok(plan.name_servers)
+}
+
+/// As the kernel shows it: six bytes in hexadecimal digits, with colons.
+fn hardware_address(card: &str) -> io::Result<[u8; 6]> {
+    let text = fs::read_to_string(format!("/sys/class/net/{card}/address"))?;
+    let bytes: Option<Vec<u8>> =
+        text.trim().split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
 /// Gives the first network card an address by which the provider's metadata service can be asked, and nobody else.
 pub(super) fn link_local(interfaces: &Interfaces) -> io::Result<()> {
     give(interfaces, LINK_LOCAL, LINK_LOCAL_NETMASK)
 }
 
 fn give(interfaces: &Interfaces, address: Ipv4Addr, netmask: Ipv4Addr) -> io::Result<()> {
-    // In the order of their names: the first is the public one.
-    let card = fs::read_dir("/sys/class/net")?
+    let card = first_card()?;
+    interfaces.set_address(&card, libc::SIOCSIFADDR, address)?;
+    interfaces.set_address(&card, libc::SIOCSIFNETMASK, netmask)?;
+    interfaces.bring_up(&card)
+}
+
+/// In the order of their names: the first is the public one.
+fn first_card() -> io::Result<String> {
+    fs::read_dir("/sys/class/net")?
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name != "lo")
         .min()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no network card is there"))?;
-    interfaces.set_address(&card, libc::SIOCSIFADDR, address)?;
-    interfaces.set_address(&card, libc::SIOCSIFNETMASK, netmask)?;
-    interfaces.bring_up(&card)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no network card is there"))
 }
 
 /// The network's interfaces.

@@ -7,6 +7,7 @@
 //! ```
 //! A NixOS with a systemd initrd leaves part of its work to `prepare-root`, run in the new root before its init starts.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,13 +16,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use calve_wire::machine::ExitCause;
 use rustix::mount::{MountFlags, mount_move};
 
 use super::mounts::{self, attach, directory};
-use super::parameters::{Parameters, Store};
+use super::parameters::{Mode, Parameters, Store};
 use super::{network, port, power};
 use crate::agent::transport::Transport;
 use crate::agent::{self, Config};
@@ -30,6 +32,9 @@ use crate::plain;
 
 /// Carries what was noted before the agent was started beside the system.
 const NOTES_VARIABLE: &str = "CALVE_NOTES";
+
+/// Time after which a system counts as begun whatever it lacks: one that is made otherwise must not hold up every command.
+const BEGINS_MAX: Duration = Duration::from_secs(180);
 
 const NEW_ROOT: &str = "/sysroot";
 /// Mounted in the first root, which nothing can name once it is left.
@@ -62,7 +67,7 @@ pub fn run_beside_system() -> anyhow::Result<()> {
         remaining: parameters.remaining_now(),
         transport: Box::new(|| Ok(Transport::Device { path: port::find()?, opened: None })),
         init,
-        enclosure: Box::new(SystemGuest { notes }),
+        enclosure: Box::new(SystemGuest { notes, ready: Ready::of(&parameters) }),
         announce: Box::new(|| Ok(())),
         run_dir: None,
         begun: None,
@@ -89,6 +94,45 @@ fn start_beside(notes: &[String]) -> anyhow::Result<()> {
 /// The system's own processes are none of ours: they end with the machine, which systemd is asked to end in order.
 struct SystemGuest {
     notes: Vec<String>,
+    ready: Ready,
+}
+
+/// When a command finds what it expects of a system, which its own init makes while it begins: a profile, in which names are
+/// found, terminals, and the socket on which systemd is asked.
+struct Ready {
+    /// The toplevel's init: a script that makes the place and becomes the system's real init.
+    script: String,
+    has_profile: bool,
+    began: Instant,
+    was: Cell<bool>,
+}
+
+impl Ready {
+    fn of(parameters: &Parameters) -> Self {
+        let toplevel = match &parameters.mode {
+            Mode::System { toplevel } => toplevel.as_str(),
+            Mode::Probe | Mode::Bare => "",
+        };
+        let has_profile = Path::new(toplevel).join("sw").exists();
+        Self { script: format!("{toplevel}/init"), has_profile, began: Instant::now(), was: Cell::new(false) }
+    }
+
+    /// What was there once is not looked for again: how the system ends is its own business.
+    fn is_now(&self) -> bool {
+        let ready = self.was.get() || self.began.elapsed() > BEGINS_MAX || self.has_begun();
+        self.was.set(ready);
+        ready
+    }
+
+    fn has_begun(&self) -> bool {
+        let there = |path: &str| Path::new(path).exists();
+        let init = fs::read("/proc/1/cmdline").unwrap_or_default();
+        let prepares = init.split(|byte| *byte == 0).skip(1).any(|word| word == self.script.as_bytes());
+        let systemd = fs::read("/proc/1/comm").is_ok_and(|name| name.trim_ascii_end() == b"systemd");
+        !prepares
+            && (!self.has_profile || there("/run/current-system/sw/bin"))
+            && (!systemd || (there("/run/systemd/private") && there("/dev/pts/ptmx")))
+    }
 }
 
 impl Enclosure for SystemGuest {
@@ -100,6 +144,10 @@ impl Enclosure for SystemGuest {
 
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
+    }
+
+    fn is_ready_for_commands(&self) -> bool {
+        self.ready.is_now()
     }
 
     /// `SIGRTMIN+4` is systemd's word for a power-off (`systemd(1)`, "Signals"), from whoever may send a signal.

@@ -81,6 +81,12 @@ pub enum Work {
         /// Absolute path.
         path: String,
     },
+    /// Take store paths from standard input into the store ([`calve_wire::seed`]), after saying on standard output which are
+    /// there.
+    Seed {
+        /// Absolute path.
+        path: String,
+    },
     /// Copy a tree, writable, into a directory, which is made where it is missing.
     CopyTree {
         /// What to copy.

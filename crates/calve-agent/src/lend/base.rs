@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use calve_wire::agent::{SandboxFailure, SandboxFailureKind};
@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{end, failed};
+use crate::seed;
 
 /// The directory.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Base {
                 let ours = ["m", "store", "lock"].iter().any(|ours| name == *ours);
                 if ours || name.as_encoded_bytes().starts_with(b"agent-") {
                     // What cannot be removed is found by the next one.
-                    let _ = remove(&entry.path());
+                    let _ = seed::remove(&entry.path());
                 }
             }
             let _ = fs::remove_dir(&self.0);
@@ -120,7 +121,7 @@ impl Base {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let coming = name.strip_prefix('.').and_then(|rest| rest.split_once('.'));
             if !used.contains(&name) && !coming.is_some_and(|(id, _)| ids.contains(id)) {
-                let _ = remove(&entry.path());
+                let _ = seed::remove(&entry.path());
             }
         }
     }
@@ -174,27 +175,4 @@ pub fn is_plain(name: &str) -> bool {
 
 fn private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// Removes a file or a tree, also one whose directories cannot be written.
-pub fn remove(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => return fs::remove_file(path),
-    }
-    open_up(path)?;
-    fs::remove_dir_all(path)
-}
-
-fn open_up(dir: &Path) -> io::Result<()> {
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }

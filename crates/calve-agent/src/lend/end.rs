@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 
-use super::base::{self, Base, Machine};
+use super::base::{Base, Machine};
 use super::failed;
+use crate::seed;
 
 /// Time for a supervisor to end the machine by itself.
 const GENTLE_MAX: Duration = Duration::from_secs(10);
@@ -84,7 +85,7 @@ pub fn clear(machine: &Machine) -> Result<(), SandboxFailure> {
         // The directory that all machines share goes with the last; until then it is not empty, which is as well.
         let _ = cgroup.parent().map(fs::remove_dir);
     }
-    base::remove(&machine.dir).map_err(failed("the machine's directory cannot be removed"))
+    seed::remove(&machine.dir).map_err(failed("the machine's directory cannot be removed"))
 }
 
 fn wait(longest: Duration, mut condition: impl FnMut() -> bool) -> bool {

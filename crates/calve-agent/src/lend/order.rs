@@ -7,8 +7,9 @@ use calve_wire::agent::{SandboxFailure, SandboxFailureKind, StoreMount};
 use calve_wire::lend::{LEND_LINE_MAX_BYTES, LEND_VERSION, LendOrder, Lent};
 
 use super::base::{Base, Machine, is_plain};
-use super::{end, failed, keeper, say, unpack};
+use super::{end, failed, keeper, say};
 use crate::agent::unix_ms;
+use crate::seed;
 
 /// Takes the order and the missing store paths from standard input, and makes the machine. On failure nothing is left.
 pub fn lend(base: &Base) -> Result<(), SandboxFailure> {
@@ -86,8 +87,11 @@ fn bring(base: &Base, order: &LendOrder, input: &mut impl Read) -> Result<LendOr
         names.filter(|name| fs::symlink_metadata(base.store_path(name)).is_err()).cloned().collect();
     say(&Lent::Missing { paths: missing.clone() });
     let prefix = format!(".{}.", order.spec.machine_id);
-    unpack::unpack(input, &base.path().join("store"), &prefix, &missing)
+    seed::receive(&base.path().join("store"), &prefix, input)
         .map_err(failed("the closure cannot be unpacked"))?;
+    if let Some(name) = missing.iter().find(|name| fs::symlink_metadata(base.store_path(name)).is_err()) {
+        return Err(unusable(format!("the closure came without {name}")));
+    }
     let mut order = order.clone();
     for path in &mut order.spec.store_paths {
         let lies = base.store_path(&path.base_name);

@@ -95,6 +95,7 @@ pub fn stand_by(
     if let Some(title) = title {
         title.set(&assigned.task.run_dir);
     }
+    confinement.go_first(&assigned.task.spec.limits);
     if let Some(most) = assigned.task.processes_max {
         confinement.limit_processes(most);
     }

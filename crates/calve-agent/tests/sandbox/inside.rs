@@ -35,6 +35,7 @@ pub fn run(args: Vec<String>) {
     match args[0].as_str() {
         "facts" => println!("{}", serde_json::to_string(&facts()).unwrap()),
         "eat" => eat(args[1].parse().unwrap()),
+        "oom-score-adj" => print!("{}", fs::read_to_string("/proc/self/oom_score_adj").unwrap()),
         "fork" => fork(args[1].parse().unwrap()),
         "foreign" => foreign_call(),
         "x32" => std::process::exit(x32_call()),

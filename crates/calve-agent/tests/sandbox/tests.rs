@@ -30,6 +30,7 @@ const TESTS: &[Test] = &[
     ("cannot_make_foreign_calls", cannot_make_foreign_calls),
     ("shares_the_network_when_asked", shares_the_network_when_asked),
     ("is_killed_for_want_of_memory", is_killed_for_want_of_memory),
+    ("goes_before_its_init_for_want_of_memory", goes_before_its_init_for_want_of_memory),
     ("is_held_to_its_processes", is_held_to_its_processes),
     ("leaves_nothing", leaves_nothing),
     ("dies_with_its_agent", dies_with_its_agent),
@@ -313,6 +314,14 @@ fn is_killed_for_want_of_memory(who: Who) {
     }
     assert_eq!(bench.run(&["eat", "8"]).stdout, b"ate 8\n");
     assert_eq!(bench.seen().oom_kills, 0);
+}
+
+fn goes_before_its_init_for_want_of_memory(who: Who) {
+    let mut bench = Bench::new(who);
+    let own = fs::read("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(bench.run(&["oom-score-adj"]).stdout, own);
+    bench.spec.limits.memory_bytes = Some(32 << 20);
+    assert_eq!(bench.run(&["oom-score-adj"]).stdout, b"500\n");
 }
 
 fn is_held_to_its_processes(who: Who) {

@@ -12,7 +12,9 @@ fn boot_max(driver: DriverName) -> Duration {
     match driver {
         DriverName::Sandbox => BOOT_MAX_SANDBOX,
         DriverName::Qemu => BOOT_MAX_QEMU,
-        DriverName::DigitalOcean | DriverName::Ssh | DriverName::Exec => BOOT_MAX_PROVIDER,
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Ssh | DriverName::Exec => {
+            BOOT_MAX_PROVIDER
+        }
     }
 }
 
@@ -32,7 +34,7 @@ pub(super) fn end(draft: &mut Draft<'_>, world: &World<'_>) {
         DriverName::Sandbox => "is this host overloaded?".to_owned(),
         DriverName::Qemu => format!("`calve logs --console {name}` shows its console"),
         DriverName::Ssh => "can the host still be reached?".to_owned(),
-        DriverName::DigitalOcean | DriverName::Exec => {
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Exec => {
             "can it reach this server's door for agents? its console at the provider may tell more".to_owned()
         }
     };

@@ -39,8 +39,10 @@ fn not_yet(draft: &Draft<'_>) -> Option<Because> {
     match draft.phase() {
         None if draft.never_heard() => None,
         None => Some((On::Agent, time_up)),
-        Some(Phase::Waiting) => None,
-        Some(Phase::Running | Phase::BackingOff | Phase::Stopping) => Some((On::ProgramEnd, time_up)),
+        Some(Phase::Waiting) if !draft.handed_over() => None,
+        Some(Phase::Waiting | Phase::Running | Phase::BackingOff | Phase::Stopping) => {
+            Some((On::ProgramEnd, time_up))
+        }
         Some(Phase::Ended) if draft.sight.agent.is_some_and(|agent| agent.log_complete) => None,
         Some(Phase::Ended) => {
             let ended_at = draft.sight.ended_at.unwrap_or(draft.now);

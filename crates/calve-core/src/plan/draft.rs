@@ -12,6 +12,7 @@ static UNSEEN: Sight = Sight {
     busy: false,
     settled: super::Tick(0),
     pause_until: None,
+    unwritten_until: None,
     created: None,
     link_asked: false,
     agent: None,
@@ -78,6 +79,12 @@ impl<'a> Draft<'a> {
     /// Whether its agent never spoke, so that nothing can have been started.
     pub fn never_heard(&self) -> bool {
         !matches!(self.stored, State::Seeding | State::Running | State::Draining) && self.phase().is_none()
+    }
+
+    /// Whether the workload was handed to the agent: then it may run already, whatever was heard of it last. Its output comes
+    /// before the word that it runs.
+    pub fn handed_over(&self) -> bool {
+        matches!(self.sight.started, Some(Ok(()))) || self.sight.agent.is_some_and(|agent| agent.starts > 0)
     }
 
     /// Whether the machine may run on, as far as has been decided.
@@ -151,9 +158,16 @@ impl<'a> Draft<'a> {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
-    pub fn finish(self, plan: &mut Plan) {
+    pub fn finish(mut self, plan: &mut Plan) {
         let id = self.machine.id;
         if !self.changes.is_empty() {
+            if let Some(until) = self.sight.unwritten_until.filter(|until| self.now < *until) {
+                // What the changes lead to must not come before them.
+                self.wait(On::Retry, Some(until));
+                plan.waits.extend(self.waits);
+                plan.wake_at(self.wake);
+                return;
+            }
             plan.actions.push(Action::Write { id, changes: self.changes });
         }
         if self.link {

@@ -13,7 +13,11 @@ pub(super) fn stop(draft: &mut Draft<'_>) {
     if draft.machine.state != State::Draining {
         draft.state(State::Draining);
     }
-    let runs = matches!(draft.phase(), Some(Phase::Running | Phase::BackingOff | Phase::Stopping));
+    let runs = match draft.phase() {
+        Some(Phase::Running | Phase::BackingOff | Phase::Stopping) => true,
+        Some(Phase::Waiting) => draft.handed_over(),
+        Some(Phase::Ended) | None => false,
+    };
     if runs && draft.linked() && draft.sight.stop_told != Some((since, grace)) && !draft.is_dead() {
         let remaining = since.after(grace).since(draft.now);
         draft.act(Action::Stop { id: draft.id(), grace: remaining });

@@ -52,7 +52,8 @@ fn agent(phase: Phase) -> Agent {
     Agent {
         linked: true,
         phase: Some(phase),
-        starts: 1,
+        starts: u32::from(phase != Phase::Waiting),
+        ends: 0,
         last_exit: None,
         healthy: None,
         expired: false,
@@ -344,6 +345,17 @@ fn a_lease_stops_and_then_destroys() {
 }
 
 #[test]
+fn what_an_agent_left_unheard_is_written_before_its_machine_is_closed() {
+    let exit = Exit { code: Some(3), signal: None, cause: ExitCause::Normal };
+    let destroyed =
+        Case::heard(State::Draining, Phase::Ended).stopping(StopReason::Expired).absent().but(|case| {
+            case.sight().destroyed = true;
+            case.sight().agent = Some(Agent { linked: false, last_exit: Some(exit), ..agent(Phase::Ended) });
+        });
+    check(destroyed, "write exit 3 normal, expired");
+}
+
+#[test]
 fn an_end_for_the_lease_is_expired_however_the_program_ended() {
     let exit = Exit { code: Some(0), signal: None, cause: ExitCause::Normal };
     let ended = |expired| {
@@ -382,6 +394,12 @@ fn a_stop_tells_the_agent_and_destroys_when_the_grace_is_over() {
     check(told(14_999), "waits for its program to end until 15000");
     check(told(15_000), "destroy in sandbox");
     check(stopping(State::Seeding, Phase::Waiting), "write draining\ndestroy in sandbox");
+    // Its first output may have been seen before the agent's word that it runs.
+    let begun = stopping(State::Seeding, Phase::Waiting);
+    let begun = begun.but(|case| case.sight().agent.as_mut().unwrap().starts = 1);
+    check(begun, "write draining\nstop with 10000 ms");
+    let ordered = stopping(State::Seeding, Phase::Waiting);
+    check(ordered.but(|case| case.sight().started = Some(Ok(()))), "write draining\nstop with 10000 ms");
     check(Case::new(State::Declared).stopping(StopReason::Requested), "write gone");
     let deaf = stopping(State::Running, Phase::Running)
         .but(|case| case.sight().agent.as_mut().unwrap().linked = false);
@@ -481,4 +499,14 @@ fn a_failed_effect_is_followed_by_a_pause() {
     };
     check(paused(), "write seeding\nwaits for the pause after a failure until 200");
     check(paused().at(200), "write seeding\nstart");
+}
+
+#[test]
+fn a_record_that_could_not_be_written_is_tried_again_after_a_pause_and_nothing_follows_before() {
+    let unwritten = || {
+        Case::heard(State::Booting, Phase::Waiting)
+            .but(|case| case.sight().unwritten_until = Some(Timestamp(NOW.0 + 200)))
+    };
+    check(unwritten(), "waits for the pause after a failure until 200");
+    check(unwritten().at(200), "write seeding\nstart");
 }

@@ -77,6 +77,8 @@ pub struct Sight {
     pub settled: Tick,
     /// Effects on it wait until then, as the last one failed.
     pub pause_until: Option<Timestamp>,
+    /// Its record is not written until then, as the last writing failed; nor is done what would follow.
+    pub unwritten_until: Option<Timestamp>,
     /// How the last creation by this loop ended.
     pub created: Option<Created>,
     /// Whether its agent is being linked.
@@ -122,6 +124,8 @@ pub struct Agent {
     pub phase: Option<Phase>,
     /// How often the program was started.
     pub starts: u32,
+    /// How often the program ended.
+    pub ends: u32,
     /// How the program ended last.
     pub last_exit: Option<Exit>,
     /// Whether the health check passes, where it is known.

@@ -340,6 +340,35 @@ impl<R: Read> NarContents<'_, R> {
             State::Begin | State::Between | State::End | State::Failed => 0,
         }
     }
+
+    /// Takes some of the bytes, at most `most`, by another way of the stream than reading it: `take` gets the stream and how
+    /// much it may take, and `len` says how much it took. Nothing is taken where nothing is left; errors are those of
+    /// reading.
+    pub fn take_with<T: Default>(
+        &mut self,
+        most: usize,
+        take: impl FnOnce(&mut R, usize) -> io::Result<T>,
+        len: impl FnOnce(&T) -> usize,
+    ) -> io::Result<T> {
+        let State::Contents { size, left } = self.reader.state else { return Ok(T::default()) };
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(most);
+        if most == 0 {
+            return Ok(T::default());
+        }
+        let taken = take(&mut self.reader.input, most)?;
+        self.note(size, left, len(&taken))?;
+        Ok(taken)
+    }
+
+    fn note(&mut self, size: u64, left: u64, taken: usize) -> io::Result<()> {
+        if taken == 0 {
+            self.reader.state = State::Failed;
+            return Err(self.reader.error(NarProblem::Truncated).into());
+        }
+        self.reader.offset += taken as u64;
+        self.reader.state = State::Contents { size, left: left - taken as u64 };
+        Ok(())
+    }
 }
 
 impl<R: Read> Read for NarContents<'_, R> {
@@ -350,12 +379,7 @@ impl<R: Read> Read for NarContents<'_, R> {
             return Ok(0);
         }
         let read = self.reader.input.read(&mut bytes[..most])?;
-        if read == 0 {
-            self.reader.state = State::Failed;
-            return Err(self.reader.error(NarProblem::Truncated).into());
-        }
-        self.reader.offset += read as u64;
-        self.reader.state = State::Contents { size, left: left - read as u64 };
+        self.note(size, left, read)?;
         Ok(read)
     }
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_core::{DriverName, MachineId};
-use calve_wire::agent::Remaining;
+use calve_wire::agent::{LAST_WORDS_FILE, Remaining};
 use calve_wire::doctor::Check;
 
 use super::{Driver, DriverError, DriverErrorKind, Found, Order};
@@ -133,6 +133,10 @@ impl Driver for SandboxDriver {
 
     fn console_log(&self, _: MachineId) -> Option<PathBuf> {
         None
+    }
+
+    fn last_words(&self, id: MachineId) -> Option<PathBuf> {
+        Some(self.0.dirs.path(id).join(LAST_WORDS_FILE))
     }
 }
 

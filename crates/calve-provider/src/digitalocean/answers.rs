@@ -157,6 +157,7 @@ pub(super) struct ImageSeen {
     name: String,
     #[serde(default)]
     distribution: Option<String>,
+    #[serde(default)]
     regions: Vec<String>,
     #[serde(default)]
     status: Option<String>,
@@ -173,6 +174,11 @@ impl From<ImageSeen> for Image {
             status: image.status.unwrap_or_else(|| "available".to_owned()),
         }
     }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ImageAnswer {
+    pub image: ImageSeen,
 }
 
 #[derive(Deserialize)]

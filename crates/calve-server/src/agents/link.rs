@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::dial::Dialer;
 use super::session::{self, Session, SessionEnd};
-use super::{Bell, RemainingNow, lock};
+use super::{AgentKey, Bell, RemainingNow, lock};
 use crate::logs::{LogError, Logs};
 use crate::reconcile::AgentReport;
 
@@ -61,6 +61,8 @@ struct LinkState {
     task: Option<AbortHandle>,
     /// Whether the link has ended: it has no task any more.
     ended: bool,
+    /// Whose connections count alone, once the machine has joined.
+    key: Option<Box<AgentKey>>,
 }
 
 impl LinkState {
@@ -147,6 +149,16 @@ impl Link {
     /// The session, while the agent is heard.
     pub(super) fn session(&self) -> Option<Arc<Session>> {
         lock(&self.state).session.clone()
+    }
+
+    /// The machine is this key's.
+    pub(super) fn bind(&self, key: AgentKey) {
+        lock(&self.state).key = Some(Box::new(key));
+    }
+
+    /// Whose the machine is, where it has joined.
+    pub(super) fn key(&self) -> Option<AgentKey> {
+        lock(&self.state).key.as_deref().copied()
     }
 
     /// Whether the agent dials.

@@ -1,19 +1,23 @@
-//! Agents that dial in: TCP and TLS, then the machine's preamble, then an ordinary link.
+//! Agents that dial in: TCP and TLS, then a knock where the machine joins by its key, then the machine's preamble, then an
+//! ordinary link.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use calve_wire::frame::PREAMBLE_BYTES;
-use tokio::io::AsyncReadExt;
+use calve_wire::frame::{PREAMBLE_BYTES, PREAMBLE_MAGIC};
+use calve_wire::join::{KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_MAX_BYTES, Knock, KnockAnswer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::link::Dialled;
-use super::{Agents, Identity};
+use super::{AgentKey, Agents, Identity};
+use crate::joins::Joins;
 
 /// Connections at once that have not said yet whose they are; further ones wait in the kernel.
 pub const HANDSHAKES_MAX: usize = 64;
@@ -48,17 +52,30 @@ impl Drop for Listener {
 
 impl Agents {
     /// Listens for agents of machines that are expected ([`Agents::expect`]). Who shows no expected token within ten
-    /// seconds is dropped without an answer.
-    pub async fn listen(self: &Arc<Self>, addr: SocketAddr, identity: &Identity) -> io::Result<Listener> {
+    /// seconds is dropped without an answer; who knocks, is answered by `joins`.
+    pub async fn listen(
+        self: &Arc<Self>,
+        addr: SocketAddr,
+        identity: &Identity,
+        joins: Arc<Joins>,
+    ) -> io::Result<Listener> {
         let tls = identity.tls().expect("key and certificate were tried when they were loaded");
         let listener = TcpListener::bind(addr).await?;
         let local_addr = listener.local_addr()?;
-        let task = tokio::spawn(accept_all(self.clone(), listener, TlsAcceptor::from(tls)));
+        let door = Arc::new(Door { agents: self.clone(), tls: TlsAcceptor::from(tls), joins });
+        let task = tokio::spawn(accept_all(door, listener));
         Ok(Listener { local_addr, task })
     }
 }
 
-async fn accept_all(agents: Arc<Agents>, listener: TcpListener, tls: TlsAcceptor) {
+/// What every connection needs.
+struct Door {
+    agents: Arc<Agents>,
+    tls: TlsAcceptor,
+    joins: Arc<Joins>,
+}
+
+async fn accept_all(door: Arc<Door>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let mut handshakes = JoinSet::new();
     loop {
@@ -66,10 +83,10 @@ async fn accept_all(agents: Arc<Agents>, listener: TcpListener, tls: TlsAcceptor
         while handshakes.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((connection, peer)) => {
-                let (agents, tls) = (agents.clone(), tls.clone());
+                let door = door.clone();
                 handshakes.spawn(async move {
                     let _permit = permit;
-                    let welcome = welcome(&agents, &tls, connection);
+                    let welcome = welcome(&door, connection, peer);
                     match tokio::time::timeout(HANDSHAKE_DEADLINE, welcome).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "not an agent"),
@@ -86,17 +103,67 @@ async fn accept_all(agents: Arc<Agents>, listener: TcpListener, tls: TlsAcceptor
 }
 
 /// Finds out whose agent it is and hands the connection to that link.
-async fn welcome(agents: &Agents, tls: &TlsAcceptor, connection: TcpStream) -> io::Result<()> {
+async fn welcome(door: &Door, connection: TcpStream, peer: SocketAddr) -> io::Result<()> {
     connection.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_keepalive(&connection, true)?;
     rustix::net::sockopt::set_tcp_keepidle(&connection, KEEPALIVE)?;
     rustix::net::sockopt::set_tcp_keepintvl(&connection, KEEPALIVE)?;
     rustix::net::sockopt::set_tcp_keepcnt(&connection, KEEPALIVE_MISSES)?;
-    let mut connection = tls.accept(connection).await?;
+    let mut connection = door.tls.accept(connection).await?;
     let mut preamble = [0; PREAMBLE_BYTES];
-    connection.read_exact(&mut preamble).await?;
-    let unknown = || io::Error::new(io::ErrorKind::PermissionDenied, "no expected machine has that token");
-    let link = agents.expected(&preamble).ok_or_else(unknown)?;
+    let (magic, token) = preamble.split_at_mut(PREAMBLE_MAGIC.len());
+    connection.read_exact(magic).await?;
+    let mut key = None;
+    if *magic == KNOCK_MAGIC {
+        key = Some(answer(door, &mut connection, peer).await?);
+        connection.read_exact(magic).await?;
+    }
+    connection.read_exact(token).await?;
+    let unknown = || denied("no expected machine has that token and key");
+    let link = door.agents.expected(&preamble, key.as_ref()).ok_or_else(unknown)?;
     link.dialled(Dialled { connection: Box::new(connection), begun: preamble.to_vec() }).await;
     Ok(())
+}
+
+/// Answers a knock; the key that it proved.
+async fn answer(
+    door: &Door,
+    connection: &mut TlsStream<TcpStream>,
+    peer: SocketAddr,
+) -> io::Result<AgentKey> {
+    let length = connection.read_u32().await?;
+    if length > KNOCK_MAX_BYTES {
+        return Err(denied("a knock is too long"));
+    }
+    let mut json = vec![0; length as usize];
+    connection.read_exact(&mut json).await?;
+    let knock: Knock = serde_json::from_slice(&json)?;
+    let exported = connection
+        .get_ref()
+        .1
+        .export_keying_material([0; KNOCK_EXPORT_BYTES], KNOCK_LABEL, None)
+        .map_err(io::Error::other)?;
+    let answer = door.joins.answer(&knock, &exported, &peer.ip().to_string(), crate::world::now()).await;
+    let (said, result) = match answer {
+        Ok(member) => {
+            door.agents.bind(member.id, member.key);
+            (KnockAnswer::Welcome { token: member.token }, Ok(member.key))
+        }
+        Err(refused) => {
+            let error = denied(&refused.message);
+            (refused.into(), Err(error))
+        }
+    };
+    let said = serde_json::to_vec(&said)?;
+    connection.write_u32(said.len() as u32).await?;
+    connection.write_all(&said).await?;
+    connection.flush().await?;
+    if result.is_err() {
+        connection.shutdown().await?;
+    }
+    result
+}
+
+fn denied(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned())
 }

@@ -119,7 +119,7 @@ fn exit_of(record: &MachineRecord, said: Option<&Status>) -> StreamControl {
     StreamControl::Exit {
         exit: record.exit.or(said.and_then(|status| status.last_exit)),
         state: Some(record.state.to_string()),
-        message: record.message.clone().or_else(|| said?.why_not_started()).or(stopped.map(str::to_owned)),
+        message: record.message.clone().or_else(|| said?.why_ended()).or(stopped.map(str::to_owned)),
     }
 }
 

@@ -63,7 +63,7 @@ const PLACE_NAME_MAX_BYTES: usize = 128;
 /// What is said of a place goes with a provider, and what the provider decides is not said twice.
 fn place(spec: &MachineSpec) -> ApiResult<()> {
     let at_provider = match spec.driver {
-        Some(DriverName::DigitalOcean | DriverName::Exec) => true,
+        Some(DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Exec) => true,
         Some(DriverName::Ssh) => return host(spec),
         Some(DriverName::Sandbox | DriverName::Qemu) | None => false,
     };
@@ -72,13 +72,13 @@ fn place(spec: &MachineSpec) -> ApiResult<()> {
             return Err(ApiError::bad_request(
                 "a provider needs to know where and how large the machine shall be",
             )
-            .hint("say `--on digitalocean/REGION --size SIZE`"));
+            .hint("say `--on PROVIDER/REGION --size SIZE`"));
         }
         return Ok(());
     };
     if !at_provider {
         return Err(ApiError::bad_request("only a provider can make a machine in a region")
-            .hint("leave `place` out, or ask for the driver digitalocean"));
+            .hint("leave `place` out, or ask for a provider as its driver"));
     }
     if place.host_key.is_some() {
         return Err(ApiError::bad_request("only a host that is borrowed over SSH has a host key to say"));

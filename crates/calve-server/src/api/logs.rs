@@ -32,6 +32,9 @@ pub struct LogParams {
     since_ms: Option<u64>,
     /// Of what is there already, only the last so many lines.
     tail: Option<u64>,
+    /// Only entries from this number on: who has read some goes on behind them. The console, which has no numbers, is
+    /// then left out where other streams are wanted too.
+    from: Option<u64>,
     /// Only this: `stdout`, `stderr` or `console`; several with commas between them. Without it everything but the
     /// console, which has no times of its own: its bytes count as of when it was written to last.
     stream: Option<String>,
@@ -48,15 +51,22 @@ pub async fn logs(
     Params(params): Params<LogParams>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let channels = channels(params.stream.as_deref())?;
+    let mut channels = channels(params.stream.as_deref())?;
+    if params.from.is_some() && channels.len() > 1 {
+        channels.retain(|channel| *channel != Channel::Console);
+    }
     let console = channels.contains(&Channel::Console);
     let record = api.find(&name).await?;
     if channels == [Channel::Console] && record.driver == Some(DriverName::Sandbox) {
         return Err(ApiError::bad_request(format!("{} is a sandbox, which has no console", record.name))
             .hint(format!("`calve logs {}` shows its output", record.name)));
     }
-    let query =
-        Query { since_unix_ms: params.since_ms, tail_lines: params.tail, channels, ..Query::default() };
+    let query = Query {
+        from_seq: params.from.unwrap_or(0),
+        since_unix_ms: params.since_ms,
+        tail_lines: params.tail,
+        channels,
+    };
     let live = params.follow && !record.state.is_terminal();
     let entries = match live {
         true => super::attach::followed(&api, record.id, query.clone()).await?,

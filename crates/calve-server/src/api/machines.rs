@@ -69,9 +69,14 @@ pub async fn create(
     JsonBody(request): JsonBody<CreateMachine>,
 ) -> ApiResult<(StatusCode, Json<MachineView>)> {
     check::check(&request)?;
+    if let Some(id) = request.id
+        && let Ok(record) = records::get(&*api.state, &api.view, &id.to_string()).await
+    {
+        return Ok((StatusCode::CREATED, Json(api.show(&record))));
+    }
     check_closure(&api, &request.spec).await?;
     check_driver(&api, &request.spec).await?;
-    let id = api.new_id();
+    let id = request.id.unwrap_or_else(|| api.new_id());
     let new = NewMachine {
         id,
         agent_token: format!("{:032x}", crate::random::u128()),

@@ -52,6 +52,8 @@ pub fn summary(record: &MachineRecord, said: Said, published: &[PortMapping]) ->
 pub fn view(record: &MachineRecord, report: Option<&AgentReport>, published: &[PortMapping]) -> MachineView {
     let status = report.and_then(|report| report.status.as_ref());
     let notes = status.map(|status| status.notes.clone()).unwrap_or_default();
+    let unhealthy = status.and_then(|status| status.unhealthy_because.as_ref());
+    let unhealthy = unhealthy.map(|reason| format!("the health check fails: {reason}"));
     MachineView {
         summary: summary(record, Said::of(status), published),
         spec: record.spec.clone(),
@@ -59,7 +61,7 @@ pub fn view(record: &MachineRecord, report: Option<&AgentReport>, published: &[P
         attempt: record.attempt,
         starts: status.map_or(0, |status| status.starts),
         linked: report.is_some_and(|report| report.linked),
-        messages: record.message.iter().cloned().chain(notes).collect(),
+        messages: record.message.iter().cloned().chain(notes).chain(unhealthy).collect(),
         state_since_unix_ms: record.state_since_unix_ms,
     }
 }

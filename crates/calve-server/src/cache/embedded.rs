@@ -31,7 +31,7 @@ use super::{Upstreams, Visibility, routers, token_of};
 use crate::api::Principal;
 
 /// What the names of machines' pins begin with.
-const PIN_PREFIX: &str = "machine-";
+pub const MACHINE_PINS: &str = "machine-";
 /// Closures that are put into the store at once: each may hold tens of MB of chunks, and the disk is the bound.
 const MATERIALISED_AT_ONCE: usize = 2;
 
@@ -140,7 +140,7 @@ impl Embedded {
         let living = std::mem::take(&mut *lock(&self.living));
         let mut pinned = BTreeSet::new();
         for name in cache.pin_names().await? {
-            let id = name.strip_prefix(PIN_PREFIX).and_then(|id| id.parse::<MachineId>().ok());
+            let id = name.strip_prefix(MACHINE_PINS).and_then(|id| id.parse::<MachineId>().ok());
             // Others are somebody else's.
             let Some(id) = id else { continue };
             if living.as_ref().is_none_or(|living| living.contains(&id)) {
@@ -233,7 +233,7 @@ impl Embedded {
 }
 
 fn pin_name(id: MachineId) -> String {
-    format!("{PIN_PREFIX}{id}")
+    format!("{MACHINE_PINS}{id}")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

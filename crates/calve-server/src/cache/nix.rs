@@ -99,8 +99,8 @@ async fn file((State(context), Path(file), headers, _): Asked<String>) -> Answer
             if let Some(manifest) = context.find(hash_part).await? {
                 return Ok(answer("text/x-nix-narinfo", Body::from(nar_info(&manifest)?.to_string())));
             }
-            let found =
-                context.upstreams.nar_info(hash_part).await.ok_or_else(|| Refusal::missing(file.as_str()))?;
+            let found = context.upstreams.nar_info(hash_part).await?;
+            let found = found.ok_or_else(|| Refusal::missing(file.as_str()))?;
             // Its archive is fetched when it is asked for, and lies here from then on.
             let ours = NarInfo {
                 url: archive::url(&found.store_path, &found.nar_hash),

@@ -17,7 +17,7 @@ use calve_store::http::frame::{self, Decoder, FrameError};
 use calve_store::http::message::{MESSAGE_RATIO_MAX, Message};
 use calve_store::http::{
     COMMIT_BEAT, COMMIT_DONE, COMMIT_MAX_BYTES, COMMIT_REFUSED, MEDIA_TYPE, MESSAGE_MAX_BYTES, PREFIX,
-    Problem, RECIPE_FRAME_MAX_BYTES, pack_recipe, unpack_recipe,
+    Problem, RECIPE_FRAME_MAX_BYTES, unpack_recipe,
 };
 use calve_store::recipe::Recipe;
 use calve_store::remote::{ITEMS_MAX, Manifest, Remote, RemoteError, UPLOAD_BYTES_MAX};
@@ -31,8 +31,6 @@ use super::body::Incoming;
 const UPLOAD_BODY_MAX_BYTES: usize = UPLOAD_BYTES_MAX + ITEMS_MAX * frame::HEAD_BYTES;
 /// Time between two signs of life while a commit is being checked; clients give up after 30 s without one.
 const BEAT: Duration = Duration::from_secs(5);
-/// Recipes that are fetched at once for an answer: they are sent while the next ones are fetched.
-const RECIPES_AT_ONCE: usize = 256;
 
 /// The routes of the protocol.
 pub fn routes() -> Router<Arc<Context>> {
@@ -107,19 +105,8 @@ async fn recipes((State(context), headers, body): Asked) -> Answered {
     if let Some(hidden) = ids.iter().find(|id| !sight.has_chunk(id)) {
         return Err(Refusal::missing(format!("recipe {hidden}")));
     }
-    let parts: Vec<Vec<ChunkId>> = ids.chunks(RECIPES_AT_ONCE).map(<[_]>::to_vec).collect();
-    let remote = context.cache.clone();
-    let packed = stream::iter(parts).then(move |part| {
-        let remote = remote.clone();
-        async move {
-            let recipes = remote.recipes(&part).await;
-            stream::iter(match recipes {
-                Ok(recipes) => recipes.iter().map(|recipe| Ok(pack_recipe(recipe))).collect(),
-                Err(error) => vec![Err(error)],
-            })
-        }
-    });
-    Ok(frames(packed.flatten()))
+    // A recipe is stored as it travels, and who asked for it checks it.
+    Ok(frames(context.cache.chunks(ids).await?))
 }
 
 async fn upload((State(context), headers, body): Asked) -> Answered {

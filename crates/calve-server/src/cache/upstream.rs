@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use calve_nix::narinfo::NARINFO_MAX_BYTES;
 use calve_nix::store_path::HASH_CHARS;
 use calve_nix::{NarInfo, TrustedKeys};
 use calve_store::cache::{Cache, CacheError};
-use calve_store::http::{Address, Client};
+use calve_store::http::{Address, Client, ProblemKind};
 use calve_store::remote::RemoteError;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -43,6 +44,9 @@ struct Upstream {
     muted_until: Mutex<Option<Instant>>,
 }
 
+/// The address of an upstream that did not answer, now or a moment ago.
+struct NoAnswer(String);
+
 /// A path that an upstream has.
 struct Found {
     nar_info: NarInfo,
@@ -63,20 +67,29 @@ impl Upstreams {
         self.all.is_empty()
     }
 
-    /// What the first upstream to answer says of the path with this hash part, signed by a trusted key.
-    pub async fn nar_info(&self, hash_part: &str) -> Option<NarInfo> {
-        self.find(hash_part).await.map(|found| found.nar_info)
+    /// What the first upstream to answer says of the path with this hash part, signed by a trusted key. Refused where none
+    /// has it and one does not answer: it may have it.
+    pub async fn nar_info(&self, hash_part: &str) -> Answered<Option<NarInfo>> {
+        Ok(self.find(hash_part).await?.map(|found| found.nar_info))
     }
 
-    async fn find(&self, hash_part: &str) -> Option<Found> {
+    async fn find(&self, hash_part: &str) -> Answered<Option<Found>> {
+        let mut mute = Vec::new();
         let mut asked: FuturesUnordered<_> =
             self.all.iter().map(|upstream| upstream.ask(hash_part, &self.trusted)).collect();
         while let Some(answer) = asked.next().await {
-            if answer.is_some() {
-                return answer;
+            match answer {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(NoAnswer(shown)) => mute.push(shown),
             }
         }
-        None
+        if mute.is_empty() {
+            return Ok(None);
+        }
+        mute.sort_unstable();
+        let message = format!("it is not here, and {} does not answer", mute.join(" and "));
+        Err(Refusal::new(StatusCode::BAD_GATEWAY, ProblemKind::Failed, message))
     }
 
     /// Fetches the path with this hash part, after everything that it refers to and the cache lacks. Gives whether an
@@ -105,7 +118,7 @@ impl Upstreams {
         if known.map_err(|error| Refusal::from(error.into_remote("calve")))?.is_some() {
             return Ok(true);
         }
-        let Some(found) = self.find(hash_part).await else { return Ok(false) };
+        let Some(found) = self.find(hash_part).await? else { return Ok(false) };
         let path = &found.nar_info.store_path;
         let references: Vec<_> = found.nar_info.references.iter().filter(|it| *it != path).collect();
         let flights = references.iter().map(|reference| self.fetch(cache, reference.hash_part()));
@@ -142,10 +155,10 @@ async fn store(cache: &Cache, found: Found) -> Answered<()> {
 }
 
 impl Upstream {
-    async fn ask(&self, hash_part: &str, trusted: &TrustedKeys) -> Option<Found> {
+    async fn ask(&self, hash_part: &str, trusted: &TrustedKeys) -> Result<Option<Found>, NoAnswer> {
         debug_assert_eq!(hash_part.len(), HASH_CHARS);
         if self.is_muted() {
-            return None;
+            return Err(NoAnswer(self.client.shown().to_owned()));
         }
         let asking = async {
             let answer = self.client.get(&format!("/{hash_part}.narinfo")).await?;
@@ -154,9 +167,9 @@ impl Upstream {
         let bytes = match tokio::time::timeout(ANSWER_MAX, asking).await {
             Ok(Ok(bytes)) => bytes,
             // S3 behind some caches answers 403 for what is not there.
-            Ok(Err(RemoteError::Missing { .. } | RemoteError::Denied { .. })) => return None,
-            Ok(Err(error)) => return self.mute(&crate::chain(&error)),
-            Err(_) => return self.mute(&format!("no answer within {} s", ANSWER_MAX.as_secs())),
+            Ok(Err(RemoteError::Missing { .. } | RemoteError::Denied { .. })) => return Ok(None),
+            Ok(Err(error)) => return Err(self.mute(&crate::chain(&error))),
+            Err(_) => return Err(self.mute(&format!("no answer within {} s", ANSWER_MAX.as_secs()))),
         };
         let checked = NarInfo::from_bytes(&bytes).map_err(|error| error.to_string()).and_then(|nar_info| {
             if nar_info.store_path.hash_part() != hash_part {
@@ -166,10 +179,10 @@ impl Upstream {
             Ok(nar_info)
         });
         match checked {
-            Ok(nar_info) => Some(Found { nar_info, client: self.client.clone() }),
+            Ok(nar_info) => Ok(Some(Found { nar_info, client: self.client.clone() })),
             Err(why) => {
                 tracing::warn!("{hash_part}.narinfo of {} is not used: {why}", self.client.shown());
-                None
+                Ok(None)
             }
         }
     }
@@ -179,10 +192,10 @@ impl Upstream {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    fn mute(&self, why: &str) -> Option<Found> {
+    fn mute(&self, why: &str) -> NoAnswer {
         tracing::warn!("{} is left alone for {} s: {why}", self.client.shown(), MUTED_FOR.as_secs());
         let mut until = self.muted_until.lock().unwrap_or_else(PoisonError::into_inner);
         *until = Some(Instant::now() + MUTED_FOR);
-        None
+        NoAnswer(self.client.shown().to_owned())
     }
 }

@@ -34,9 +34,14 @@ pub struct On {
 pub struct OnError(String);
 
 impl On {
-    /// Whether a size must be said: a plugin may have but one.
-    pub fn needs_size(&self) -> bool {
-        !matches!(self.driver, DriverName::Ssh | DriverName::Exec)
+    /// The size of a machine where none is said. None where one must be; empty for a plugin, which may have but one, and for a
+    /// host, which is as large as it is.
+    pub fn default_size(&self) -> Option<&'static str> {
+        match self.driver {
+            DriverName::Proxmox => Some(calve_provider::proxmox::AS_TEMPLATE),
+            DriverName::Ssh | DriverName::Exec => Some(""),
+            DriverName::Sandbox | DriverName::Qemu | DriverName::DigitalOcean => None,
+        }
     }
 
     /// Whether the machine is made, of a size and with limits that go with it; otherwise a host that is there is borrowed.

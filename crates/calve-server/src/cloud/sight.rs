@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use calve_core::MachineId;
 use calve_node::{DriverError, DriverErrorKind};
 use calve_provider::mark::{Owner, Until};
 use calve_provider::reap::{self, Verdict, Whose};
 use calve_provider::{Provider, ProviderError};
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::driver_error;
 
@@ -35,8 +36,9 @@ pub(super) struct Made {
 }
 
 /// What is seen.
+#[derive(Default)]
 pub(super) struct Sight {
-    listed: watch::Sender<Listed>,
+    shared: Arc<Shared>,
     /// What was made or changed by this process, and when; it counts more than a list that may lag.
     noted: Arc<Mutex<BTreeMap<MachineId, (Instant, Made)>>>,
 }
@@ -50,22 +52,42 @@ struct Listed {
     under_way: bool,
 }
 
-impl Default for Sight {
-    fn default() -> Self {
-        Self { listed: watch::Sender::new(Listed::default()), noted: Arc::default() }
+/// The list, and who waits for it: they go on in the order in which they came, so that a simulation is the same each time.
+#[derive(Default)]
+struct Shared {
+    listed: Mutex<Listed>,
+    ended: Notify,
+}
+
+impl Shared {
+    fn listed(&self) -> MutexGuard<'_, Listed> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns once no list is under way.
+    async fn ended(&self) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if !self.listed().under_way {
+                return;
+            }
+            ended.await;
+        }
     }
 }
 
 impl Sight {
     /// The machines of `owner`: from a list of the last seconds where one can be had, together with what was noted.
     pub async fn look(&self, provider: &Arc<dyn Provider>, owner: Owner) -> Result<Vec<Made>, DriverError> {
-        let mut listed = self.listed.subscribe();
-        if !listed.borrow().is_fresh() {
+        let fresh = self.shared.listed().is_fresh();
+        if !fresh {
             self.begin(provider, owner);
             // Where it takes longer, the next look finds what it brings.
-            let _ = tokio::time::timeout(LIST_WAIT, listed.wait_for(|listed| !listed.under_way)).await;
+            let _ = tokio::time::timeout(LIST_WAIT, self.shared.ended()).await;
         }
-        let listed = listed.borrow().clone();
+        let listed = self.shared.listed().clone();
         match (listed.latest, listed.failed) {
             (Some((at, machines)), _) if at.elapsed() <= LIST_AGE_MAX => Ok(self.with_noted(at, machines)),
             (_, Some(error)) => Err(driver_error(error)),
@@ -84,11 +106,9 @@ impl Sight {
     /// The machine with this id at the provider was destroyed: only later lists count for it.
     pub fn gone(&self, provider_id: &str) {
         self.noted().retain(|_, (_, made)| made.provider_id != provider_id);
-        self.listed.send_modify(|listed| {
-            if let Some((_, machines)) = &mut listed.latest {
-                machines.retain(|machine| machine.provider_id != provider_id);
-            }
-        });
+        if let Some((_, machines)) = &mut self.shared.listed().latest {
+            machines.retain(|machine| machine.provider_id != provider_id);
+        }
     }
 
     fn with_noted(&self, at: Instant, mut machines: Vec<Made>) -> Vec<Made> {
@@ -103,22 +123,23 @@ impl Sight {
     }
 
     fn begin(&self, provider: &Arc<dyn Provider>, owner: Owner) {
-        let begun = self.listed.send_if_modified(|listed| !std::mem::replace(&mut listed.under_way, true));
-        if !begun {
+        if std::mem::replace(&mut self.shared.listed().under_way, true) {
             return;
         }
-        let (sender, provider) = (self.listed.clone(), provider.clone());
+        let (shared, provider) = (self.shared.clone(), provider.clone());
         tokio::spawn(async move {
             let at = Instant::now();
             let found = tokio::spawn(async move { list(&*provider, owner).await }).await;
-            sender.send_modify(|listed| {
+            {
+                let mut listed = shared.listed();
                 listed.under_way = false;
                 match found {
                     Ok(Ok(machines)) => (listed.latest, listed.failed) = (Some((at, machines)), None),
                     Ok(Err(error)) => listed.failed = Some(error),
                     Err(error) => tracing::error!(%error, "listing machines at a provider failed"),
                 }
-            });
+            }
+            shared.ended.notify_waiters();
         });
     }
 

@@ -25,6 +25,7 @@ use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
 use calve_provider::ErrorKind;
 use calve_provider::ssh::{Client, HostKey, Settings, Target};
+use calve_store::Store;
 use calve_wire::agent::Remaining;
 use calve_wire::doctor::{Check, CheckStatus};
 use tokio_util::task::AbortOnDropHandle;
@@ -52,8 +53,9 @@ struct Inner {
 }
 
 impl SshDriver {
-    /// A driver that keeps its book and host keys in `data_dir`, sockets in `run_dir`, and brings `agent_binary` to hosts.
-    pub fn new(data_dir: PathBuf, run_dir: PathBuf, agent_binary: PathBuf) -> Self {
+    /// A driver that keeps its book and host keys in `data_dir`, sockets in `run_dir`, and brings `agent_binary` and the paths of
+    /// `store` to hosts.
+    pub fn new(data_dir: PathBuf, run_dir: PathBuf, store: Arc<Store>, agent_binary: PathBuf) -> Self {
         let program = std::env::var_os(PROGRAM_VARIABLE).filter(|program| !program.is_empty());
         let client = Client::new(Settings {
             program: program.map_or_else(|| PathBuf::from("ssh"), PathBuf::from),
@@ -61,7 +63,7 @@ impl SshDriver {
             pins_dir: data_dir.join("ssh/hosts"),
         });
         Self(Arc::new(Inner {
-            lender: Lender::new(client.clone(), agent_binary),
+            lender: Lender::new(client.clone(), store, agent_binary),
             client,
             book: Book::new(data_dir.join("ssh/machines")),
             dirs: RunDirs::new(&run_dir, DriverName::Ssh),

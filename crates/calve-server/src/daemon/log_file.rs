@@ -4,9 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// Size at which the log is moved to `server.log.1`, replacing the one before: weeks of a busy server.
 const LOG_MAX_BYTES: u64 = 8 * 1024 * 1024;
@@ -27,9 +28,36 @@ pub fn init(path: &Path) -> io::Result<()> {
         .with_ansi(false)
         .with_target(false)
         .with_env_filter(filter)
-        .with_writer(Mutex::new(file))
+        // It would be told on standard error, which is the same file.
+        .log_internal_errors(false)
+        .with_writer(Log(Arc::new(Mutex::new(file))))
         .try_init();
     Ok(())
+}
+
+/// The log as the tracer writes to it. What cannot be written is lost, and nothing else is: a full disk must not keep the
+/// server from its work.
+#[derive(Clone)]
+struct Log(Arc<Mutex<RotatingFile>>);
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = file.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl RotatingFile {
@@ -61,6 +89,20 @@ impl Write for RotatingFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_lost_and_the_next_line_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.log");
+        let mut file = RotatingFile::open(&path).unwrap();
+        // A device that is always full (full(4)).
+        file.file = File::options().write(true).open("/dev/full").unwrap();
+        let log = Log(Arc::new(Mutex::new(file)));
+        log.make_writer().write_all(b"lost").unwrap();
+        *log.0.lock().unwrap() = RotatingFile::open(&path).unwrap();
+        log.make_writer().write_all(b"kept").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
+    }
 
     #[test]
     fn a_full_log_is_moved_aside() {

@@ -13,7 +13,7 @@ const ARENAS_MAX: libc::c_int = 2;
 /// When a server that has just started has taken over what there is, which leaves memory behind.
 const TRIM_FIRST: Duration = Duration::from_secs(3);
 /// How often memory is given back from then on: it takes a millisecond or so.
-const TRIM_EVERY: Duration = Duration::from_secs(60);
+const TRIM_EVERY: Duration = Duration::from_secs(20);
 
 /// Gives back what was freed, now and then.
 pub(super) async fn keep_trimmed() {

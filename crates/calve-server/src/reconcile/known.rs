@@ -32,7 +32,8 @@ const TOLD_MAX: usize = 100;
 
 /// What is known of each machine.
 #[derive(Default)]
-pub(super) struct Known {
+pub struct Known {
+    /// Of each machine, what planning takes into account.
     pub sights: BTreeMap<MachineId, Sight>,
     failures: BTreeMap<MachineId, Failures>,
     /// Those of them that failed since [`Self::hurry`] looked.
@@ -50,9 +51,12 @@ struct Failures {
 
 /// What was being done, as the outcome is understood by it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Doing {
+pub struct Doing {
+    /// The machine.
     pub id: MachineId,
+    /// The effect, where there is one.
     pub effect: Option<Effect>,
+    /// Whether its agent is linked.
     pub link: bool,
     /// The stop that the agent is told, where it is.
     pub goal: Goal,
@@ -79,14 +83,19 @@ impl Known {
         let settled = self.tick();
         let sight = self.sights.entry(doing.id).or_default();
         sight.busy = false;
+        let mut unwritten = false;
         let failed = match outcome {
             Outcome::Conflict => {
                 sight.link_asked &= !doing.link;
                 return;
             }
             Outcome::NotWritten(error) => {
-                tracing::warn!(machine = %doing.id, error = &error as &dyn std::error::Error, "not written");
+                // Once is enough: it is tried again and again.
+                if !self.failures.contains_key(&doing.id) {
+                    tracing::warn!(machine = %doing.id, error = &error as &dyn std::error::Error, "not written");
+                }
                 sight.link_asked &= !doing.link;
+                unwritten = true;
                 true
             }
             Outcome::Done { lease, result } => {
@@ -142,10 +151,15 @@ impl Known {
             };
             let pause = PAUSE_MIN.saturating_mul(1 << failures.count.min(10));
             let pause = pause.max(Duration::from_secs(1) * crowd / RETRIES_MAX_PER_SECOND).min(longest);
-            sight.pause_until = Some(pause_end(doing.id, now, pause));
+            let until = Some(pause_end(doing.id, now, pause));
+            if unwritten {
+                sight.unwritten_until = until
+            } else {
+                sight.pause_until = until
+            }
             *failures = Failures { count: failures.count + 1, goal: doing.goal };
             self.just_failed.push(doing.id);
-        } else if doing.effect.is_some() {
+        } else if sight.unwritten_until.take().is_some() || doing.effect.is_some() {
             sight.pause_until = None;
             self.failures.remove(&doing.id);
         }
@@ -187,7 +201,11 @@ impl Known {
             if let Some(before) =
                 before.filter(|before| before.phase.is_some() || !ran).or((!ran).then_some(SILENT))
             {
-                news(&before, &agent).into_iter().for_each(|what| effects.emit(*id, &machine.name, what));
+                let status = report.status.as_ref();
+                let because = status.and_then(|status| status.unhealthy_because.as_deref());
+                news(&before, &agent, because)
+                    .into_iter()
+                    .for_each(|what| effects.emit(*id, &machine.name, what));
             }
         }
         for (_, sight) in self.sights.iter_mut().filter(|(id, _)| !reports.contains_key(id)) {
@@ -274,6 +292,7 @@ const SILENT: Agent = Agent {
     linked: false,
     phase: None,
     starts: 0,
+    ends: 0,
     last_exit: None,
     healthy: None,
     expired: false,
@@ -282,7 +301,7 @@ const SILENT: Agent = Agent {
 
 fn understand(report: &AgentReport) -> Agent {
     let AgentReport { linked, status, log_complete } = report;
-    let Some(Status { phase, starts, last_exit, healthy, expired, .. }) = status else {
+    let Some(Status { phase, starts, ends, last_exit, healthy, expired, .. }) = status else {
         return Agent { linked: *linked, ..SILENT };
     };
     let phase = match phase {
@@ -296,6 +315,7 @@ fn understand(report: &AgentReport) -> Agent {
         linked: *linked,
         phase: Some(phase),
         starts: *starts,
+        ends: *ends,
         last_exit: last_exit.map(Into::into),
         healthy: *healthy,
         expired: *expired,
@@ -303,22 +323,87 @@ fn understand(report: &AgentReport) -> Agent {
     }
 }
 
-/// What happened between two reports. The last exit is written with the record's change.
-fn news(before: &Agent, now: &Agent) -> Vec<What> {
+/// What happened between two reports, in the order in which it did. Of several starts or ends in between the last one is
+/// told. The end for good is written with the record's change.
+fn news(before: &Agent, now: &Agent, unhealthy_because: Option<&str>) -> Vec<What> {
     let mut news = Vec::new();
-    let started = now.starts > before.starts;
-    let exited = now.last_exit.map(|exit| What::Exited { exit: exit.into() });
-    if started && before.phase == Some(Phase::Running) {
-        news.extend(exited.clone());
+    let for_good = matches!(now.phase, Some(Phase::Stopping | Phase::Ended)) && now.ends == now.starts;
+    let ended = now.ends > before.ends && !for_good;
+    let started = |start: u32| What::Started { start };
+    // The last end is that of the last start, or of the one before it.
+    let of_new_start = now.ends > before.starts;
+    if now.starts > before.starts && (of_new_start || !ended) {
+        news.push(started(if ended { now.ends } else { now.starts }));
     }
-    if started {
-        news.push(What::Started { start: now.starts });
-    }
-    if now.phase == Some(Phase::BackingOff) && (started || before.phase != Some(Phase::BackingOff)) {
-        news.extend(exited);
+    if ended {
+        news.extend(now.last_exit.map(|exit| What::Exited { exit: exit.into() }));
+        if now.starts > before.starts.max(now.ends) {
+            news.push(started(now.starts));
+        }
     }
     if let Some(healthy) = now.healthy.filter(|_| now.healthy != before.healthy) {
-        news.push(What::Health { healthy });
+        let reason = unhealthy_because.filter(|_| !healthy).map(str::to_owned);
+        news.push(What::Health { healthy, reason });
     }
     news
+}
+
+#[cfg(test)]
+mod tests {
+    use calve_core::{Exit, ExitCause};
+
+    use super::*;
+
+    fn said(phase: Phase, starts: u32, ends: u32) -> Agent {
+        let exit = Exit { code: Some(ends.cast_signed()), signal: None, cause: ExitCause::Normal };
+        Agent { phase: Some(phase), starts, ends, last_exit: (ends > 0).then_some(exit), ..SILENT }
+    }
+
+    /// `+n` for the nth start, `-n` for the nth end.
+    fn told(reports: &[Agent]) -> String {
+        let mut before = SILENT;
+        let mut told = Vec::new();
+        for now in reports {
+            told.extend(news(&before, now, None).into_iter().map(|what| match what {
+                What::Started { start } => format!("+{start}"),
+                What::Exited { exit } => format!("-{}", exit.code.unwrap()),
+                what => panic!("{what:?}"),
+            }));
+            before = *now;
+        }
+        told.join(" ")
+    }
+
+    #[test]
+    fn each_start_and_end_is_told_once_and_in_order() {
+        use Phase::{BackingOff, Ended, Running, Stopping, Waiting};
+        let every = [
+            said(Waiting, 0, 0),
+            said(Waiting, 1, 0),
+            said(Running, 1, 0),
+            said(BackingOff, 1, 1),
+            // It is being started.
+            said(BackingOff, 2, 1),
+            said(Running, 2, 1),
+            said(BackingOff, 2, 2),
+            said(BackingOff, 3, 2),
+            said(Running, 3, 2),
+            said(Stopping, 3, 2),
+            said(Stopping, 3, 3),
+            said(Ended, 3, 3),
+        ];
+        assert_eq!(told(&every), "+1 -1 +2 -2 +3");
+        // Whatever part of them is heard, they are told in order.
+        for heard in 0..1_u32 << every.len() {
+            let heard: Vec<Agent> = every
+                .iter()
+                .enumerate()
+                .filter(|(n, _)| heard >> n & 1 == 1)
+                .map(|(_, said)| *said)
+                .collect();
+            let told = told(&heard);
+            let mut rest = "+1 -1 +2 -2 +3".split(' ');
+            assert!(told.is_empty() || told.split(' ').all(|one| rest.any(|next| next == one)), "{told}");
+        }
+    }
 }

@@ -22,6 +22,7 @@ use calve_wire::record::MachineRecord;
 
 use crate::state::{Durability, Expect, Revision, State, StateError};
 pub(super) use change::remove;
+pub(crate) use change::update_now;
 pub use change::{extend, request_remove, request_stop};
 pub use create::{NewMachine, create, create_announced};
 pub(super) use names::sweep;
@@ -50,7 +51,7 @@ pub enum RecordsError {
     #[error("the machine {0:?} is ending or has ended")]
     Ended(String),
     /// The lease would be longer than allowed.
-    #[error("the lease would end more than {} days from now", limits::TTL_MAX.as_secs() / 86_400)]
+    #[error("the lease would end more than {} days after the machine was made", limits::TTL_MAX.as_secs() / 86_400)]
     LeaseTooLong,
     /// Too many machines.
     #[error("there are {} machines that have not ended, which is the most", limits::MACHINES_MAX)]

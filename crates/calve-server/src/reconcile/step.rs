@@ -7,6 +7,7 @@ use bytes::Bytes;
 use calve_core::plan::{Action, Change, Fault};
 use calve_core::{DriverName, Exit, ExitCause, Lease, MachineId, State as MachineState, Timestamp};
 use calve_wire::event::What;
+use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 
 use super::records::{self, View, machine_key};
@@ -35,7 +36,8 @@ pub(super) struct Step {
 
 /// The effect of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effect {
+#[expect(missing_docs, reason = "they are the actions of the same names")]
+pub enum Effect {
     Create { attempt: u32 },
     Start,
     SetLease,
@@ -46,12 +48,13 @@ pub(super) enum Effect {
 
 /// What became of a step.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// Somebody else changed the record: the next round plans anew.
     Conflict,
     /// The state failed: nothing was done.
     NotWritten(StateError),
     /// Written; and the effect, where there was one, ended so, under this lease.
+    #[expect(missing_docs, reason = "said above")]
     Done { lease: Option<Lease>, result: Result<(), Fault> },
 }
 
@@ -102,6 +105,11 @@ impl Step {
         {
             new.message = Some(reason);
         }
+        let expired = self.changes.contains(&Change::State(MachineState::Expired));
+        let programs = matches!(new.spec.workload, Workload::Program(_));
+        if expired && programs && new.attempt > 0 && new.exit.is_none() && new.message.is_none() {
+            new.message = Some("its lease ended, and no server heard how its program did".to_owned());
+        }
         let value = records::stored(&new);
         let revision = self.put(value.clone(), *revision).await?;
         self.view.note(revision, &new, value);
@@ -115,12 +123,14 @@ impl Step {
     /// What the agent or the driver knows of such an end. Kept, as neither can be asked any more once the machine is gone.
     fn reason(&self, exit: Exit, record: &MachineRecord) -> Option<String> {
         match exit.cause {
-            ExitCause::NotStarted => self.effects.agents().remove(&self.id)?.status?.why_not_started(),
+            ExitCause::NotStarted | ExitCause::OutOfMemory => {
+                self.effects.agents().remove(&self.id)?.status?.why_ended()
+            }
             ExitCause::MachineLost => {
                 let note = self.effects.end_note(record)?;
                 Some(format!("{note}; `calve logs --console {}` shows its console", record.name))
             }
-            ExitCause::Normal | ExitCause::OutOfMemory | ExitCause::Limit => None,
+            ExitCause::Normal | ExitCause::Limit => None,
         }
     }
 

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::slice::from_ref;
+use std::time::Duration;
 
 use calve_nix::Sha256Hash;
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
+use calve_store::cache::{GcPolicy, release_reserve};
 use calve_store::remote::{Manifest, Remote, RemoteError};
 
 use crate::small_disk::SmallDisk;
@@ -82,4 +84,25 @@ async fn nix_hears_that_the_disk_is_full_and_its_upload_leaves_nothing() {
     let verified = served.cache.verify(None).await.unwrap();
     assert!(verified.damage.is_empty() && verified.paths == 1, "{verified:?}");
     assert_eq!(fs::read_dir(disk.0.join("cache/uploads")).map_or(0, Iterator::count), 0);
+}
+
+#[tokio::test]
+async fn garbage_is_collected_on_a_disk_that_is_full() {
+    let home = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::new(home.path().join("disk"), DISK_MIB) else { return };
+    let dir = disk.0.join("cache");
+    let one = made("one", &noise(6 << 20), &[]);
+    {
+        let served = Served::in_dir(&dir, Visibility::Private).await;
+        push(&served.cache, &[&one]).await;
+    }
+    disk.fill_but(0);
+    release_reserve(&dir);
+    let served = Served::in_dir(&dir, Visibility::Private).await;
+    let policy =
+        GcPolicy { max_age: Some(Duration::ZERO), grace: Some(Duration::ZERO), ..GcPolicy::default() };
+    let collected = served.cache.collect(&policy).await.unwrap();
+    assert_eq!(collected.paths_removed, 1);
+    push(&served.cache, &[&made("other", &noise(4 << 20), &[])]).await;
+    assert!(served.cache.collect(&GcPolicy::default()).await.is_ok());
 }

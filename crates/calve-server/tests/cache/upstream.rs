@@ -42,3 +42,22 @@ async fn what_a_stranger_signed_is_not_there() {
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     assert!(served.remote(None).closure(std::slice::from_ref(&one.info.path)).await.is_err());
 }
+
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_is_not_one_that_lacks_the_path() {
+    let upstream = Served::new(Visibility::Public).await;
+    let one = made("one", b"one", &[]);
+    push(&upstream.cache, &[&one]).await;
+    let key = upstream.cache.public_keys().remove(0);
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone_url = format!("http://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let served = Served::with_upstreams(Visibility::Public, &[&gone_url, &upstream.url()], &key).await;
+    let known = served.get(&format!("/{}.narinfo", one.info.path.hash_part()), "").await;
+    assert!(known.starts_with("HTTP/1.1 200"), "{known}");
+    // Twice: also while it is left alone.
+    for _ in 0..2 {
+        let unknown = served.get(&format!("/{}.narinfo", path("none").hash_part()), "").await;
+        assert!(unknown.starts_with("HTTP/1.1 502") && unknown.contains(&gone_url), "{unknown}");
+    }
+}

@@ -1,6 +1,8 @@
 //! The other end of a link, played by a test, frame by frame.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod door;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

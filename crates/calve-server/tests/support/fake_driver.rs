@@ -235,7 +235,7 @@ impl FakeAgent {
                 send(connection, data(path.as_bytes())).await?;
                 finish(connection, stream, None).await
             }
-            Target::Write { .. } => {
+            Target::Write { .. } | Target::Seed { .. } => {
                 self.archive = Some(stream);
                 Ok(())
             }

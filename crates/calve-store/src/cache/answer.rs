@@ -54,6 +54,20 @@ impl Cache {
         self.0.index.write(change).await
     }
 
+    /// Every pin that has not expired: its name, and what it keeps; sorted.
+    pub async fn pins(&self) -> Result<Vec<(String, StorePath)>, CacheError> {
+        let read = |index: &rusqlite::Connection| {
+            let mut statement = index.prepare_cached(
+                "SELECT name, manifest FROM pins JOIN paths USING (hash_part)
+                 WHERE expires_ms IS NULL OR expires_ms > ?1 ORDER BY name, hash_part",
+            )?;
+            let rows = statement.query_map([now_ms()], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let pins: Vec<(String, Vec<u8>)> = self.0.index.read(read).await?;
+        pins.into_iter().map(|(name, bytes)| Ok((name, manifest::decode(&bytes)?.info.path))).collect()
+    }
+
     /// The names of all pins, each once, sorted.
     pub async fn pin_names(&self) -> Result<Vec<String>, CacheError> {
         let read = |index: &rusqlite::Connection| {

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
+use calve_nix::content_address::FileCheck;
 use calve_nix::sign::fingerprint;
 use calve_nix::{HashWriter, Sha256Hash, Signature, StorePath};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -151,7 +152,7 @@ impl Cache {
         let of = info.clone();
         let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
         while let Some(bytes) = archive.next().await {
-            // Who takes them gives up only by a panic, which is passed on below.
+            // Who takes them gives up where they are no archive, or by a panic, which is passed on below.
             if give.send(bytes?).await.is_err() {
                 break;
             }
@@ -217,18 +218,31 @@ fn hash_and_list(
     archive: FromChannel,
     info: &PathInfo,
 ) -> Result<((Sha256Hash, u64), Option<Listing>), CacheError> {
-    let mut hash = HashWriter::default();
-    let tree = read_listing(archive, |bytes| hash.write_all(bytes));
+    let (mut hash, mut check) = (HashWriter::default(), info.file_check());
+    let tree = read_listing(archive, |bytes| {
+        check.iter_mut().try_for_each(|check| check.write_all(bytes))?;
+        hash.write_all(bytes)
+    });
     let tree = tree.map_err(|error| CacheError::damaged(&info.path, error))?;
+    check_file(info, check)?;
     Ok((hash.finish(), Listing::of(tree.as_ref(), info)?))
 }
 
-/// References in order and once each; signatures that are some.
+/// Whether the file that passed by is the one that the path's content address names.
+pub(super) fn check_file(info: &PathInfo, check: Option<FileCheck>) -> Result<(), CacheError> {
+    if check.is_none_or(FileCheck::is_right) {
+        return Ok(());
+    }
+    Err(CacheError::damaged(&info.path, "its file has another hash than its content address says"))
+}
+
+/// References in order and once each; a content address from which the path follows; signatures that are some.
 fn tidy(info: &mut PathInfo) -> Result<(), CacheError> {
     info.references.sort_unstable();
     info.references.dedup();
     let mut seen = HashSet::new();
     info.signatures.retain(|signature| seen.insert(signature.clone()));
+    info.content_address().map_err(|message| CacheError::damaged(&info.path, message))?;
     check_signatures(info)
 }
 

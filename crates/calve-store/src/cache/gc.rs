@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::index::paths::{self, PathRow};
 use super::index::{WriteError, chunks};
-use super::{Cache, CacheError, manifest, now_ms};
+use super::{Cache, CacheError, manifest, now_ms, reserve};
 use crate::chunk::ChunkId;
 
 /// Paths whose recipes are read at once.
@@ -39,6 +39,8 @@ pub struct GcPolicy {
 pub struct Collected {
     /// Paths that stay.
     pub paths_kept: u64,
+    /// Paths that the index had lost and that are there again.
+    pub paths_restored: u64,
     /// Paths that are gone.
     pub paths_removed: u64,
     /// Chunks and recipes that are gone.
@@ -96,13 +98,26 @@ impl Cache {
     /// Removes what nothing needs any more. One collection at a time runs in a cache.
     pub async fn collect(&self, policy: &GcPolicy) -> Result<Collected, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage")?;
+        if policy.dry_run {
+            return self.collect_locked(policy).await;
+        }
+        reserve::release(&self.0.dir);
+        let collected = self.collect_locked(policy).await;
+        reserve::keep(&self.0.dir);
+        collected
+    }
+
+    async fn collect_locked(&self, policy: &GcPolicy) -> Result<Collected, CacheError> {
+        // What a damaged index does not know any more is no garbage.
+        let paths_restored = self.restore_lost().await?;
         // As a writer: whoever stamped an earlier time has committed, so that `mark` sees it, and whoever comes later is
         // spared. Taken beside a commit in flight, its chunks would look untouched though nothing has marked them.
         let now_ms = self.0.index.write(|_| Ok::<_, WriteError>(now_ms())).await?;
         let grace = policy.grace.unwrap_or(self.0.grace);
         let times = Times { now_ms, spared_ms: now_ms.saturating_sub(millis(grace)) };
         let (live, dead) = self.mark(policy, times).await?;
-        let mut done = Collected { paths_kept: live.paths.len() as u64, ..Collected::default() };
+        let paths_kept = live.paths.len() as u64;
+        let mut done = Collected { paths_kept, paths_restored, ..Collected::default() };
         self.sweep_paths(dead, times, policy.dry_run, &mut done).await?;
         self.sweep_chunks(&live, times, policy.dry_run, &mut done).await?;
         if !policy.dry_run {

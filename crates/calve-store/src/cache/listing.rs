@@ -9,6 +9,7 @@ use tokio::sync::mpsc::Receiver;
 use super::{Cache, CacheError};
 use crate::PathInfo;
 use crate::chunk::StoredChunk;
+use crate::error::chain;
 use crate::lazy::{Proof, Tree};
 use crate::recipe::{Recipe, RecipeId};
 use crate::remote::Manifest;
@@ -41,24 +42,24 @@ impl Cache {
     }
 }
 
-/// Reads an archive to its end, hands all of its bytes to `each`, and gives its tree; none where the bytes are no archive,
-/// which is for the hash to judge.
+/// Reads an archive to its end, hands all of its bytes to `each`, and gives its tree; none where that is too large to be
+/// mounted. Refuses every archive that Nix would not write: clients unpack what a cache has signed.
 pub(super) fn read_listing(
     source: impl Read,
     each: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<Option<Tree>> {
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, Tee { source, each, failed: None });
-    let tree = Tree::of_nar(&mut reader).ok().flatten();
-    let mut follows = false;
-    while reader.get_ref().failed.is_none() {
-        match reader.fill_buf().map(<[u8]>::len) {
-            Ok(0) => return Ok(tree.filter(|_| !follows)),
-            Ok(len) => {
-                follows = true;
-                reader.consume(len);
+    let tree = Tree::of_nar(&mut reader);
+    if reader.get_ref().failed.is_none() {
+        let no_archive = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
+        let tree = tree.map_err(|error| no_archive(format!("its archive is none: {}", chain(&error))))?;
+        loop {
+            match reader.fill_buf().map(<[u8]>::len) {
+                Ok(0) => return Ok(tree),
+                Ok(_) => return Err(no_archive("bytes follow its archive".to_owned())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => break,
         }
     }
     Err(reader.into_inner().failed.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()))

@@ -8,6 +8,7 @@ use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 
 use super::{Cache, CacheError, blocking};
 use crate::chunk::StoredChunk;
+use crate::cut::ChunkError;
 use crate::decode;
 use crate::normal::Restorer;
 use crate::recipe::Recipe;
@@ -83,10 +84,7 @@ impl Cache {
     ) -> BoxStream<'static, Result<Bytes, CacheError>> {
         let range = 0..assembly.recipe.nar_size();
         self.assemble_with(assembly, range, |group, at, restorer, range| {
-            plain(group, at, restorer, range, |chunk| {
-                decode::unchecked(chunk)
-                    .map_err(|error| CacheError::damaged(format!("chunk {}", chunk.id), error.message))
-            })
+            plain(group, at, restorer, range, decode::append_unchecked)
         })
     }
 
@@ -101,7 +99,7 @@ impl Cache {
             range,
             match encoding {
                 NarEncoding::Plain => {
-                    |group, at, restorer, range| plain(group, at, restorer, range, StoredChunk::check)
+                    |group, at, restorer, range| plain(group, at, restorer, range, decode::append)
                 }
                 NarEncoding::Zstd => |group, at, restorer, _| compressed(group, at, restorer),
             },
@@ -144,15 +142,16 @@ fn plain(
     mut at: u64,
     restorer: &Restorer,
     range: &Range<u64>,
-    decode: impl Fn(&StoredChunk) -> Result<Vec<u8>, CacheError>,
+    decode: impl Fn(&StoredChunk, &mut Vec<u8>) -> Result<(), ChunkError>,
 ) -> Result<Bytes, CacheError> {
     let begin = at;
     let mut bytes = Vec::with_capacity(group.iter().map(|chunk| chunk.len as usize).sum());
     for chunk in group {
-        let mut plain = decode(chunk)?;
-        restorer.restore(&mut plain, at);
-        at += plain.len() as u64;
-        bytes.extend_from_slice(&plain);
+        let from = bytes.len();
+        decode(chunk, &mut bytes)
+            .map_err(|error| CacheError::damaged(format!("chunk {}", chunk.id), error.message))?;
+        restorer.restore(&mut bytes[from..], at);
+        at += u64::from(chunk.len);
     }
     let from = range.start.saturating_sub(begin).min(bytes.len() as u64) as usize;
     let to = range.end.saturating_sub(begin).min(bytes.len() as u64) as usize;

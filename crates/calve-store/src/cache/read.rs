@@ -1,5 +1,7 @@
 //! Reading chunks: neighbours in a pack with one request, several requests at once.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
@@ -93,10 +95,10 @@ impl Cache {
     }
 
     async fn read_located(&self, run: &[Location]) -> Result<Vec<StoredChunk>, CacheError> {
-        let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Vec::new()) };
-        let end = last.offset + u64::from(last.stored);
-        let bytes = self.0.objects.range(&first.object, first.offset, end - first.offset).await?;
-        Ok(run.iter().map(|location| stored(location, &bytes, first.offset)).collect())
+        let Some(first) = run.first() else { return Ok(Vec::new()) };
+        let span = run.iter().map(span).reduce(joined).unwrap_or_default();
+        let bytes = self.0.objects.range(&first.object, span.start, span.end - span.start).await?;
+        Ok(run.iter().map(|location| stored(location, &bytes, span.start)).collect())
     }
 
     /// Recipes in this order.
@@ -126,22 +128,34 @@ pub(super) fn stored(location: &Location, bytes: &Bytes, from: u64) -> StoredChu
     StoredChunk { id: location.id, len: location.plain, zstd }
 }
 
-/// Groups neighbours.
+/// The bytes of its object that a chunk takes.
+fn span(location: &Location) -> Range<u64> {
+    location.offset..location.offset + u64::from(location.stored)
+}
+
+fn joined(one: Range<u64>, other: Range<u64>) -> Range<u64> {
+    one.start.min(other.start)..one.end.max(other.end)
+}
+
+/// Groups neighbours, also where they lie in another order: who pushed them compressed several at once.
 fn runs(locations: Vec<Location>, plain_max: u64) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    let mut plain = 0;
+    let (mut plain, mut all) = (0, 0..0);
     for location in locations {
+        let own = span(&location);
         let joins = runs.last().and_then(|run| run.last()).is_some_and(|last| {
-            let end = last.offset + u64::from(last.stored);
             last.pack == location.pack
-                && (end..=end + RUN_GAP_BYTES).contains(&location.offset)
+                && own.start <= all.end + RUN_GAP_BYTES
+                && all.start <= own.end + RUN_GAP_BYTES
                 && plain + u64::from(location.plain) <= plain_max
         });
         if joins {
             plain += u64::from(location.plain);
+            all = joined(all, own);
             runs.last_mut().expect("there is one to join").push(location);
         } else {
             plain = u64::from(location.plain);
+            all = own;
             runs.push(vec![location]);
         }
     }

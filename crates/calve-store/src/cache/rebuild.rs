@@ -1,15 +1,18 @@
 //! Building the index anew from the packs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 
+use super::index::chunks::Pack;
 use super::index::{self, WriteError, chunks, paths};
 use super::nar::Assembly;
 use super::objects::Listed;
-use super::pack::{self, FOOTER_BYTES, Kind};
+use super::pack::{self, FOOTER_BYTES, Kind, Placed};
 use super::{Cache, CacheError, manifest, now_ms};
 use crate::chunk::StoredChunk;
+use crate::remote::Manifest;
 
 /// Bytes of a pack's end that are read first: nearly always all of its contents' list.
 const END_BYTES: u64 = 32 << 10;
@@ -31,6 +34,9 @@ pub struct Rebuilt {
     pub damaged: Vec<String>,
 }
 
+/// The frames of a pack, and its manifests with their bytes.
+type Contents = (Vec<Placed>, Vec<(Manifest, Vec<u8>)>);
+
 impl Cache {
     /// Builds rows for all packs that the index does not know, and for the paths in them.
     pub async fn rebuild(&self) -> Result<Rebuilt, CacheError> {
@@ -38,75 +44,190 @@ impl Cache {
         self.rebuild_locked().await
     }
 
+    /// Whoever calls this holds the lock.
     async fn rebuild_locked(&self) -> Result<Rebuilt, CacheError> {
+        let mut done = Rebuilt::default();
+        let mut adopted = self.adopt_unknown(&mut done).await?;
+        let hidden = |index: &rusqlite::Connection| {
+            let mut statement = index.prepare("SELECT path FROM paths WHERE broken ORDER BY path")?;
+            statement.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        // Also those of a rebuild that was broken off.
+        adopted.extend(self.0.index.read(hidden).await?);
+        self.revive(adopted, &mut done).await?;
+        Ok(done)
+    }
+
+    /// Brings back the paths of which packs hold the manifests and the index knows nothing: damage to its files can take
+    /// it back to an earlier state that SQLite takes for whole. Gives how many came back. Whoever calls this holds the lock.
+    pub(super) async fn restore_lost(&self) -> Result<u64, CacheError> {
+        let count = |index: &rusqlite::Connection| {
+            index.query_row("SELECT count(*) FROM paths WHERE NOT broken", [], |row| row.get::<_, i64>(0))
+        };
+        let before = self.0.index.read(count).await?;
+        let mut done = Rebuilt::default();
+        let mut adopted = Vec::new();
+        for pack in self.0.index.read(chunks::packs_lacking_manifests).await? {
+            match self.adopt_again(pack).await {
+                // That is for `verify` to name.
+                Err(error) if error.is_gone() || matches!(error, CacheError::Damaged { .. }) => {}
+                result => adopted.extend(result?),
+            }
+        }
+        if self.is_any_unknown().await? {
+            adopted.extend(self.adopt_unknown(&mut done).await?);
+        }
+        if adopted.is_empty() {
+            return Ok(0);
+        }
+        self.revive(adopted, &mut done).await?;
+        let restored = self.0.index.read(count).await? - before;
+        if restored > 0 {
+            tracing::warn!(paths = restored, "the index had lost paths, which are there again");
+        }
+        Ok(restored.max(0) as u64)
+    }
+
+    /// Whether a pack that the index does not know holds a manifest of a path that it does not know.
+    async fn is_any_unknown(&self) -> Result<bool, CacheError> {
+        let mut listed = self.0.objects.list("packs");
+        while let Some(object) = listed.try_next().await? {
+            let name = object.name.clone();
+            if self.0.index.read(move |index| chunks::has_pack(index, &name)).await? {
+                continue;
+            }
+            let manifests = match self.contents(&object.name, object.bytes).await {
+                Err(error) if error.is_gone() || matches!(error, CacheError::Damaged { .. }) => continue,
+                contents => contents?.1,
+            };
+            for (manifest, _) in manifests {
+                let path = manifest.info.path;
+                let known = move |index: &rusqlite::Connection| paths::get(index, path.hash_part());
+                if self.0.index.read(known).await?.is_none() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes the rows of all packs that have none; gives their paths, which are not seen yet.
+    async fn adopt_unknown(&self, done: &mut Rebuilt) -> Result<Vec<i64>, CacheError> {
+        let known = self.0.index.read(chunks::packs).await?;
         let mut objects: Vec<Listed> = self.0.objects.list("packs").try_collect().await?;
+        let listed: HashSet<_> = objects.iter().map(|object| object.name.as_str()).collect();
+        // Rows of a former time: what they speak of lies in packs that are not known yet.
+        let gone = known.iter().filter(|pack| !listed.contains(pack.name.as_str())).map(|pack| pack.pack);
+        let gone: Arc<[i64]> = gone.collect();
         // What was written last counts: a path's manifest may have been written again with more signatures.
         objects.sort_by_key(|object| object.made_ms);
-        let mut done = Rebuilt::default();
+        let mut adopted = Vec::new();
         for object in objects {
             let name = object.name.clone();
             if self.0.index.read(move |index| chunks::has_pack(index, &name)).await? {
                 continue;
             }
-            done.packs += 1;
-            match self.adopt(&object).await {
+            match self.adopt(&object, gone.clone()).await {
+                Err(error) if error.is_gone() => continue,
                 Err(CacheError::Damaged { what, message }) => done.damaged.push(format!("{what}: {message}")),
-                result => result?,
+                result => adopted.extend(result?),
             }
+            done.packs += 1;
         }
-        self.revive(&mut done).await?;
-        Ok(done)
+        Ok(adopted)
     }
 
-    /// Makes the rows of a pack; its paths are not seen yet.
-    async fn adopt(&self, object: &Listed) -> Result<(), CacheError> {
-        let end = self.end_of(object, END_BYTES).await?;
-        let footer = end.len().saturating_sub(FOOTER_BYTES);
-        let len = pack::contents_len(&end[footer..], &object.name)? as u64;
-        let end = if len > end.len() as u64 { self.end_of(object, len).await? } else { end };
-        let (entries, _) = pack::read_contents(&end, object.bytes, &object.name)?;
-        let mut manifests = Vec::new();
-        for (offset, entry) in entries.iter().filter(|(_, entry)| entry.kind == Kind::Manifest) {
-            let zstd = self.0.objects.range(&object.name, *offset, entry.stored.into()).await?;
-            let chunk = StoredChunk { id: entry.id, len: entry.plain, zstd };
-            let plain = chunk.check()?;
-            manifests.push((manifest::decode(&plain)?, plain));
-        }
-        let (name, bytes) = (object.name.clone(), object.bytes);
+    /// Makes the rows of a pack; gives its paths, which are not seen yet.
+    async fn adopt(&self, object: &Listed, gone: Arc<[i64]>) -> Result<Vec<i64>, CacheError> {
+        let (entries, manifests) = self.contents(&object.name, object.bytes).await?;
+        let object = object.clone();
         self.0
             .index
             .write(move |index| {
+                // Whoever wrote it has just made its rows.
+                if chunks::has_pack(index, &object.name)? {
+                    return Ok(Vec::new());
+                }
                 let now_ms = now_ms();
-                let pack = chunks::insert_pack(index, &name, bytes, &entries, now_ms)?;
+                let pack = chunks::insert_pack(index, &object.name, object.bytes, &entries, now_ms)?;
+                for pack in gone.iter() {
+                    chunks::remove_chunks(index, *pack, &entries)?;
+                }
                 chunks::insert_chunks(index, pack, &entries, now_ms)?;
+                let mut adopted = Vec::new();
                 for (manifest, plain) in manifests {
                     let path = &manifest.info.path;
+                    if paths::is_known_since(index, path.hash_part(), object.made_ms)? {
+                        continue;
+                    }
                     let number = paths::upsert(index, path, &plain, &manifest.recipe, pack, now_ms)?;
                     paths::set_broken(index, number, true)?;
+                    adopted.push(number);
                 }
-                Ok(())
+                Ok(adopted)
             })
             .await
     }
 
-    async fn end_of(&self, object: &Listed, bytes: u64) -> Result<bytes::Bytes, CacheError> {
-        let bytes = bytes.min(object.bytes);
-        self.0.objects.range(&object.name, object.bytes - bytes, bytes).await
+    /// Makes the rows that a known pack lacks; gives its paths that were not known, which are not seen yet.
+    async fn adopt_again(&self, pack: Pack) -> Result<Vec<i64>, CacheError> {
+        let (entries, manifests) = self.contents(&pack.name, pack.bytes).await?;
+        self.0
+            .index
+            .write(move |index| {
+                let now_ms = now_ms();
+                let mut adopted = Vec::new();
+                for (manifest, plain) in manifests {
+                    let path = &manifest.info.path;
+                    if chunks::has_pack(index, &pack.name)? && paths::get(index, path.hash_part())?.is_none()
+                    {
+                        let number = paths::upsert(index, path, &plain, &manifest.recipe, pack.pack, now_ms)?;
+                        paths::set_broken(index, number, true)?;
+                        adopted.push(number);
+                    }
+                }
+                if !adopted.is_empty() {
+                    chunks::insert_chunks(index, pack.pack, &entries, now_ms)?;
+                }
+                Ok(adopted)
+            })
+            .await
     }
 
-    /// Shows the paths that have all their chunks and references, and removes the others.
-    async fn revive(&self, done: &mut Rebuilt) -> Result<(), CacheError> {
-        let hidden = |index: &rusqlite::Connection| {
-            let mut statement = index.prepare("SELECT path FROM paths WHERE broken ORDER BY path")?;
-            statement.query_map([], |row| row.get::<_, i64>(0))?.collect::<rusqlite::Result<Vec<_>>>()
-        };
+    /// What a pack holds, and its manifests with their bytes.
+    async fn contents(&self, name: &str, bytes: u64) -> Result<Contents, CacheError> {
+        if bytes < FOOTER_BYTES as u64 {
+            return Err(CacheError::damaged(format!("pack {name}"), "it is too short"));
+        }
+        let end = self.end_of(name, bytes, END_BYTES).await?;
+        let footer = end.len().saturating_sub(FOOTER_BYTES);
+        let len = pack::contents_len(&end[footer..], name)? as u64;
+        let end = if len > end.len() as u64 { self.end_of(name, bytes, len).await? } else { end };
+        let (entries, _) = pack::read_contents(&end, bytes, name)?;
+        let mut manifests = Vec::new();
+        for (offset, entry) in entries.iter().filter(|(_, entry)| entry.kind == Kind::Manifest) {
+            let zstd = self.0.objects.range(name, *offset, entry.stored.into()).await?;
+            let chunk = StoredChunk { id: entry.id, len: entry.plain, zstd };
+            let plain = chunk.check()?;
+            manifests.push((manifest::decode(&plain)?, plain));
+        }
+        Ok((entries, manifests))
+    }
+
+    async fn end_of(&self, name: &str, of: u64, bytes: u64) -> Result<bytes::Bytes, CacheError> {
+        let bytes = bytes.min(of);
+        self.0.objects.range(name, of - bytes, bytes).await
+    }
+
+    /// Shows those of these paths that have all their chunks and references, and removes the others.
+    async fn revive(&self, adopted: Vec<i64>, done: &mut Rebuilt) -> Result<(), CacheError> {
         let mut whole = Vec::new();
-        for path in self.0.index.read(hidden).await? {
-            if self.link(path).await? {
-                whole.push(path);
+        for path in &adopted {
+            if self.link(*path).await? {
+                whole.push(*path);
             }
         }
-        let result = self.0.index.write(move |index| show(index, &whole)).await?;
+        let result = self.0.index.write(move |index| show(index, &adopted, &whole)).await?;
         (done.paths, done.paths_lost) = result;
         Ok(())
     }
@@ -198,14 +319,20 @@ impl Cache {
     }
 }
 
-/// Shows paths that are whole, but for those that refer to one that is not; removes the latter.
-fn show(index: &rusqlite::Connection, whole: &[i64]) -> Result<(u64, u64), WriteError> {
+/// Shows those of `adopted` that are whole, but for those that refer to one that is not; removes the latter.
+fn show(index: &rusqlite::Connection, adopted: &[i64], whole: &[i64]) -> Result<(u64, u64), WriteError> {
+    index.execute_batch(
+        "CREATE TEMP TABLE IF NOT EXISTS adopted (path INTEGER PRIMARY KEY); DELETE FROM temp.adopted;",
+    )?;
+    for path in adopted {
+        index.prepare_cached("INSERT OR IGNORE INTO temp.adopted VALUES (?1)")?.execute([path])?;
+    }
     for path in whole {
         paths::set_broken(index, *path, false)?;
     }
     loop {
         let hidden = index.execute(
-            "UPDATE paths SET broken = 1 WHERE NOT broken AND path IN (
+            "UPDATE paths SET broken = 1 WHERE NOT broken AND path IN temp.adopted AND path IN (
                  SELECT refs.path FROM refs JOIN paths AS target ON target.path = refs.reference
                  WHERE target.broken)",
             [],
@@ -214,8 +341,9 @@ fn show(index: &rusqlite::Connection, whole: &[i64]) -> Result<(u64, u64), Write
             break;
         }
     }
-    index.execute("DELETE FROM refs WHERE path IN (SELECT path FROM paths WHERE broken)", [])?;
-    let lost = index.execute("DELETE FROM paths WHERE broken", [])? as u64;
+    let lost = "SELECT path FROM paths WHERE broken AND path IN temp.adopted";
+    index.execute(&format!("DELETE FROM refs WHERE path IN ({lost})"), [])?;
+    let lost = index.execute(&format!("DELETE FROM paths WHERE path IN ({lost})"), [])? as u64;
     let paths: i64 = index.query_row("SELECT count(*) FROM paths", [], |row| row.get(0))?;
     Ok((paths as u64, lost))
 }

@@ -17,7 +17,7 @@ use rusqlite::OptionalExtension;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 
-use super::commit::Check;
+use super::commit::{Check, check_file};
 use super::index::chunks;
 use super::listing::read_listing;
 use super::pack::{Kind, PackWriter};
@@ -97,6 +97,7 @@ impl Cache {
         compression: Compression,
         info: PathInfo,
     ) -> Result<Manifest, CacheError> {
+        info.content_address().map_err(|message| CacheError::damaged(&info.path, message))?;
         let upload = self.upload(name).await?;
         let upload = upload.ok_or_else(|| CacheError::Missing(format!("uploaded archive {name}")))?;
         let source: Box<dyn Read + Send> = match upload {
@@ -186,12 +187,16 @@ impl Cache {
         let references = info.counted_references();
         let store =
             Incoming { cache: self, runtime, pack: Mutex::new(PackWriter::new()), seen: Mutex::default() };
-        let (mut hash, mut tree) = (HashWriter::default(), None);
+        let (mut hash, mut tree, mut check) = (HashWriter::default(), None, info.file_check());
         let recipe = cut(
             &references,
             threads,
             |out| {
-                tree = copy_archive(source, out, &mut hash, info.nar_size)?;
+                let mut hashed = |bytes: &[u8]| {
+                    check.iter_mut().try_for_each(|check| check.write_all(bytes))?;
+                    hash.write_all(bytes)
+                };
+                tree = copy_archive(source, out, &mut hashed, info.nar_size)?;
                 Ok(())
             },
             |id, bytes| store.take(id, &bytes).map_err(io::Error::other),
@@ -207,6 +212,7 @@ impl Cache {
             );
             return Err(CacheError::damaged(&info.path, message));
         }
+        check_file(info, check)?;
         if recipe.pieces.len() > RECIPE_CHUNKS_MAX {
             return Err(CacheError::damaged(&info.path, "its archive is larger than archives may be"));
         }
@@ -251,7 +257,7 @@ impl Incoming<'_> {
 fn copy_archive(
     source: impl Read,
     out: &mut dyn Write,
-    hash: &mut HashWriter,
+    hash: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     nar_size: u64,
 ) -> io::Result<Option<Tree>> {
     let mut size: u64 = 0;
@@ -262,7 +268,7 @@ fn copy_archive(
                 "it has more than the {nar_size} bytes that it should have"
             )));
         }
-        hash.write_all(bytes)?;
+        hash(bytes)?;
         out.write_all(bytes)
     })
 }
@@ -291,7 +297,7 @@ fn decompressed(
             let stream = stream.map_err(|error| failed(&error))?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(source, stream))
         }
-        Compression::Bzip2 => Box::new(bzip2_rs::DecoderReader::new(source)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(source)),
         Compression::Br => Box::new(brotli_decompressor::Decompressor::new(source, BUFFER_BYTES)),
     })
 }

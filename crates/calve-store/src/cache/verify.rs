@@ -19,7 +19,7 @@ const PATHS_AT_ONCE: i64 = 1000;
 /// One damaged thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// `chunk <id>`, `recipe <id>`, `manifest of <path>`, or `pack <name>`.
+    /// `chunk <id>`, `recipe <id>`, `manifest of <path>`, `pack <name>`, or `index`.
     pub what: String,
     /// The object that it lies in.
     pub object: String,
@@ -60,6 +60,15 @@ impl Cache {
     pub async fn verify(&self, repair: Option<&dyn Remote>) -> Result<Verified, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage or verifies")?;
         let mut done = Verified::default();
+        let restored = self.restore_lost().await?;
+        if restored > 0 {
+            done.damage.push(Damage {
+                what: "index".to_owned(),
+                object: self.0.index.path().display().to_string(),
+                message: format!("it had lost {restored} paths that lie in packs"),
+                repaired: true,
+            });
+        }
         let mut lost = HashSet::new();
         for pack in self.0.index.read(chunks::packs).await? {
             let found = self.verify_pack(&pack).await?;

@@ -56,6 +56,17 @@ impl Address {
     }
 }
 
+/// A text that was meant as an address, without the user and the password that may stand before its host: for messages.
+pub fn redacted(text: &str) -> String {
+    let Some((secret, host)) = text.rsplit_once('@') else { return text.to_owned() };
+    let scheme = secret.find("://").map_or(0, |at| at + "://".len());
+    // A file's name may hold a `@`, a secret follows a scheme or a user.
+    if scheme == 0 && !secret.contains(':') {
+        return text.to_owned();
+    }
+    format!("{}…@{host}", &secret[..scheme])
+}
+
 fn default_port(tls: bool) -> u16 {
     if tls { 443 } else { 80 }
 }
@@ -68,7 +79,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let wrong = || AddressError::Form(text.to_owned());
+        let wrong = || AddressError::Form(redacted(text));
         if let Some(path) = text.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
             if !path.starts_with('/') {
@@ -119,6 +130,21 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_in_an_address_is_never_repeated() {
+        for (text, shown) in [
+            ("http://user:SECRET@host/a", "http://…@host/a"),
+            ("ftp://SECRET@host", "ftp://…@host"),
+            ("user:SECRET@host", "…@host"),
+            ("https://u:SEC@RET@host", "https://…@host"),
+            ("./dir@home", "./dir@home"),
+            ("https://host:1", "https://host:1"),
+        ] {
+            assert_eq!(redacted(text), shown);
+            assert!(text.parse::<Address>().err().is_none_or(|error| !error.to_string().contains("SEC")));
+        }
+    }
 
     #[test]
     fn addresses_are_read_as_they_are_shown() {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use calve_nix::{Sha256Hash, StorePath, base32};
+use calve_nix::{ContentAddress, Sha256Hash, StorePath, base32};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -321,6 +321,9 @@ impl Reader<'_> {
                 .map(|it| self.signature(it))
                 .collect::<Result<_, _>>()?,
         };
+        if let Some(Err(error)) = info.ca.as_deref().map(str::parse::<ContentAddress>) {
+            return Err(MessageError(format!("the content address of {}: {error}", info.path)));
+        }
         if !info.references.is_sorted_by(|a, b| a < b) {
             return Err(MessageError(format!("the references of {} are not in order", info.path)));
         }
@@ -355,7 +358,7 @@ mod tests {
             nar_size: 1 << 40,
             references: references.to_vec(),
             deriver: Some(path('2', "a.drv")),
-            ca: Some("fixed:r:sha256:x".to_owned()),
+            ca: Some("fixed:r:sha256:094qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwic".to_owned()),
             signatures: signatures.iter().map(|it| (*it).to_owned()).collect(),
         };
         let signature = format!("key-1:{}", STANDARD.encode([9; 64]));

@@ -71,8 +71,12 @@ impl Tree {
     /// best buffered.
     pub fn of_nar(input: impl Read) -> Result<Option<Self>, NarReadError> {
         let mut reader = NarReader::new(input);
-        let (mut nodes, mut depth) = (Vec::new(), 0);
+        let (mut nodes, mut depth, mut too_large) = (Vec::new(), 0, false);
         while let Some(event) = reader.next_event()? {
+            // Read on, for what is wrong behind it.
+            if too_large {
+                continue;
+            }
             let (name, kind) = match event {
                 NarEvent::Leave => {
                     depth -= 1;
@@ -85,13 +89,15 @@ impl Tree {
                 NarEvent::Symlink { name, target } => (name, NodeKind::Symlink { target }),
             };
             if nodes.len() == TREE_NODES_MAX {
-                return Ok(None);
+                nodes = Vec::new();
+                too_large = true;
+                continue;
             }
             let enters = kind == NodeKind::Directory;
             nodes.push(TreeNode { depth, name, kind });
             depth += u32::from(enters);
         }
-        Ok(Some(Self { nodes }))
+        Ok((!too_large).then_some(Self { nodes }))
     }
 
     /// Every node, in the archive's order.

@@ -1,9 +1,11 @@
 //! Workers: each puts the archives of paths together from their chunks and unpacks them on the way.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use calve_nix::content_address::FileCheck;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::local_chunks::LocalChunks;
@@ -13,6 +15,7 @@ use crate::index::LocalIndex;
 use crate::normal::Restorer;
 use crate::place::Landing;
 use crate::progress::Progress;
+use crate::recipe::Piece;
 use crate::unpack::{Blocks, UnpackError, unpack};
 use crate::{Store, TransferError};
 
@@ -51,11 +54,14 @@ impl Work {
     fn unpack(&self, n: usize, demand: &UnboundedSender<Wanted>) -> Result<(), TransferError> {
         let path = &self.plan.paths[n];
         let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
+        self.landing.begin(n, &path.info);
+        let mut check = path.info.file_check();
         let pieces = Pieces {
             work: self,
             path,
             restorer: restorer.expect("checked when it was planned"),
             local: LocalChunks::new(&self.store, self.index.as_ref()),
+            check: check.as_mut(),
             demand,
             next: 0,
             at: 0,
@@ -72,7 +78,12 @@ impl Work {
                 UnpackError::WrongHash { wanted, found } => TransferError::WrongHash { path, wanted, found },
                 UnpackError::Store(error) => error.into(),
             }
-        })
+        })?;
+        if check.is_some_and(|check| !check.is_right()) {
+            let message = "its file has another hash than its content address says".to_owned();
+            return Err(TransferError::WrongAddress { path: info.path.clone(), message });
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +93,8 @@ struct Pieces<'a> {
     path: &'a PlannedPath,
     restorer: Restorer,
     local: LocalChunks<'a>,
+    /// Where the path's name follows from its bytes.
+    check: Option<&'a mut FileCheck>,
     demand: &'a UnboundedSender<Wanted>,
     next: usize,
     at: u64,
@@ -94,28 +107,40 @@ impl Pieces<'_> {
         match self.path.origins[n] {
             Origin::Fetched => slots.take(&piece.id),
             Origin::FetchedBefore => slots.copy(&piece.id),
-            Origin::Local(place) => match self.local.read(piece.id, place) {
-                Some(bytes) => Ok(bytes),
-                None => {
-                    let wanted = Wanted { id: piece.id, len: piece.len, first: false, again: true };
-                    self.demand.send(wanted).map_err(|_| TransferError::Cancelled)?;
-                    slots.copy(&piece.id)
-                }
-            },
+            Origin::Partial => {
+                let partial = self.path.partial.as_ref();
+                self.found_or_fetched(partial.and_then(|partial| partial.chunk(piece, self.at)), piece)
+            }
+            Origin::Local(place) => {
+                let found = self.local.read(piece.id, place);
+                self.found_or_fetched(found, piece)
+            }
         }
+    }
+
+    fn found_or_fetched(&self, found: Option<Vec<u8>>, piece: Piece) -> Result<Vec<u8>, TransferError> {
+        if let Some(bytes) = found {
+            return Ok(bytes);
+        }
+        let wanted = Wanted { id: piece.id, len: piece.len, first: false, again: true };
+        self.demand.send(wanted).map_err(|_| TransferError::Cancelled)?;
+        self.work.slots.copy(&piece.id)
     }
 }
 
 impl Blocks for Pieces<'_> {
-    fn next_block(&mut self) -> io::Result<Option<Vec<u8>>> {
+    fn next_block(&mut self) -> io::Result<Option<Bytes>> {
         if self.next == self.path.recipe.pieces.len() {
             return Ok(None);
         }
         let mut bytes = self.piece(self.next).map_err(io::Error::other)?;
         self.restorer.restore(&mut bytes, self.at);
+        if let Some(check) = &mut self.check {
+            check.write_all(&bytes)?;
+        }
         self.next += 1;
         self.at += bytes.len() as u64;
         self.work.progress.archive_bytes_done.add(bytes.len() as u64);
-        Ok(Some(bytes))
+        Ok(Some(bytes.into()))
     }
 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use calve_nix::StorePath;
 use calve_nix::sign::{Signature, TrustedKeys, VerifyError, fingerprint};
-use calve_nix::{Sha256Hash, StorePath};
 
 use super::{PullOptions, Source, blocking};
 use crate::chunk::ChunkId;
 use crate::index::{ChunkPlace, LocalIndex};
+use crate::nar_view::ChunkView;
 use crate::normal::Restorer;
 use crate::order::references_first;
 use crate::place::Landing;
@@ -31,6 +32,8 @@ pub(super) struct PlannedPath {
     pub recipe: Arc<Recipe>,
     /// For each piece of the recipe.
     pub origins: Vec<Origin>,
+    /// What lies here of it from a pull that was cut off.
+    pub partial: Option<ChunkView>,
 }
 
 /// Where a piece comes from.
@@ -40,6 +43,8 @@ pub(super) enum Origin {
     Fetched,
     /// From a cache, for another piece before.
     FetchedBefore,
+    /// From what an earlier pull left of this path.
+    Partial,
     /// From a path that lies here.
     Local(ChunkPlace),
 }
@@ -74,8 +79,12 @@ impl Plan {
         let ids: Vec<_> = manifests.iter().map(|manifest| manifest.recipe).collect();
         let recipes = recipes(sources, ids, options).await?;
         let index = options.index.clone();
-        let (store, progress) = (Arc::clone(store), Arc::clone(progress));
-        blocking(move || with_recipes(&store, manifests, &recipes, &cache, index.as_deref(), &progress)).await
+        let (store, landing, progress) = (Arc::clone(store), Arc::clone(landing), Arc::clone(progress));
+        blocking(move || {
+            let index = index.as_deref();
+            with_recipes(&store, &landing, manifests, &recipes, &cache, index, &progress)
+        })
+        .await
     }
 }
 
@@ -142,6 +151,11 @@ fn check(
     };
     let manifests: Vec<_> = manifests.into_iter().filter(new).collect();
     for Manifest { info, .. } in &manifests {
+        info.content_address().map_err(|message| TransferError::Damaged {
+            what: info.path.to_string(),
+            cache: source.name.clone(),
+            message,
+        })?;
         verify(info, trusted).map_err(|reason| TransferError::Untrusted {
             path: info.path.clone(),
             cache: source.name.clone(),
@@ -164,19 +178,13 @@ fn check(
 
 /// Whether a path may be used: its name follows from its contents, or a trusted key has signed it.
 fn verify(info: &PathInfo, trusted: &TrustedKeys) -> Result<(), VerifyError> {
-    if is_source(info) {
+    if info.is_proven_by_contents() {
         return Ok(());
     }
     let references: BTreeSet<_> = info.references.iter().cloned().collect();
     let fingerprint = fingerprint(&info.path, &info.nar_hash, info.nar_size, &references);
     let signatures: Vec<Signature> = info.signatures.iter().filter_map(|text| text.parse().ok()).collect();
     trusted.verify(&fingerprint, &signatures).map(|_| ())
-}
-
-/// Whether the path is that of a tree added as it is: then its hash follows from its name, and no signature says more.
-fn is_source(info: &PathInfo) -> bool {
-    let path_of = |hash: &Sha256Hash| StorePath::from_source(info.path.name(), hash);
-    info.ca.is_some() && info.references.is_empty() && path_of(&info.nar_hash).as_ref() == Ok(&info.path)
 }
 
 /// The recipes with these ids, those of the index first.
@@ -236,6 +244,7 @@ fn damaged_recipe(source: &Source, id: RecipeId) -> TransferError {
 
 fn with_recipes(
     store: &Store,
+    landing: &Landing,
     manifests: Vec<Manifest>,
     recipes: &HashMap<RecipeId, Arc<Recipe>>,
     cache: &str,
@@ -258,8 +267,9 @@ fn with_recipes(
             .map_err(|error| damaged(error.to_string()))?;
         progress.archive_bytes.add(info.nar_size);
         progress.chunks.add(recipe.pieces.len() as u64);
+        let partial = landing.partial(&info.path, &recipe);
         let (recipe_id, origins) = (id, Vec::new());
-        paths.push(PlannedPath { info, recipe_id, recipe, origins });
+        paths.push(PlannedPath { info, recipe_id, recipe, origins, partial });
     }
     let pieces = || paths.iter().flat_map(|path| &path.recipe.pieces);
     let local = match index {
@@ -293,8 +303,13 @@ fn assign_origins(paths: &mut [PlannedPath], local: &HashMap<ChunkId, ChunkPlace
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut first: HashMap<ChunkId, usize> = HashMap::new();
     for path in paths {
+        let mut end = 0;
         for piece in &path.recipe.pieces {
+            let at = end;
+            end += u64::from(piece.len);
+            let is_left = path.partial.as_ref().is_some_and(|partial| partial.reaches(at, piece.len));
             let origin = match (local.get(&piece.id), first.get(&piece.id)) {
+                _ if is_left => Origin::Partial,
                 (Some(place), _) if place.len == piece.len => Origin::Local(*place),
                 (_, Some(n)) => {
                     wanted[*n].again = true;

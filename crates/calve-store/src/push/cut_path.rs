@@ -1,6 +1,7 @@
 //! A path's archive cut into chunks, each handed on when it is come across first.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
@@ -40,11 +41,13 @@ pub(super) enum Plain {
     OnDisk(Arc<ChunkView>, u64),
 }
 
-/// Cuts a path and hands on its chunks; gives its recipe. Where the recipe is known from before, nothing is read here.
+/// Cuts a path and hands on its chunks, hashed by so many further threads; gives its recipe. Where the recipe is known from
+/// before, nothing is read here.
 pub(super) fn cut_path(
     path: &CutPath,
     shared: &Shared,
     index: Option<&LocalIndex>,
+    threads: Option<NonZeroUsize>,
     found: &UnboundedSender<Found>,
     runtime: &Handle,
 ) -> Result<Recipe, TransferError> {
@@ -75,8 +78,8 @@ pub(super) fn cut_path(
             error => io::Error::other(TransferError::from(error)),
         })
     };
-    let recipe =
-        cut(&path.info.counted_references(), None, write, each).map_err(|error| read_error(path, error))?;
+    let recipe = cut(&path.info.counted_references(), threads, write, each)
+        .map_err(|error| read_error(path, error))?;
     if recipe.nar_size() == path.info.nar_size {
         Ok(recipe)
     } else {

@@ -35,7 +35,8 @@ const UPLOADS_MAX: usize = 6;
 /// How long an upload may take: [`UPLOAD_BYTES`] over a line of 128 kbit/s.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
-type Compressed = (StoredChunk, OwnedSemaphorePermit);
+/// Neighbours of an archive, which stay neighbours in a pack: whoever reads the archive reads them at once.
+type Compressed = Vec<(StoredChunk, OwnedSemaphorePermit)>;
 
 /// Uploads what is found, until nobody finds any more.
 pub(super) async fn run(shared: Arc<Shared>, found: UnboundedReceiver<Found>) -> Result<(), TransferError> {
@@ -104,12 +105,12 @@ async fn ask(
         let (level, compressed) = (shared.level, compressed.clone());
         jobs.spawn(blocking(move || {
             let _turn = turn;
-            for chunk in group {
-                let Found { id, len, plain, room } = chunk;
-                let stored = compress(id, len, &plain, level)?;
-                // Whoever uploads is gone only if all fails.
-                let _ = compressed.send((stored, room));
+            let mut done = Vec::with_capacity(group.len());
+            for Found { id, len, plain, room } in group {
+                done.push((compress(id, len, &plain, level)?, room));
             }
+            // Whoever uploads is gone only if all fails.
+            let _ = compressed.send(done);
             Ok(())
         }));
     }
@@ -166,15 +167,16 @@ async fn upload_all(
     Ok(())
 }
 
-async fn gather_bytes(first: Compressed, more: &mut UnboundedReceiver<Compressed>) -> Vec<Compressed> {
-    let mut bytes = first.0.zstd.len();
-    let mut chunks = vec![first];
+async fn gather_bytes(first: Compressed, more: &mut UnboundedReceiver<Compressed>) -> Compressed {
+    let stored = |group: &Compressed| group.iter().map(|(chunk, _)| chunk.zstd.len()).sum::<usize>();
+    let mut bytes = stored(&first);
+    let mut chunks = first;
     let deadline = Instant::now() + GATHER;
     while bytes < UPLOAD_BYTES {
         match timeout_at(deadline, more.recv()).await {
-            Ok(Some(chunk)) => {
-                bytes += chunk.0.zstd.len();
-                chunks.push(chunk);
+            Ok(Some(group)) => {
+                bytes += stored(&group);
+                chunks.extend(group);
             }
             _ => break,
         }
@@ -182,7 +184,7 @@ async fn gather_bytes(first: Compressed, more: &mut UnboundedReceiver<Compressed
     chunks
 }
 
-async fn upload(shared: Arc<Shared>, chunks: Vec<Compressed>) -> Result<(), TransferError> {
+async fn upload(shared: Arc<Shared>, chunks: Compressed) -> Result<(), TransferError> {
     let (chunks, room): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
     // A copy of handles, not of bytes.
     let put = || shared.remote.put_chunks(chunks.clone());

@@ -40,6 +40,43 @@ fn a_tree_comes_back_sealed() {
 }
 
 #[test]
+fn many_files_are_made_by_several_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    let mut deep = from.join("deep");
+    for level in 0..60 {
+        // Files before and behind the next directory, so that each is gone back to.
+        deep.push(format!("m{level}"));
+        fs::create_dir_all(&deep).unwrap();
+        for name in ["a", "b", "x", "y"] {
+            fs::write(deep.join(name), format!("{level} {name}")).unwrap();
+        }
+    }
+    for n in 0..400 {
+        fs::create_dir_all(from.join(format!("dir-{}", n / 40))).unwrap();
+        fs::write(from.join(format!("dir-{}/file-{n}", n / 40)), vec![n as u8; n * 7]).unwrap();
+    }
+    for n in 0..3_u8 {
+        fs::write(from.join(format!("large-{n}")), vec![n; 1_500_003]).unwrap();
+    }
+    let nar = write_nar(&from, Vec::new()).unwrap();
+    let place = dir.path().join("to");
+    unpacked(&nar, &place).unwrap();
+    assert_eq!(hash_tree(&place).unwrap(), (Sha256Hash::of(&nar), nar.len() as u64));
+    let mut open = vec![place.clone()];
+    while let Some(at) = open.pop() {
+        let metadata = at.symlink_metadata().unwrap();
+        let mode = if metadata.is_dir() { 0o555 } else { 0o444 };
+        // The root is sealed where it is moved to.
+        assert!(at == place || (metadata.mode() & 0o7777, metadata.mtime()) == (mode, 1), "{at:?}");
+        if metadata.is_dir() {
+            open.extend(fs::read_dir(&at).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    crate::scratch::remove_tree(&place).unwrap();
+}
+
+#[test]
 fn one_file_is_a_tree_too() {
     let dir = tempfile::tempdir().unwrap();
     let mut nar = NarWriter::new(Vec::new()).unwrap();
@@ -91,7 +128,7 @@ fn a_place_that_is_taken_is_not_touched() {
 fn what_the_source_says_is_what_is_told() {
     struct Broken;
     impl Blocks for Broken {
-        fn next_block(&mut self) -> io::Result<Option<Vec<u8>>> {
+        fn next_block(&mut self) -> io::Result<Option<Bytes>> {
             Err(io::Error::other("the cache burnt down"))
         }
     }

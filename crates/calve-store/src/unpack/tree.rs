@@ -1,151 +1,149 @@
 //! A tree written through descriptors of its directories, so that no name leads anywhere else (`openat(2)`).
 
 use std::ffi::OsStr;
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
+use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::UnpackError;
+use super::file::{Dir, Job, OpenFile, Shared, times};
+use super::helpers::Helpers;
 use crate::StoreError;
-use crate::add::MTIME_SECONDS;
 
-/// Descriptors of directories that a tree holds open; further up they are opened again on the way back. Several trees are
-/// written at once, and a process has 1024 descriptors by default.
+/// Descriptors of directories that a tree holds open by itself; further up they are opened again on the way back. Several
+/// trees are written at once, and a process has 1024 descriptors by default.
 const OPEN_DIRS_MAX: usize = 32;
-/// Bytes that are written at a time; smaller files go in one call.
-const WRITE_BYTES: usize = 256 * 1024;
+/// Larger files are written part by part, while the rest of them is still to come.
+const WHOLE_BYTES_MAX: u64 = 256 * 1024;
 
-const SEALED_FILE: Mode = Mode::from_raw_mode(0o444);
-const SEALED_EXECUTABLE: Mode = Mode::from_raw_mode(0o555);
-const SEALED_DIR: Mode = Mode::from_raw_mode(0o555);
 const OPEN_DIR: Mode = Mode::from_raw_mode(0o755);
-/// The bits of a mode that say who may do what (inode(7)).
-const PERMISSIONS: u32 = 0o7777;
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 pub(super) struct TreeWriter {
+    helpers: Helpers,
+    shared: Arc<Shared>,
     /// The directory that the root lies in.
-    parent: OwnedFd,
-    root_name: std::sync::Arc<[u8]>,
-    /// The open directories from the root down; those far above may be closed.
-    open: Vec<Option<OwnedFd>>,
-    /// Where the current directory or, at the top, the parent lies; for messages.
-    path: PathBuf,
-    buffer: Vec<u8>,
-    /// Whether files get the mode that they are made with, and executable ones: the process's mask or an access control
-    /// list of the directory may take bits away. The same for the whole tree, and seen at its first file.
-    kept_modes: [Option<bool>; 2],
+    parent: Arc<Dir>,
+    root_name: Arc<[u8]>,
+    /// The directories from the root down.
+    open: Vec<Level>,
+}
+
+enum Level {
+    Open(Arc<Dir>),
+    /// Far above; whoever still makes files in it has it open.
+    Closed(Weak<Dir>),
 }
 
 impl TreeWriter {
     /// A tree whose root will lie at `place`.
     pub fn new(place: &Path) -> Result<Self, StoreError> {
         let (parent, name) = match (place.parent(), place.file_name()) {
-            (Some(parent), Some(name)) => (parent, name.as_bytes().to_vec()),
+            (Some(parent), Some(name)) => (parent, name.as_bytes()),
             _ => return Err(StoreError::io("write", place)(ErrorKind::InvalidInput.into())),
         };
         let fd = rustix::fs::openat(CWD, parent, DIR_FLAGS, Mode::empty());
-        let parent_fd = fd.map_err(|error| StoreError::io("open", parent)(error.into()))?;
-        Ok(Self {
-            parent: parent_fd,
-            root_name: name.into(),
-            open: Vec::new(),
-            path: parent.to_owned(),
-            buffer: Vec::new(),
-            kept_modes: [None; 2],
-        })
+        let fd = fd.map_err(|error| StoreError::io("open", parent)(error.into()))?;
+        let shared = Arc::default();
+        let parent = Dir::new(fd, parent.to_owned(), &shared);
+        Ok(Self { helpers: Helpers::new(), shared, parent, root_name: name.into(), open: Vec::new() })
     }
 
     pub fn enter(&mut self, name: &[u8]) -> Result<(), StoreError> {
-        let root = self.root_name.clone();
-        let name = if self.open.is_empty() { &root } else { name };
-        let made = rustix::fs::mkdirat(self.dir(), name, OPEN_DIR)
-            .and_then(|()| rustix::fs::openat(self.dir(), name, DIR_FLAGS, Mode::empty()));
-        let dir = made.map_err(|error| self.error(name, error.into()))?;
-        self.path.push(OsStr::from_bytes(name));
-        self.open.push(Some(dir));
-        if let Some(far) = self.open.len().checked_sub(OPEN_DIRS_MAX + 1) {
-            self.open[far] = None;
+        self.shared.check()?;
+        let (dir, name) = self.at(name);
+        let made = rustix::fs::mkdirat(&dir.fd, &*name, OPEN_DIR)
+            .and_then(|()| rustix::fs::openat(&dir.fd, &*name, DIR_FLAGS, Mode::empty()));
+        let fd = made.map_err(|error| dir.error(&name, error.into()))?;
+        let path = dir.path.join(OsStr::from_bytes(&name));
+        self.open.push(Level::Open(Dir::new(fd, path, &self.shared)));
+        if let Some(far) = self.open.len().checked_sub(OPEN_DIRS_MAX + 1)
+            && let Level::Open(dir) = &self.open[far]
+        {
+            self.open[far] = Level::Closed(Arc::downgrade(dir));
         }
         Ok(())
     }
 
     pub fn leave(&mut self) -> Result<(), StoreError> {
-        let dir = self.open.pop().flatten().expect("the innermost directory is open");
+        let Some(Level::Open(dir)) = self.open.pop() else { unreachable!("the innermost directory is open") };
         if self.open.is_empty() {
-            self.path.pop();
             return Ok(());
         }
-        let sealed = rustix::fs::futimens(&dir, &times()).and_then(|()| rustix::fs::fchmod(&dir, SEALED_DIR));
-        let up = match self.open.last_mut() {
-            Some(parent @ None) => rustix::fs::openat(&dir, "..", DIR_FLAGS, Mode::empty()).map(|fd| {
-                *parent = Some(fd);
-            }),
-            _ => Ok(()),
-        };
-        sealed.and(up).map_err(|error| StoreError::io("write", &self.path)(error.into()))?;
-        self.path.pop();
+        if let Some(Level::Closed(parent)) = self.open.last() {
+            let parent = parent.upgrade().map_or_else(|| up(&dir, &self.shared), Ok)?;
+            self.open.pop();
+            self.open.push(Level::Open(parent));
+        }
+        dir.left.store(true, Ordering::Release);
         Ok(())
     }
 
     pub fn symlink(&mut self, name: &[u8], target: &[u8]) -> Result<(), StoreError> {
-        let root = self.root_name.clone();
-        let name = if self.open.is_empty() { &root } else { name };
-        let made = rustix::fs::symlinkat(target, self.dir(), name)
-            .and_then(|()| rustix::fs::utimensat(self.dir(), name, &times(), AtFlags::SYMLINK_NOFOLLOW));
-        made.map_err(|error| self.error(name, error.into()))
+        let (dir, name) = self.at(name);
+        let made = rustix::fs::symlinkat(target, &dir.fd, &*name)
+            .and_then(|()| rustix::fs::utimensat(&dir.fd, &*name, &times(), AtFlags::SYMLINK_NOFOLLOW));
+        made.map_err(|error| dir.error(&name, error.into()))
     }
 
+    /// A file of `size` bytes, which `next` gives part by part, each with at most so many bytes as it is told.
     pub fn file(
         &mut self,
         name: &[u8],
         executable: bool,
         size: u64,
-        contents: &mut impl Read,
+        mut next: impl FnMut(usize) -> io::Result<Bytes>,
     ) -> Result<(), UnpackError> {
-        let root = self.root_name.clone();
-        let name = if self.open.is_empty() { &root } else { name };
-        let mode = if executable { SEALED_EXECUTABLE } else { SEALED_FILE };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let refused = |error: io::Error| UnpackError::Store(self.error(name, error));
-        let file = rustix::fs::openat(self.dir(), name, flags, mode).map_err(|e| refused(e.into()))?;
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(WRITE_BYTES, 0);
+        self.shared.check().map_err(UnpackError::Store)?;
+        let (dir, name) = self.at(name);
         let mut left = size;
-        while left > 0 {
-            let most = left.min(WRITE_BYTES as u64) as usize;
-            contents.read_exact(&mut buffer[..most]).map_err(cut_off)?;
-            write_all(&file, &buffer[..most]).map_err(|error| UnpackError::Store(self.error(name, error)))?;
-            left -= most as u64;
+        if size <= WHOLE_BYTES_MAX {
+            let mut parts = Vec::new();
+            while left > 0 {
+                let part = next(left as usize).map_err(cut_off)?;
+                left -= part.len() as u64;
+                parts.push(part);
+            }
+            self.helpers.run(Job::File { dir, name: name.to_vec(), executable, parts }, false);
+            return Ok(());
         }
-        let sealed = self.seal(&file, executable, mode).and_then(|()| rustix::fs::futimens(&file, &times()));
-        sealed.map_err(|error| UnpackError::Store(self.error(name, error.into())))?;
-        self.buffer = buffer;
+        let file = OpenFile::make(&dir, &name, executable).map_err(UnpackError::Store)?;
+        while left > 0 {
+            let part = next(usize::try_from(left).unwrap_or(usize::MAX)).map_err(cut_off)?;
+            let at = size - left;
+            left -= part.len() as u64;
+            self.helpers.run(Job::Part { file: Arc::clone(&file), at, part }, true);
+        }
         Ok(())
     }
 
-    fn seal(&mut self, file: &OwnedFd, executable: bool, mode: Mode) -> rustix::io::Result<()> {
-        let kept = &mut self.kept_modes[usize::from(executable)];
-        if kept.is_none() {
-            *kept = Some(rustix::fs::fstat(file)?.st_mode & PERMISSIONS == mode.as_raw_mode());
-        }
-        if *kept == Some(true) { Ok(()) } else { rustix::fs::fchmod(file, mode) }
+    /// Waits until all of it is written.
+    pub fn finish(mut self) -> Result<(), StoreError> {
+        self.helpers.finish();
+        self.shared.check()
     }
 
-    fn dir(&self) -> impl AsFd + '_ {
+    /// Where something of this name goes, and its name there.
+    fn at(&self, name: &[u8]) -> (Arc<Dir>, Arc<[u8]>) {
         match self.open.last() {
-            Some(dir) => dir.as_ref().expect("the innermost directory is open").as_fd(),
-            None => self.parent.as_fd(),
+            Some(Level::Open(dir)) => (Arc::clone(dir), name.into()),
+            Some(Level::Closed(_)) => unreachable!("the innermost directory is open"),
+            None => (Arc::clone(&self.parent), Arc::clone(&self.root_name)),
         }
     }
+}
 
-    fn error(&self, name: &[u8], error: io::Error) -> StoreError {
-        StoreError::io("write", &self.path.join(OsStr::from_bytes(name)))(error)
-    }
+/// The directory around this one.
+fn up(dir: &Dir, shared: &Arc<Shared>) -> Result<Arc<Dir>, StoreError> {
+    let fd = rustix::fs::openat(&dir.fd, "..", DIR_FLAGS, Mode::empty());
+    let fd = fd.map_err(|error| StoreError::io("open", &dir.path)(error.into()))?;
+    Ok(Dir::new(fd, dir.path.parent().unwrap_or(&dir.path).to_owned(), shared))
 }
 
 /// What reading a file's bytes says is an archive's error, or the reason is known to whom the bytes come from.
@@ -154,21 +152,4 @@ fn cut_off(error: io::Error) -> UnpackError {
         Ok(error) => UnpackError::Archive(error),
         Err(error) => UnpackError::Input(error),
     }
-}
-
-fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::write(file, bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-fn times() -> Timestamps {
-    let time = Timespec { tv_sec: MTIME_SECONDS as i64, tv_nsec: 0 };
-    Timestamps { last_access: time, last_modification: time }
 }

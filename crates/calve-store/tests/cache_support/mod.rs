@@ -43,16 +43,32 @@ pub struct Made {
     pub archive: Vec<u8>,
 }
 
-/// A path with noise in which its references stand here and there.
+/// Bytes of the archive of a file without the file, whose size is a multiple of eight.
+pub const FRAME_BYTES: usize = 112;
+
+/// The archive of a file.
+pub fn archive_of(contents: &[u8]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for text in [&b"nix-archive-1"[..], b"(", b"type", b"regular", b"contents", contents, b")"] {
+        archive.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        archive.extend_from_slice(text);
+        archive.resize(archive.len().next_multiple_of(8), 0);
+    }
+    archive
+}
+
+/// A path with an archive of this size: that of a file of noise in which its references stand here and there.
 pub fn made(name: &str, build: u64, len: usize, references: &[&StorePath]) -> Made {
     let path = path(name, build);
-    let mut archive = noise(name.bytes().map(u64::from).sum(), len);
+    let mut contents = noise(name.bytes().map(u64::from).sum(), len - FRAME_BYTES);
     let mut references: Vec<_> = references.iter().map(|path| (*path).clone()).collect();
-    for (i, at) in (17..len.saturating_sub(40)).step_by(70_001).enumerate() {
+    for (i, at) in (17..contents.len().saturating_sub(40)).step_by(70_001).enumerate() {
         if let Some(reference) = references.get(i % references.len().max(1)) {
-            archive[at..at + 32].copy_from_slice(reference.hash_part().as_bytes());
+            contents[at..at + 32].copy_from_slice(reference.hash_part().as_bytes());
         }
     }
+    let archive = archive_of(&contents);
+    assert_eq!(archive.len(), len);
     references.sort_unstable();
     let info = PathInfo {
         path,
@@ -122,7 +138,7 @@ pub async fn assert_intact(cache: &Cache, paths: &[Made]) {
 
 /// Options of a cache that spares nothing.
 pub fn options(dir: &Path) -> CacheOptions {
-    CacheOptions { grace: Duration::ZERO, name: "test-1".to_owned(), ..CacheOptions::local(dir) }
+    CacheOptions { grace: Duration::ZERO, name: Some("test-1".to_owned()), ..CacheOptions::local(dir) }
 }
 
 /// A cache in a local directory that spares nothing.

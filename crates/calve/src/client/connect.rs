@@ -135,7 +135,9 @@ impl fmt::Display for Endpoint {
 
 /// Whether the error says that there is no server at all, as opposed to one that cannot be reached.
 pub fn nobody_listens(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+    // Reset: it ended while the connection waited to be taken.
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset)
 }
 
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use crate::failure::{Failure, Outcome};
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause between two looks at the socket: short against the start of a process.
 const LOOK_PAUSE: Duration = Duration::from_millis(3);
+/// Below this many free bytes a server cannot begin: its database takes as much.
+const FULL_BELOW_BYTES: u64 = 64 * 1024;
 /// Longest part of the server's log that is searched for its last words.
 const LOG_TAIL_BYTES: u64 = 4096;
 
@@ -25,6 +28,7 @@ pub async fn start(dirs: &Dirs, endpoint: &Endpoint) -> Outcome<Stream> {
         .map_err(|error| Failure::failed("the local server cannot be started").caused_by(error))?;
     let deadline = Instant::now() + START_DEADLINE;
     let mut child: Option<Child> = None;
+    let log_before = std::fs::metadata(dirs.server_log()).map_or(0, |meta| meta.len());
     loop {
         // Also after the lock was won: whoever held it before may have started the server.
         let locked = child.is_some() || lock.try_lock().is_ok();
@@ -38,7 +42,7 @@ pub async fn start(dirs: &Dirs, endpoint: &Endpoint) -> Outcome<Stream> {
                 if let Ok(Some(status)) = running.try_wait()
                     && !status.success()
                 {
-                    return Err(last_words(dirs));
+                    return Err(last_words(dirs, log_before));
                 }
             }
         }
@@ -68,15 +72,21 @@ fn spawn(dirs: &Dirs) -> Outcome<Child> {
     command.spawn().map_err(failed)
 }
 
-/// That the server ended at once, with the last line that it wrote.
-fn last_words(dirs: &Dirs) -> Failure {
+/// That the server ended at once, with the last line that it wrote behind what its log held before.
+fn last_words(dirs: &Dirs, log_before: u64) -> Failure {
     use std::io::{Read, Seek, SeekFrom};
     let path = dirs.server_log();
     let mut tail = Vec::new();
     if let Ok(mut log) = File::open(&path) {
         let length = log.metadata().map_or(0, |meta| meta.len());
-        let read = log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)));
+        let start = length.saturating_sub(LOG_TAIL_BYTES).max(log_before);
+        let read = log.seek(SeekFrom::Start(start));
         let _ = read.and_then(|_| log.read_to_end(&mut tail));
+    }
+    if tail.is_empty() && is_full(&dirs.data) {
+        let data = dirs.data.display();
+        return Failure::failed(format!("the local server cannot be started: the disk of {data} is full"))
+            .hint("free some space there");
     }
     let tail = String::from_utf8_lossy(&tail);
     let mut lines = tail.lines().rev().filter(|line| !line.trim().is_empty());
@@ -89,4 +99,9 @@ fn last_words(dirs: &Dirs) -> Failure {
     let error = error.strip_prefix("error: ").unwrap_or(error);
     let failure = failure(&if error.is_empty() { String::new() } else { format!(": {error}") });
     failure.hint(hint.map_or_else(|| format!("its log is {}", path.display()), str::to_owned))
+}
+
+/// Whether nothing can be written there any more (statvfs(3)).
+fn is_full(dir: &Path) -> bool {
+    rustix::fs::statvfs(dir).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL_BELOW_BYTES)
 }

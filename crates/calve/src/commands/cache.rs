@@ -1,6 +1,7 @@
 mod gc;
 mod info;
 mod key;
+mod pin;
 mod serve;
 mod token;
 mod verify;
@@ -28,6 +29,8 @@ enum Command {
     Serve(Box<serve::Args>),
     Info(info::Args),
     Gc(gc::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
     Verify(verify::Args),
     Key(key::Args),
     Token(token::Args),
@@ -81,6 +84,8 @@ pub async fn run(args: Args) -> Outcome {
         Command::Serve(args) => serve::run(*args).await,
         Command::Info(args) => info::run(args).await,
         Command::Gc(args) => gc::run(args).await,
+        Command::Pin(args) => pin::run(args).await,
+        Command::Unpin(args) => pin::unpin(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Key(args) => key::run(args).await,
         Command::Token(args) => token::run(args),

@@ -6,11 +6,14 @@ use http_body_util::BodyExt;
 use super::{logs, ps};
 use crate::args::parse_duration;
 use crate::client::{Client, with_query};
-use crate::failure::{ExitStatus, Failure, Outcome};
+use crate::failure::{ExitStatus, Outcome};
 use crate::ui;
 
 /// Events that are shown where nobody says how many: what a person can look through. A server keeps a hundred times as many.
 const LAST_DEFAULT: u64 = 1000;
+
+/// Pause between two looks for the next server, of who follows events and needs none of its own.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Shows what happened, in order, and who caused it.
 #[derive(Debug, clap::Args)]
@@ -33,18 +36,21 @@ pub async fn run(args: Args) -> Outcome {
     let client = Client::connect().await?;
     let since_ms = args.since.map(|since| ps::now().0.saturating_sub(since.as_millis() as u64).to_string());
     let last = args.last.or(since_ms.is_none().then_some(LAST_DEFAULT));
-    let path = with_query(
-        "/v1/events",
-        &[
-            ("follow", args.follow.then(|| "true".to_owned())),
-            ("since_ms", since_ms),
-            ("last", last.map(|count| count.to_string())),
-        ],
-    );
+    let asked = |seen: Option<u64>| {
+        with_query(
+            "/v1/events",
+            &[
+                ("follow", args.follow.then(|| "true".to_owned())),
+                ("since", seen.map(|seen| seen.to_string())),
+                ("since_ms", since_ms.clone()),
+                ("last", last.filter(|_| seen.is_none()).map(|count| count.to_string())),
+            ],
+        )
+    };
     if args.follow {
-        return follow(&client, &path, args.json).await;
+        return follow(client, asked, args.json).await;
     }
-    let bytes = client.get_bytes(&path).await?;
+    let bytes = client.get_bytes(&asked(None)).await?;
     if args.json {
         ui::json(&bytes)?;
         return Ok(ExitStatus::Success);
@@ -55,18 +61,33 @@ pub async fn run(args: Args) -> Outcome {
     Ok(ExitStatus::Success)
 }
 
-async fn follow(client: &Client, path: &str, json: bool) -> Outcome {
-    let mut body = client.get_stream(path, "text/event-stream").await?;
-    let mut lines = EventStream::default();
-    while let Some(part) = body.frame().await {
-        let part = part.map_err(|error| Failure::failed("the events broke off").caused_by(error))?;
-        let Ok(bytes) = part.into_data() else { continue };
-        for data in lines.feed(&bytes) {
-            let event: Event = client.parse(data.as_bytes())?;
-            ui::line(&if json { data } else { show(&event) })?;
+/// Shows events as they happen, of one server after the other.
+async fn follow(mut client: Client, asked: impl Fn(Option<u64>) -> String, json: bool) -> Outcome {
+    let mut seen = None;
+    loop {
+        let mut body = client.get_stream(&asked(seen), "text/event-stream").await?;
+        let mut lines = EventStream::default();
+        while let Some(Ok(part)) = body.frame().await {
+            let Ok(bytes) = part.into_data() else { continue };
+            for data in lines.feed(&bytes) {
+                let event: Event = client.parse(data.as_bytes())?;
+                seen = Some(event.seq);
+                ui::line(&if json { data } else { show(&event) })?;
+            }
+        }
+        // That server has ended; one that was told to must not be started again for want of events.
+        client = wait_for_next().await?;
+    }
+}
+
+/// The next server, once there is one.
+async fn wait_for_next() -> Outcome<Client> {
+    loop {
+        tokio::time::sleep(LOOK_PAUSE).await;
+        if let Some(client) = Client::connect_running().await? {
+            return Ok(client);
         }
     }
-    Err(Failure::failed("the server has ended").hint("`calve events -f` goes on with the next one"))
 }
 
 /// The `data` of a stream of server-sent events (WHATWG HTML, 9.2.6); nothing else of it is of use here.
@@ -108,8 +129,9 @@ fn show(event: &Event) -> String {
         What::Started { start: 1 } => "program started".to_owned(),
         What::Started { start } => format!("program started again (start {start})"),
         What::Exited { exit } => format!("program ended: {}", ps::show_exit(exit)),
-        What::Health { healthy: true } => "healthy".to_owned(),
-        What::Health { healthy: false } => "not healthy".to_owned(),
+        What::Health { healthy: true, .. } => "healthy".to_owned(),
+        What::Health { healthy: false, reason: None } => "not healthy".to_owned(),
+        What::Health { healthy: false, reason: Some(reason) } => format!("not healthy: {reason}"),
         What::StopRequested => "told to stop".to_owned(),
         What::Stopped => "stopped: nothing is left alive".to_owned(),
         What::Extended { deadline_unix_ms: Some(deadline) } => {
@@ -119,6 +141,8 @@ fn show(event: &Event) -> String {
         What::Exec { argv } => format!("exec {}", argv.join(" ")),
         What::Copied { path, into: true } => format!("files copied to {path}"),
         What::Copied { path, into: false } => format!("files copied from {path}"),
+        What::Joined { key } => format!("its agent joined with the key {}", key.get(..16).unwrap_or(key)),
+        What::JoinRefused { from, why } => format!("a join from {from} was refused: {why}"),
         What::Removed => "record and logs removed".to_owned(),
     };
     let line = format!("{}  {}  {what}  (by {})", logs::show_time(event.time_unix_ms), event.name, event.by);

@@ -7,6 +7,7 @@ use calve_wire::api::MachineSummary;
 use calve_wire::frame::{Channel, Frame, LogEntry};
 use clap_complete::ArgValueCompleter;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde::Serialize;
 
 use super::{names, ps};
@@ -61,34 +62,31 @@ pub async fn run(args: Args) -> Outcome {
         _ => "stdout,stderr",
     };
     let since = args.since.map(|since| ps::now().0.saturating_sub(since.as_millis() as u64));
-    let path = with_query(
-        &names::path(&args.name, "/logs"),
-        &[
-            ("follow", args.follow.then(|| "true".to_owned())),
-            ("since_ms", since.map(|ms| ms.to_string())),
-            ("tail", args.tail.map(|lines| lines.to_string())),
-            ("stream", Some(streams.to_owned())),
-        ],
-    );
-    let mut body = client.get_stream(&path, LOG_MEDIA_TYPE).await?;
-    let mut printer = Printer { args, lines: Lines::default() };
-    let mut waiting = BytesMut::new();
-    let broken = || Failure::failed("the log broke off");
-    while let Some(part) = body.frame().await {
-        let part = part.map_err(|error| broken().caused_by(error))?;
-        let Ok(part) = part.into_data() else { continue };
-        waiting.extend_from_slice(&part);
-        while let Some((frame, length)) =
-            Frame::decode(&waiting).map_err(|error| broken().caused_by(error))?
-        {
-            waiting.advance(length);
-            if let Frame::Log(entry) = frame {
-                printer.print(&entry)?;
+    let (path, follow, tail) = (names::path(&args.name, "/logs"), args.follow, args.tail);
+    let asked = |seen: Option<u64>| {
+        with_query(
+            &path,
+            &[
+                ("follow", follow.then(|| "true".to_owned())),
+                ("since_ms", since.map(|ms| ms.to_string())),
+                ("tail", tail.filter(|_| seen.is_none()).map(|lines| lines.to_string())),
+                ("from", seen.map(|seen| (seen + 1).to_string())),
+                ("stream", Some(streams.to_owned())),
+            ],
+        )
+    };
+    let mut printer = Printer { args, lines: Lines::default(), seen: None };
+    let mut body = client.get_stream(&asked(None), LOG_MEDIA_TYPE).await?;
+    loop {
+        match printer.print_all(body).await? {
+            None => return Ok(ExitStatus::Success),
+            // The machine goes on without its server, and so does its log.
+            Some(_) if follow && printer.seen.is_some() => {
+                body = Client::connect().await?.get_stream(&asked(printer.seen), LOG_MEDIA_TYPE).await?;
             }
+            Some(failure) => return Err(failure),
         }
-        printer.lines.flush()?;
     }
-    if waiting.is_empty() { Ok(ExitStatus::Success) } else { Err(broken()) }
 }
 
 async fn is_system(client: &Client, name: &MachineName) -> Outcome<bool> {
@@ -99,6 +97,8 @@ async fn is_system(client: &Client, name: &MachineName) -> Outcome<bool> {
 struct Printer {
     args: Args,
     lines: Lines,
+    /// The last entry that has a number.
+    seen: Option<u64>,
 }
 
 /// A log entry as `--json` prints it.
@@ -114,6 +114,33 @@ struct Entry<'a> {
 }
 
 impl Printer {
+    /// Prints what comes. Gives why it broke off, if it did before its end.
+    async fn print_all(&mut self, mut body: Incoming) -> Outcome<Option<Failure>> {
+        let mut waiting = BytesMut::new();
+        let broken = || Failure::failed("the log broke off");
+        while let Some(part) = body.frame().await {
+            let part = match part {
+                Ok(part) => part,
+                Err(error) => return Ok(Some(broken().caused_by(error))),
+            };
+            let Ok(part) = part.into_data() else { continue };
+            waiting.extend_from_slice(&part);
+            while let Some((frame, length)) =
+                Frame::decode(&waiting).map_err(|error| broken().caused_by(error))?
+            {
+                waiting.advance(length);
+                if let Frame::Log(entry) = frame {
+                    self.print(&entry)?;
+                    if entry.channel != Channel::Console {
+                        self.seen = Some(entry.seq);
+                    }
+                }
+            }
+            self.lines.flush()?;
+        }
+        Ok((!waiting.is_empty()).then(broken))
+    }
+
     fn print(&mut self, entry: &LogEntry) -> Outcome<()> {
         if self.args.json {
             return self.lines.write(OutputStream::Stdout, &json_line(entry));

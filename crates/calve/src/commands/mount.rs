@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "for_machines")]
     on: Option<PathBuf>,
     /// A cache, as http://…, https://…, unix:/SOCKET or a directory; may be repeated, the next is asked where one fails.
-    #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", value_parser = parse_place, required = true)]
+    #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", hide_env_values = true, value_parser = parse_place, required = true)]
     from: Vec<Place>,
     #[command(flatten)]
     trust: TrustArgs,

@@ -1,4 +1,5 @@
 mod check;
+pub mod everywhere;
 mod images;
 mod ls;
 mod regions;
@@ -14,8 +15,12 @@ use crate::failure::{Failure, Outcome};
 
 /// Shows what providers of machines have, and what of it is calve's.
 ///
-/// Credentials come from the environment: DIGITALOCEAN_TOKEN, or DIGITALOCEAN_TOKEN_FILE for a file that nobody else can
-/// read. DIGITALOCEAN_API_URL names another address of the API.
+/// Credentials come from the environment: DIGITALOCEAN_TOKEN or PROXMOX_TOKEN (USER@REALM!ID=SECRET), or with _FILE behind it
+/// the name of a file that nobody else can read. DIGITALOCEAN_API_URL names another address of that API.
+///
+/// PROXMOX_API_URL says where Proxmox VE is, PROXMOX_FINGERPRINT its certificate (`pvenode cert info`; else the system's
+/// authorities count), PROXMOX_CLONE how templates are copied (linked or full), PROXMOX_STORAGE and PROXMOX_ISO_STORAGE where
+/// disks and ISO images are put, PROXMOX_POOL the pool of new machines.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -57,16 +62,26 @@ pub async fn run(args: Args) -> Outcome {
     }
 }
 
+pub use ls::show_everywhere;
+
 /// The provider of this name, with the credentials of the environment.
 pub fn open(name: &str) -> Outcome<Arc<dyn Provider>> {
-    calve_provider::open(name, &|variable| std::env::var(variable).ok()).map_err(|error| match error {
+    calve_provider::open(name, &environment).map_err(|error| failure_of(name, error))
+}
+
+fn environment(variable: &str) -> Option<String> {
+    std::env::var(variable).ok()
+}
+
+fn failure_of(name: &str, error: OpenError) -> Failure {
+    match error {
         OpenError::Unknown { .. } => Failure::usage(error.to_string()),
         OpenError::Credentials(credentials) => {
             Failure::failed(format!("{name} cannot be used")).caused_by(credentials)
         }
         OpenError::Plugins(plugins) => Failure::failed(format!("{name} cannot be used")).caused_by(plugins),
         OpenError::Settings(settings) => Failure::failed(settings.to_string()),
-    })
+    }
 }
 
 /// What a provider refused, for people.

@@ -7,6 +7,7 @@ use calve_core::{State, Timestamp};
 use calve_wire::api::Condition;
 use calve_wire::machine::{Exit, PortMapping};
 
+use super::provider;
 use crate::args::show_duration_behind;
 use crate::client::Client;
 use crate::failure::{ExitStatus, Outcome};
@@ -19,12 +20,18 @@ pub struct Args {
     /// Also those that are gone, failed or expired.
     #[arg(short, long)]
     all: bool,
+    /// Instead, what carries calve's tag at every provider whose credentials are there, whoever made it; asks no server.
+    #[arg(long, conflicts_with = "all")]
+    all_providers: bool,
     /// Print an array of objects with name, kind, state, …
     #[arg(long)]
     json: bool,
 }
 
 pub async fn run(args: Args) -> Outcome {
+    if args.all_providers {
+        return provider::show_everywhere(args.json).await;
+    }
     let client = Client::connect().await?;
     let path = if args.all { "/v1/machines?all=true" } else { "/v1/machines" };
     // As the server said it: parsing and writing 10,000 machines again would only cost time.

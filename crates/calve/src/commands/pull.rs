@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(required = true, value_name = "PATH", value_parser = parse_path)]
     paths: Vec<StorePath>,
     /// A cache, as http://…, https://…, unix:/SOCKET or a directory; may be repeated, all are used at once.
-    #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", value_parser = parse_place, required = true)]
+    #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", hide_env_values = true, value_parser = parse_place, required = true)]
     from: Vec<Place>,
     #[command(flatten)]
     trust: TrustArgs,

@@ -16,7 +16,7 @@ pub struct Args {
     #[arg(required = true, value_name = "X")]
     what: Vec<String>,
     /// The cache, as http://…, https://…, unix:/SOCKET or a directory; that of a server lies at http://SERVER/cache.
-    #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", value_parser = parse_place)]
+    #[arg(long, value_name = "CACHE", env = "CALVE_CACHE", hide_env_values = true, value_parser = parse_place)]
     to: Place,
     #[command(flatten)]
     token: TokenArgs,

@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use calve_provider::mark::{Owner, OwnerKey};
 use calve_provider::reap::{self, Judged, Verdict, Whose};
 use serde_json::{Value, json};
@@ -62,7 +60,7 @@ fn whose(args: &Args) -> Outcome<Whose> {
     if let Some(owner) = args.owner {
         return Ok(Whose::Owner(owner));
     }
-    let file = key_file()?;
+    let file = dirs::find()?.owner_key(&args.provider);
     if !file.exists() {
         let sentence =
             format!("no server of this data directory made machines: there is no {}", file.display());
@@ -72,11 +70,6 @@ fn whose(args: &Args) -> Outcome<Whose> {
     let key = OwnerKey::load_or_make(&file)
         .map_err(|error| Failure::failed(format!("{} cannot be read", file.display())).caused_by(error))?;
     Ok(Whose::Owner(key.owner()))
-}
-
-fn key_file() -> Outcome<PathBuf> {
-    let dirs = dirs::find()?;
-    Ok(dirs.owner_key())
 }
 
 /// What became of a machine, in one word.

@@ -88,7 +88,7 @@ async fn first_try(client: &Client, request: &CreateMachine) -> Outcome<Tried> {
 }
 
 async fn create(client: &Client, request: &CreateMachine) -> Outcome<Bytes> {
-    client.submit(Method::POST, "/v1/machines", request).await
+    client.submit_again("/v1/machines", request).await
 }
 
 /// Why the server refused the machine. A program that cannot be started has exit codes of its own.

@@ -1,5 +1,7 @@
 mod serve;
 
+pub use serve::agent_binary;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

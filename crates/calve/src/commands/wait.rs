@@ -1,4 +1,4 @@
-use calve_core::MachineName;
+use calve_core::{Kind, MachineName, State};
 use calve_wire::api::MachineView;
 use clap_complete::ArgValueCompleter;
 
@@ -8,7 +8,7 @@ use crate::client::Client;
 use crate::failure::{ExitStatus, Outcome};
 use crate::ui;
 
-/// Waits until machines have ended; ends with the exit code of the first program that did not succeed.
+/// Waits until machines have ended; ends with the exit code of the first program that did not succeed, 125 where none is known.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The machines.
@@ -47,14 +47,43 @@ pub async fn run(args: Args) -> Outcome {
     Ok(status)
 }
 
-/// The status of a machine that has ended: its program's code; without one, whether it was let go of as wished.
+/// The status of a machine that has ended: its program's code; without one, 125 as `run` has it, unless it is a system, which
+/// has none, and was let go of.
 fn end_status(view: &MachineView) -> ExitStatus {
-    match &view.summary.exit {
-        Some(exit) => ExitStatus::Program(calve_core::Exit::from(*exit).shell_code()),
-        None if view.summary.state == calve_core::State::Failed => {
-            ui::note(&format!("{} failed: {}", view.summary.name, view.messages.join("; ")));
-            ExitStatus::Failed
+    let summary = &view.summary;
+    let Some(why) = no_exit(summary.state, summary.exit.is_some(), &summary.kind) else {
+        return summary.exit.map_or(ExitStatus::Success, |exit| {
+            ExitStatus::Program(calve_core::Exit::from(exit).shell_code())
+        });
+    };
+    let messages: Vec<_> = std::iter::once(why).chain(view.messages.iter().map(String::as_str)).collect();
+    ui::note(&format!("{} {}", summary.name, messages.join("; ")));
+    ExitStatus::Failed
+}
+
+/// Why nobody can say how it ended, where that is so.
+fn no_exit(state: State, has_exit: bool, kind: &str) -> Option<&'static str> {
+    match state {
+        _ if has_exit => None,
+        State::Failed => Some("failed"),
+        State::Expired => Some("ended with its lease"),
+        _ if kind == Kind::System.as_str() => None,
+        _ => Some("has ended, and how its program did is not known"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_is_not_known_is_no_success() {
+        let known = |state, has_exit, kind| no_exit(state, has_exit, kind).is_none();
+        assert!(known(State::Gone, true, "job") && known(State::Expired, true, "job"));
+        assert!(known(State::Gone, false, "system"));
+        for state in [State::Failed, State::Expired] {
+            assert!(!known(state, false, "system") && !known(state, false, "service"));
         }
-        None => ExitStatus::Success,
+        assert!(!known(State::Gone, false, "job"));
     }
 }

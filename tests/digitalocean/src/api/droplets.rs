@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::lists::{Parameters, page};
 use super::tags::is_tag;
 use super::{Refusal, answer};
-use crate::catalog::{REGIONS, image, size};
+use crate::catalog::{REGIONS, size};
 use crate::state::New;
 use crate::{Droplet, Shared};
 
@@ -41,8 +41,10 @@ pub(super) async fn create(State(shared): State<Arc<Shared>>, body: Bytes) -> Re
     if names.is_empty() || names.len() > NAMES_MAX {
         return Err(Refusal::unprocessable("names must hold 1 to 10 names"));
     }
-    let new: Vec<New> = names.iter().map(|name| checked(name, &body)).collect::<Result<_, _>>()?;
     let mut state = shared.state();
+    let image = state.image(&body["image"], shared.options.boot);
+    let new: Vec<New> =
+        names.iter().map(|name| checked(name, &body, image.as_ref())).collect::<Result<_, _>>()?;
     if state.droplets().count() + new.len() > shared.options.droplet_limit {
         return Err(Refusal::unprocessable("creating this/these droplet(s) will exceed your droplet limit"));
     }
@@ -66,7 +68,7 @@ pub(super) async fn create(State(shared): State<Arc<Shared>>, body: Bytes) -> Re
     Ok(answer(StatusCode::ACCEPTED, shown))
 }
 
-fn checked(name: &Value, body: &Value) -> Result<New, Refusal> {
+fn checked(name: &Value, body: &Value, image: Option<&(u64, Vec<String>)>) -> Result<New, Refusal> {
     let no = |message: &str| Err(Refusal::unprocessable(message));
     let name = name.as_str().unwrap_or_default();
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-')) {
@@ -82,10 +84,10 @@ fn checked(name: &Value, body: &Value) -> Result<New, Refusal> {
     if !size.regions.contains(region) {
         return no("Size is not available in this region.");
     }
-    let Some(image) = image(&body["image"]) else {
+    let Some((image, regions)) = image else {
         return no("You specified an invalid image for Droplet creation.");
     };
-    if !image.regions.contains(region) {
+    if !regions.iter().any(|known| known == region) {
         return no("The image you selected is not available in the region that you selected.");
     }
     let user_data = body["user_data"].as_str().unwrap_or_default().to_owned();
@@ -102,7 +104,7 @@ fn checked(name: &Value, body: &Value) -> Result<New, Refusal> {
         return no("Tags contain invalid characters or are too long");
     };
     let (name, region, size) = (name.to_owned(), (*region).to_owned(), size.slug.to_owned());
-    Ok(New { name, region, size, image: image.id, user_data, tags })
+    Ok(New { name, region, size, image: *image, user_data, tags })
 }
 
 pub(super) async fn show(

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::{Refusal, answer};
 use crate::Shared;
-use crate::catalog::{IMAGES, REGIONS, SIZES, image as find_image, image_json, region_json, size_json};
+use crate::catalog::{REGIONS, SIZES, region_json, size_json};
 
 /// Parameters of a request's address.
 pub(super) type Parameters = Query<BTreeMap<String, String>>;
@@ -84,24 +84,4 @@ pub(super) async fn sizes(
     Query(parameters): Parameters,
 ) -> Result<Response, Refusal> {
     page(&shared, "/v2/sizes", "sizes", SIZES.iter().map(size_json).collect(), &parameters)
-}
-
-pub(super) async fn images(
-    State(shared): State<Arc<Shared>>,
-    Query(parameters): Parameters,
-) -> Result<Response, Refusal> {
-    let private = parameters.get("private").is_some_and(|value| value == "true");
-    let distribution = parameters.get("type").is_some_and(|value| value == "distribution");
-    let wanted = |custom: bool| if custom { !distribution } else { !private };
-    let items = IMAGES
-        .iter()
-        .filter(|image| wanted(image.slug.is_none()))
-        .map(|image| image_json(image.id))
-        .collect();
-    page(&shared, "/v2/images", "images", items, &parameters)
-}
-
-pub(super) async fn image(Path(named): Path<String>) -> Result<Response, Refusal> {
-    let found = find_image(&Value::String(named)).ok_or_else(Refusal::not_found)?;
-    Ok(answer(StatusCode::OK, json!({"image": image_json(found.id)})))
 }

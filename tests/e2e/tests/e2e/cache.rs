@@ -161,7 +161,8 @@ fn copies_there_and_back(bin: Option<&Path>) {
     // Who has just pushed remembers what was said then; somebody else hears of the signature.
     let asking = nix(&home, "asking", &format!("netrc-file = {netrc}"));
     let known = asking.ok("nix", &["path-info", "--store", &serving.url, "--json", &path]);
-    assert!(known.contains("\"calve:"), "{known}");
+    let name = key.split(':').next().unwrap();
+    assert!(known.contains(&format!("\"{name}:")), "{known}");
 
     // Another user of Nix, who trusts the key, and checks signatures.
     let trusting = format!("netrc-file = {netrc}\nrequire-sigs = true\ntrusted-public-keys = {key}");
@@ -286,4 +287,25 @@ fn a_plain_tree_is_pushed_pulled_compared_and_shown() {
         ],
     );
     assert_eq!(gone.code, 127, "{gone:?}");
+}
+
+#[test]
+fn pins_are_set_listed_and_removed() {
+    let home = Home::alone();
+    let dir = home.path().join("cache");
+    let tree = home.path().join("tree");
+    std::fs::write(&tree, "some text").unwrap();
+    drop(serve(&home, &dir, &[]));
+    let dir = dir.to_str().unwrap();
+    let pushed = home.json(&["push", tree.to_str().unwrap(), "--to", dir]);
+    let path = pushed["roots"][0].as_str().unwrap();
+    home.ok(&["cache", "pin", "--dir", dir, "fleet", path]);
+    let listed = home.ok(&["cache", "info", "--dir", dir, "--json"]);
+    assert!(listed.contains("\"fleet\"") && listed.contains(path), "{listed}");
+    assert!(home.ok(&["cache", "info", "--dir", dir]).contains("fleet"));
+    let everything = ["cache", "gc", "--dir", dir, "--max-age", "0s", "--grace", "0s"];
+    assert!(home.ok(&everything).contains("1 path stays"));
+    home.ok(&["cache", "unpin", "--dir", dir, "fleet"]);
+    assert!(!home.ok(&["cache", "info", "--dir", dir, "--json"]).contains("fleet"));
+    assert!(home.ok(&everything).contains("0 paths stay"));
 }

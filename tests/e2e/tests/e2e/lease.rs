@@ -33,10 +33,16 @@ fn a_lease_can_be_extended_and_none_must_be_said() {
 fn a_lease_ends_on_time_with_the_server_dead() {
     let home = Home::new();
     let app = home.app();
-    home.ok(&["run", "-d", "--name", "orphan", "--ttl", "3s", "--grace", "1s", &app, "--", "sleep", "1000"]);
-    home.wait_for_running("orphan");
+    let script = "trap 'echo result; exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    home.ok(&[
+        "run", "-d", "--name", "orphan", "--ttl", "3s", "--grace", "1s", &app, "--", "sh", "-c", script,
+    ]);
+    wait_until("its trap", || home.ok(&["logs", "orphan"]).contains("up"));
     home.kill_server();
     assert!(!home.processes().is_empty(), "the machine went with the server");
     wait_until("the machine to end by itself", || home.processes().is_empty());
     home.wait_for_state("orphan", "expired");
+    // What nobody was there to hear was left for the next server.
+    assert!(home.ok(&["logs", "orphan"]).contains("result"));
+    assert_eq!(home.run(&["wait", "orphan"]).code, 3);
 }

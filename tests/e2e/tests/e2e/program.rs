@@ -93,6 +93,16 @@ fn limits_hold_and_their_kills_are_told() {
     assert_eq!(ran.code, 128 + 9, "{ran:?}");
     assert_eq!(home.json(&["status", "hog"])["exit"]["cause"], "out-of-memory");
     assert!(ran.stderr.contains("memory"), "the user is told why: {ran:?}");
+    // Files in /tmp are memory: they outlive the program, and starting it again would not help.
+    let fill = ["dd", "if=/dev/zero", "of=/tmp/x", "bs=64k", "count=2000"];
+    for (name, kind) in [("full", "job"), ("again", "service")] {
+        home.ok(&[&["run", "-d", "--name", name, "--kind", kind, "--memory", "32M", &app, "--"], &fill[..]]
+            .concat());
+        home.wait_for_state(name, "gone");
+        let status = home.json(&["status", name]);
+        assert_eq!(status["exit"]["cause"], "out-of-memory", "{status}");
+        assert!(status["messages"].to_string().contains("/tmp"), "{status}");
+    }
     let bomb = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 5 & done; echo started";
     let ran = home.run(&["run", "--pids", "8", &app, "--", "sh", "-c", bomb]);
     assert!(ran.stderr.contains("can't fork"), "{ran:?}");

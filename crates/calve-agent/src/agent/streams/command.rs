@@ -22,6 +22,10 @@ use crate::init::packet::{End, NotStarted, Work};
 /// Time that a terminal's last output has to come through after its command has ended, where something else still holds
 /// the terminal: the kernel moves it in the background.
 const TERMINAL_LINGER: Duration = Duration::from_millis(200);
+/// Longest wait for a system to have begun: one in emulation takes a minute from its first process to its services.
+const READY_MAX: Duration = Duration::from_secs(90);
+/// Pause between two looks, which cost a few system calls.
+const READY_PAUSE: Duration = Duration::from_millis(100);
 /// What a terminal takes for the end of input (`VEOF`, termios(3)).
 const END_OF_INPUT: &[u8] = &[4];
 
@@ -73,6 +77,7 @@ pub async fn serve(
             (Standard::Descriptors(standard), Some(pipes))
         }
     };
+    until_ready(agent).await;
     let mut process = agent.processes.spawn(work, standard, false).await?;
     let pipes = match (pipes, process.terminal.take()) {
         (Some(pipes), _) => pipes,
@@ -116,6 +121,16 @@ pub async fn serve(
         end,
         if end == End::Signal(libc::SIGKILL) { agent.enclosure.exit_cause() } else { ExitCause::Normal },
     ))
+}
+
+/// Waits until the machine has what commands need, but not for ever: then the command itself says what is missing.
+async fn until_ready(agent: &Agent) {
+    let ready = async {
+        while !agent.enclosure.is_ready_for_commands() {
+            tokio::time::sleep(READY_PAUSE).await;
+        }
+    };
+    let _ = tokio::time::timeout(READY_MAX, ready).await;
 }
 
 struct Pipes {

@@ -42,6 +42,25 @@ pub async fn write(stream: &Stream, path: String, inputs: &mut Inputs) -> Result
     }
 }
 
+/// Takes store paths into the store `path`.
+pub async fn seed(stream: &Stream, path: String, inputs: &mut Inputs) -> Result<(), NotStarted> {
+    let (input, stdin) = Pipe::to_process().map_err(|error| error.to_string())?;
+    let (output, stdout) = Pipe::from_process().map_err(|error| error.to_string())?;
+    let task = Task::start(&stream.agent, Work::Seed { path }, stdin, stdout).await?;
+    stream.opened();
+    let (_writer_gone, gone) = watch::channel(false);
+    let feeding = async {
+        inputs.write_to(&input).await;
+        drop(input);
+        std::future::pending::<()>().await;
+    };
+    let working = async { tokio::join!(stream.send_all(&output, Channel::Stdout, gone), task.end()).1 };
+    tokio::select! {
+        ended = working => ended,
+        () = feeding => Ok(()),
+    }
+}
+
 /// Does work that needs neither input nor output.
 pub async fn perform(agent: &Agent, work: Work) -> Result<(), NotStarted> {
     let stdin = null().map_err(|error| error.to_string())?;

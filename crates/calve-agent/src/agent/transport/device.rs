@@ -36,7 +36,7 @@ pub struct Opened {
 
 /// Serves whoever is at the other end and knows the token.
 pub async fn serve(agent: &Rc<Agent>, path: &Path, mut opened: Option<Opened>) -> io::Result<Infallible> {
-    let mut decoder = Decoder::new(agent.token.clone());
+    let mut decoder = Decoder::new(agent.token.borrow().clone());
     loop {
         let device = match opened.take() {
             Some(Opened { device, received }) => {

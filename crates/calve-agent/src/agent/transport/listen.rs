@@ -58,7 +58,7 @@ pub async fn serve(agent: &Rc<Agent>, listener: UnixListener) -> io::Result<Infa
         tokio::select! {
             (accepted, permit) = accepting => match accepted {
                 Ok((stream, _)) => {
-                    let (known, token) = (known.clone(), agent.token.clone());
+                    let (known, token) = (known.clone(), agent.token.borrow().clone());
                     tokio::task::spawn_local(async move {
                         if let Some(peer) = prove(stream, Decoder::new(token)).await {
                             let _ = known.send(peer).await;

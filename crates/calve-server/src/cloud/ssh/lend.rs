@@ -1,6 +1,6 @@
 //! The server's side of `calve-agent lend`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use calve_core::MachineId;
 use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_provider::ssh::{Client, Host, HostKey, Session, Target};
 use calve_provider::{ErrorKind, ProviderError};
-use calve_store::Closure;
+use calve_store::{Closure, Store};
 use calve_wire::agent::{
     AGENT_PROTOCOL_VERSION, SandboxFailure, SandboxFailureKind, SandboxSpec, StoreMount,
 };
@@ -22,7 +22,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::super::driver_error;
-use crate::world::{now, seed};
+use crate::world::now;
+use crate::world::seed::{self, SeedError};
 
 /// Where a host keeps lent machines, for root.
 const BASE_OF_ROOT: &str = "/var/lib/calve-lent";
@@ -61,6 +62,7 @@ const BRING: &str = r#"
 /// Lends hosts.
 pub(super) struct Lender {
     client: Client,
+    store: Arc<Store>,
     agent_binary: PathBuf,
     /// What is known of hosts, by target.
     facts: Mutex<BTreeMap<Target, Arc<Facts>>>,
@@ -86,8 +88,8 @@ pub(super) struct NotLent {
 }
 
 impl Lender {
-    pub fn new(client: Client, agent_binary: PathBuf) -> Self {
-        Self { client, agent_binary, facts: Mutex::default() }
+    pub fn new(client: Client, store: Arc<Store>, agent_binary: PathBuf) -> Self {
+        Self { client, store, agent_binary, facts: Mutex::default() }
     }
 
     /// The agent for hosts like this one.
@@ -112,7 +114,7 @@ impl Lender {
         let facts = self.prepare(&host).await.map_err(nothing)?;
         let unsure = |error: DriverError| NotLent { error, left_nothing: false };
         let mut session = host.session(&facts.words(&[])).map_err(|error| nothing(driver_error(error)))?;
-        let talked = talk(&host, &mut session, &lend, &order.closure).await;
+        let talked = talk(&self.store, &host, &mut session, &lend, &order.closure).await;
         match talked {
             Ok(Lent::Ready) => Ok(()),
             Ok(Lent::Failed(failure)) => Err(nothing(refused(&host, failure))),
@@ -322,11 +324,17 @@ enum Talk {
     /// The connection or the agent there.
     Broken,
     /// The closure here.
-    Read(io::Error),
+    Read(SeedError),
 }
 
 /// The whole talk of [`calve_wire::lend`]; gives the last word.
-async fn talk(host: &Host, session: &mut Session, lend: &LendOrder, closure: &Closure) -> Result<Lent, Talk> {
+async fn talk(
+    store: &Arc<Store>,
+    host: &Host,
+    session: &mut Session,
+    lend: &LendOrder,
+    closure: &Closure,
+) -> Result<Lent, Talk> {
     let mut stdin = session.stdin.take().expect("it is new");
     let mut line = serde_json::to_vec(lend).expect("names and numbers");
     line.push(b'\n');
@@ -338,10 +346,15 @@ async fn talk(host: &Host, session: &mut Session, lend: &LendOrder, closure: &Cl
     };
     let size = closure.paths.len();
     tracing::info!(host = %host.target(), machine = lend.spec.machine_id, "{} of {size} store paths are sent", missing.len());
-    let mut closure = closure.clone();
-    closure.paths.retain(|path| missing.iter().any(|name| name == path.path.base_name()));
+    let closure = closure.clone();
+    let missing: BTreeSet<String> = missing.into_iter().collect();
     let (pieces, mut read) = mpsc::channel::<Bytes>(PIECES_MAX);
-    let reading = tokio::task::spawn_blocking(move || seed::archive(&closure, seed::Pieces::new(pieces)));
+    let store = store.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        let infos = store.path_infos(&closure)?;
+        let is_wanted = |name: &str| missing.contains(name);
+        seed::send(&closure, &infos, is_wanted, seed::Pieces::new(pieces))
+    });
     let sending = async {
         while let Some(piece) = read.recv().await {
             if stdin.write_all(&piece).await.is_err() {
@@ -349,7 +362,7 @@ async fn talk(host: &Host, session: &mut Session, lend: &LendOrder, closure: &Cl
                 return Ok(());
             }
         }
-        // Half an archive does not look like all of it: it has no end.
+        // Half a closure does not look like all of it: it has no end.
         reading
             .await
             .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))

@@ -23,7 +23,7 @@ pub async fn request_stop(
     update(state, view, id, |record| Ok(stop(record, grace, reason, now))).await
 }
 
-/// Moves a machine's deadline back by `by`; a lease without an end stays so.
+/// Moves a machine's deadline back by `by`, up to the longest life that a machine may have; a lease without an end stays so.
 pub async fn extend(
     state: &dyn State,
     view: &View,
@@ -38,7 +38,8 @@ pub async fn extend(
         }
         let Some(deadline) = record.deadline_unix_ms else { return Ok(false) };
         let deadline = Timestamp(deadline).after(by);
-        if deadline > now.after(TTL_MAX) {
+        // From when it was made: a lease that is renewed again and again has an end too.
+        if deadline > Timestamp(record.created_unix_ms).after(TTL_MAX) {
             return Err(RecordsError::LeaseTooLong);
         }
         record.deadline_unix_ms = Some(deadline.0);
@@ -109,6 +110,26 @@ async fn update(
     id: MachineId,
     change: impl Fn(&mut MachineRecord) -> Result<bool, RecordsError> + Send + Sync,
 ) -> Result<Arc<MachineRecord>, RecordsError> {
+    update_with(Durability::Soon, state, view, id, change).await
+}
+
+/// The same, for what a power failure must not undo.
+pub(crate) async fn update_now(
+    state: &dyn State,
+    view: &View,
+    id: MachineId,
+    change: impl Fn(&mut MachineRecord) -> Result<bool, RecordsError> + Send + Sync,
+) -> Result<Arc<MachineRecord>, RecordsError> {
+    update_with(Durability::Now, state, view, id, change).await
+}
+
+async fn update_with(
+    durability: Durability,
+    state: &dyn State,
+    view: &View,
+    id: MachineId,
+    change: impl Fn(&mut MachineRecord) -> Result<bool, RecordsError> + Send + Sync,
+) -> Result<Arc<MachineRecord>, RecordsError> {
     let key = machine_key(id);
     for _ in 0..TRIES_MAX {
         let entry = state.get(&key).await?.ok_or_else(|| RecordsError::NotFound(id.to_string()))?;
@@ -117,7 +138,7 @@ async fn update(
             return Ok(Arc::new(record));
         }
         let value = stored(&record);
-        match put(state, &key, value.clone(), Expect::Revision(entry.revision), Durability::Soon).await {
+        match put(state, &key, value.clone(), Expect::Revision(entry.revision), durability).await {
             Ok(revision) => {
                 view.note(revision, &record, value);
                 return Ok(Arc::new(record));

@@ -52,6 +52,10 @@ pub async fn create_announced(
     announce: impl FnOnce(&MachineRecord) + Send,
 ) -> Result<Arc<MachineRecord>, RecordsError> {
     view.refresh(state).await?;
+    // Asked for again, as the answer was lost.
+    if let Some((_, record)) = view.record(new.id) {
+        return Ok(record);
+    }
     if view.living() >= MACHINES_MAX {
         return Err(RecordsError::TooMany);
     }
@@ -103,6 +107,7 @@ fn declared(new: NewMachine, name: MachineName, now: Timestamp) -> MachineRecord
         driver: None,
         attempt: 0,
         agent_token: new.agent_token,
+        joined: None,
         exit: None,
         message: None,
         created_unix_ms: now.0,

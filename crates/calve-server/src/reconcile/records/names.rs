@@ -101,7 +101,12 @@ pub(in crate::reconcile) async fn sweep(
     let (names, _) = state.list(NAMES).await?;
     for entry in names {
         let Ok(holder) = serde_json::from_slice::<NameRecord>(&entry.value) else { continue };
-        if view.record(holder.id).is_none() && is_abandoned(state, &holder, now).await? {
+        let abandoned = match view.record(holder.id) {
+            // Its machine was asked for twice, and has another name.
+            Some((_, record)) => entry.key != name_key(&record.name),
+            None => is_abandoned(state, &holder, now).await?,
+        };
+        if abandoned {
             forgive_conflict(
                 state.delete(&entry.key, Expect::Revision(entry.revision), Durability::Soon).await,
             )?;

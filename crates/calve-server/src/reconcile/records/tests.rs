@@ -141,6 +141,12 @@ async fn a_lease_is_extended_only_while_it_lives() {
     assert_eq!(record.deadline_unix_ms, Some(NOW.0 + 90_000));
     let too_long = extend(&state, &view, id, limits::TTL_MAX, NOW).await;
     assert!(matches!(too_long, Err(RecordsError::LeaseTooLong)));
+    // However often it is renewed, the longest life counts from when the machine was made.
+    let half = limits::TTL_MAX / 2;
+    let id_of_old = create(&state, &view, new(2, None), NOW).await.unwrap().id;
+    extend(&state, &view, id_of_old, half, later(by)).await.unwrap();
+    let again = extend(&state, &view, id_of_old, half, later(half)).await;
+    assert!(matches!(again, Err(RecordsError::LeaseTooLong)));
     let over = extend(&state, &view, id, by, later(Duration::from_secs(90))).await;
     assert!(matches!(over, Err(RecordsError::Ended(_))));
     request_stop(&state, &view, id, None, StopReason::Requested, NOW).await.unwrap();

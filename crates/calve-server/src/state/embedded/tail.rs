@@ -12,8 +12,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use rustix::fs::FallocateFlags;
 
 use super::{Change, Revision};
+
+/// Space that the tail has on the disk before it needs it: stops, ends and removals are written also where the disk is
+/// full, some two thousand of them. A file system that cannot set space aside gives none, and nothing else changes.
+const RESERVED_BYTES: u64 = 1024 * 1024;
 
 const HEAD_BYTES: usize = 12;
 const BODY_HEAD_BYTES: usize = 11;
@@ -93,6 +98,8 @@ impl Tail {
     fn cut(&mut self, length: u64) -> io::Result<()> {
         self.file.set_len(length)?;
         self.length = length;
+        // That gave back what was set aside behind the end (fallocate(2)).
+        let _ = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, RESERVED_BYTES);
         Ok(())
     }
 }

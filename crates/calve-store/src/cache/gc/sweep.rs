@@ -103,11 +103,18 @@ impl Cache {
             };
             let (rows, manifests) = self.0.index.read(read).await?;
             let live: u64 = rows.iter().map(|(chunk, _)| u64::from(chunk.stored)).sum();
-            if pack.made_ms >= times.spared_ms {
+            // Manifests of paths that are gone go at once: what a pack holds beyond them, the index has lost.
+            let forgotten = manifests < pack.manifests;
+            if pack.made_ms >= times.spared_ms && !forgotten {
+                continue;
+            }
+            if rows.is_empty() && manifests == 0 {
+                // Nothing has to be written for it: that makes room for what has to.
+                done.packs_removed += self.merge_packs(&[pack]).await?.len() as u64;
                 continue;
             }
             let mostly_dead = manifests == 0 && live * 100 < pack.bytes * PACK_LIVE_PERCENT;
-            if mostly_dead || manifests < pack.manifests {
+            if mostly_dead || forgotten {
                 shrunk.push_back((live, pack));
             } else if pack.bytes < PACK_SMALL_BYTES {
                 small.push_back((live, pack));
@@ -124,7 +131,14 @@ impl Cache {
                 bytes += live;
                 group.push(pack);
             }
-            done.packs_removed += self.merge_packs(&group).await?.len() as u64;
+            match self.merge_packs(&group).await {
+                // They stay as they are: what is gone already made room.
+                Err(error) if error.is_disk_full() => {
+                    tracing::warn!("packs were not put together: {}", crate::chain(&error));
+                    return Ok(());
+                }
+                merged => done.packs_removed += merged?.len() as u64,
+            }
         }
         Ok(())
     }

@@ -86,7 +86,7 @@ pub fn touch_since(
     }
 }
 
-/// Adds a pack that was written; gives its number.
+/// Adds a pack that was written, unless a rebuild was faster; gives its number.
 pub fn insert_pack(
     connection: &Connection,
     name: &str,
@@ -96,9 +96,11 @@ pub fn insert_pack(
 ) -> rusqlite::Result<i64> {
     let manifests = entries.iter().filter(|(_, entry)| entry.kind == Kind::Manifest).count();
     connection
-        .prepare_cached("INSERT INTO packs (name, bytes, manifests, made_ms) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![name, bytes as i64, manifests as i64, now_ms])?;
-    Ok(connection.last_insert_rowid())
+        .prepare_cached(
+            "INSERT INTO packs (name, bytes, manifests, made_ms) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET made_ms = max(made_ms, excluded.made_ms) RETURNING pack",
+        )?
+        .query_row(params![name, bytes as i64, manifests as i64, now_ms], |row| row.get(0))
 }
 
 /// Adds the chunks and recipes of a pack, but for those that are there already.
@@ -137,10 +139,25 @@ pub fn move_chunks(connection: &Connection, from: i64, to: i64, entries: &[Place
     Ok(())
 }
 
+/// Forgets which of these chunks lie in a pack.
+pub fn remove_chunks(connection: &Connection, pack: i64, entries: &[Placed]) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached("DELETE FROM chunks WHERE id = ?1 AND pack = ?2")?;
+    entries.iter().try_for_each(|(_, entry)| statement.execute(params![&entry.id.0[..], pack]).map(drop))
+}
+
 /// Every pack, oldest first.
 pub fn packs(connection: &Connection) -> rusqlite::Result<Vec<Pack>> {
-    let mut statement =
-        connection.prepare_cached("SELECT pack, name, bytes, manifests, made_ms FROM packs ORDER BY pack")?;
+    select_packs(connection, "true")
+}
+
+/// The packs with manifests that are no path's: it is gone, has another one, or the index has lost it.
+pub fn packs_lacking_manifests(connection: &Connection) -> rusqlite::Result<Vec<Pack>> {
+    select_packs(connection, "manifests > (SELECT count(*) FROM paths WHERE paths.pack = packs.pack)")
+}
+
+fn select_packs(connection: &Connection, which: &str) -> rusqlite::Result<Vec<Pack>> {
+    let sql = format!("SELECT pack, name, bytes, manifests, made_ms FROM packs WHERE {which} ORDER BY pack");
+    let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map([], |row| {
         Ok(Pack {
             pack: row.get(0)?,

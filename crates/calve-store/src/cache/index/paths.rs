@@ -34,6 +34,15 @@ pub fn get(connection: &Connection, hash_part: &str) -> rusqlite::Result<Option<
     connection.prepare_cached(&sql)?.query_row([hash_part], path_row).optional()
 }
 
+/// Whether a path is known by a manifest that is no older than this time.
+pub fn is_known_since(connection: &Connection, hash_part: &str, time_ms: i64) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM paths JOIN packs USING (pack) WHERE hash_part = ?1 AND NOT broken AND made_ms >= ?2",
+        )?
+        .exists(params![hash_part, time_ms])
+}
+
 /// The path with this number.
 pub fn get_number(connection: &Connection, path: i64) -> rusqlite::Result<Option<PathRow>> {
     let sql = format!("SELECT {COLUMNS} FROM paths WHERE path = ?1");

@@ -35,6 +35,10 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Outcome {
+    if !args.dry_run {
+        // A full disk has no room to open the index either.
+        calve_store::cache::release_reserve(&args.cache.dir()?);
+    }
     let cache = args.cache.open().await?;
     let policy = GcPolicy {
         max_age: args.max_age,
@@ -52,6 +56,7 @@ pub async fn run(args: Args) -> Outcome {
     if args.json {
         let json = serde_json::json!({
             "paths_kept": collected.paths_kept,
+            "paths_restored": collected.paths_restored,
             "paths_removed": collected.paths_removed,
             "chunks_removed": collected.chunks_removed,
             "chunk_bytes_removed": collected.chunk_bytes_removed,
@@ -65,13 +70,21 @@ pub async fn run(args: Args) -> Outcome {
         return Ok(ExitStatus::Success);
     }
     let done = if args.dry_run { "would go" } else { "removed" };
+    if collected.paths_restored > 0 {
+        let paths = ui::count(collected.paths_restored, "path");
+        ui::note(&format!("the index had lost {paths}, which its packs still hold: they are there again"));
+    }
     ui::line(&format!(
-        "{} paths, {} chunks and {} logs and realisations {done} ({}), {} paths stay",
-        collected.paths_removed,
-        collected.chunks_removed,
-        kept.0,
+        "{}, {} and {} {done} ({}), {}",
+        ui::count(collected.paths_removed, "path"),
+        ui::count(collected.chunks_removed, "chunk"),
+        ui::count(kept.0, "log or realisation").replace("log or realisations", "logs or realisations"),
         show_size(collected.chunk_bytes_removed + kept.1),
-        collected.paths_kept
+        if collected.paths_kept == 1 {
+            "1 path stays".to_owned()
+        } else {
+            format!("{} paths stay", collected.paths_kept)
+        },
     ))?;
     Ok(ExitStatus::Success)
 }

@@ -1,3 +1,4 @@
+use calve_nix::StorePath;
 use calve_store::remote::Remote;
 
 use super::CacheArgs;
@@ -37,6 +38,9 @@ pub async fn run(args: Args) -> Outcome {
             lines.push(("paths", held.paths.into()));
             lines.push(("chunks", held.chunks.into()));
             lines.push(("chunk_bytes", held.chunk_bytes.into()));
+            let pins = cache.pins().await.map_err(caches::cache_failed)?;
+            let pin = |(name, path): (String, StorePath)| serde_json::json!({ "name": name, "path": path.to_string() });
+            lines.push(("pins", pins.into_iter().map(pin).collect::<Vec<_>>().into()));
             cache.info().await.map_err(caches::refused)?
         }
     };
@@ -52,6 +56,11 @@ pub async fn run(args: Args) -> Outcome {
     for (name, value) in &lines {
         let shown = match (*name, value) {
             ("chunk_bytes", value) => show_size(value.as_u64().unwrap_or_default()),
+            ("pins", serde_json::Value::Array(pins)) => {
+                let text = |pin: &serde_json::Value, key| pin[key].as_str().unwrap_or_default().to_owned();
+                let shown = pins.iter().map(|pin| format!("{} {}", text(pin, "name"), text(pin, "path")));
+                shown.collect::<Vec<_>>().join(", ")
+            }
             (_, serde_json::Value::Array(values)) => {
                 values.iter().filter_map(|value| value.as_str()).collect::<Vec<_>>().join(" ")
             }

@@ -38,9 +38,9 @@ pub struct Args {
     /// A key that must have signed what upstream caches give; may be repeated.
     #[arg(long, value_name = "NAME:KEY", value_parser = caches::parse_key, requires = "upstream")]
     trusted_key: Vec<PublicKey>,
-    /// Name of the key that a new cache signs with.
-    #[arg(long, value_name = "NAME", default_value = "calve")]
-    name: String,
+    /// Name of the key that a new cache signs with. [default: the host's name and a random number]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// Rank among the caches of a client: lower ones are asked first.
     #[arg(long, value_name = "N", default_value_t = PRIORITY)]
     priority: u32,
@@ -50,10 +50,18 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Outcome {
+    calve_server::cache::log_to_stderr();
     let options = args.cache.options()?;
     let dir = options.dir.clone();
-    let options = calve_store::cache::CacheOptions { name: args.name, priority: args.priority, ..options };
+    let name = args.name.clone();
+    let options = calve_store::cache::CacheOptions { name, priority: args.priority, ..options };
     let cache = Cache::open(options).await.map_err(caches::cache_failed)?;
+    if let Some(name) = args.name.filter(|name| *name != cache.key_name()) {
+        ui::note(&format!(
+            "the cache is there already and keeps its key {}; {name} is not used",
+            cache.key_name()
+        ));
+    }
     let keys = args.trusted_key.into_iter().collect();
     let upstreams = Upstreams::new(args.upstream, keys).map_err(caches::refused)?;
     let listener = TcpListener::bind(args.listen).await.map_err(|error| {

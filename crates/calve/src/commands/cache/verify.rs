@@ -54,7 +54,8 @@ pub async fn run(args: Args) -> Outcome {
         for path in &verified.paths_broken {
             ui::line(&format!("broken: {path}"))?;
         }
-        ui::note(&format!("{} paths and {} chunks verified", verified.paths, verified.chunks));
+        let (paths, chunks) = (ui::count(verified.paths, "path"), ui::count(verified.chunks, "chunk"));
+        ui::note(&format!("{paths} and {chunks} verified"));
         if !whole {
             ui::note("push the broken paths again, or name a cache that has them with --repair-from");
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
-use calve_core::{DriverName, Kind, MachineName};
+use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_provider::ssh::HostKey;
 use calve_server::cloud::place::On;
 use calve_wire::api::CreateMachine;
@@ -19,6 +19,7 @@ use crate::args::{
     Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
     parse_ttl, show_duration,
 };
+use crate::commands::ps;
 use crate::failure::{Failure, Outcome};
 use crate::lazy::{self, LazyArgs};
 use crate::resolve::{self, Wish};
@@ -97,8 +98,8 @@ pub struct Args {
     #[arg(long, value_name = "HOW")]
     store: Option<StoreWord>,
 
-    /// Make the machine elsewhere: at a provider (digitalocean/ams3; needs a server with `--agents` and the provider's
-    /// credentials), by a plugin (exec/NAME), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
+    /// Make the machine elsewhere: at a provider (digitalocean/ams3, or proxmox/pve1, a node; needs a server with `--agents` and
+    /// the provider's credentials), by a plugin (exec/NAME), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
     #[arg(
         long,
         value_name = "PROVIDER/REGION|ssh://HOST",
@@ -106,10 +107,11 @@ pub struct Args {
         help_heading = "Providers"
     )]
     on: Option<On>,
-    /// How large, by the provider's name, e.g. s-1vcpu-1gb; `calve provider sizes` lists them.
+    /// How large, by the provider's name, e.g. s-1vcpu-1gb or 2vcpu-4gb; `calve provider sizes` lists them. [default at
+    /// proxmox: the template's]
     #[arg(long, value_name = "SIZE", requires = "on", help_heading = "Providers")]
     size: Option<String>,
-    /// What it boots, by the provider's name or number. [default: the account's newest image called calve-base]
+    /// What it boots, by the provider's name or number; at proxmox a template. [default: the newest one called calve-base]
     #[arg(long, value_name = "IMAGE", requires = "on", help_heading = "Providers")]
     image: Option<String>,
     /// The host's key, as `TYPE BASE64` or `SHA256:FINGERPRINT`: for a host that your known_hosts does not know, or whose key
@@ -200,6 +202,7 @@ impl Args {
             Some(Ttl::None) => None,
         };
         Ok(CreateMachine {
+            id: Some(MachineId::new(ps::now(), calve_server::random::u128())),
             name: self.name.clone(),
             spec,
             ttl_ms: ttl.map(ms),
@@ -213,7 +216,7 @@ impl Args {
         let on = self.on.as_ref()?;
         Some(Place {
             region: on.region.clone(),
-            size: self.size.clone().unwrap_or_default(),
+            size: self.size.clone().or_else(|| on.default_size().map(str::to_owned))?,
             image: self.image.clone(),
             host_key: self.host_key.as_ref().map(ToString::to_string),
         })
@@ -233,18 +236,21 @@ impl Args {
         if let Some((option, ..)) =
             given.iter().find(|(_, given, of_host)| *given && *of_host == on.is_made())
         {
-            return Err(match on.is_made() {
-                true => {
+            return Err(match (*option, on.is_made()) {
+                ("--host-key", _) => Failure::usage("--host-key is for a host that is there (ssh://…)"),
+                (_, true) => {
                     Failure::usage(format!("{option} is not for machines at a provider: their size says it"))
                 }
-                false => Failure::usage(format!(
+                (_, false) => Failure::usage(format!(
                     "{option} is for machines that a provider makes, not for a host that is there"
                 )),
             });
         }
-        if on.needs_size() && self.size.is_none() {
-            return Err(Failure::usage("a provider needs to know how large the machine shall be")
-                .hint("say --size; `calve provider sizes` lists them"));
+        if self.size.is_none() && on.default_size().is_none() {
+            let hint = format!("`calve provider sizes {}` lists what can follow --size", on.driver);
+            return Err(
+                Failure::usage(format!("{} has no size of its own; say --size", on.driver)).hint(hint)
+            );
         }
         Ok(())
     }
@@ -372,12 +378,20 @@ mod tests {
             (&["--health-interval", "1s", "X"], "--health"),
             (&["--on", "digitalocean", "--size", "s", "X"], "PROVIDER/REGION"),
             (&["--on", "none/x", "--size", "s", "X"], "providers: digitalocean"),
-            (&["--on", "digitalocean/ams3", "X"], "--size"),
             (&["--on", "digitalocean/ams3", "--size", "s", "--cpus", "1", "X"], "--cpus"),
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert!(error.contains(sentence), "{line:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_size_is_said_where_the_provider_has_none_of_its_own() {
+        let refused = parse(&["--on", "digitalocean/ams3", "X"]).unwrap().driver().unwrap_err();
+        assert!(refused.sentence.contains("say --size"), "{}", refused.sentence);
+        let at_a_node = parse(&["--on", "proxmox/pve1", "X"]).unwrap();
+        assert_eq!(at_a_node.driver().unwrap(), Some(DriverName::Proxmox));
+        assert_eq!(at_a_node.place().unwrap().size, "template");
     }
 
     #[test]

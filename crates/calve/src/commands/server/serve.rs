@@ -82,17 +82,18 @@ fn drivers(dirs: &Dirs, store: &Arc<Store>, door: &Arc<OnceLock<Door>>) -> Vec<A
     let host = Host {
         runtime_dir: dirs.run.clone(),
         images_dir: dirs.images(),
-        agent_binary: path("CALVE_AGENT").unwrap_or_else(beside_this_program),
+        agent_binary: agent_binary(),
         kernel: path("CALVE_KERNEL"),
         store: store.clone(),
     };
     let elsewhere = |name: DriverName| -> Arc<dyn Driver> {
         if name == DriverName::Ssh {
-            return Arc::new(SshDriver::new(dirs.data.clone(), dirs.run.clone(), host.agent_binary.clone()));
+            let (data, run) = (dirs.data.clone(), dirs.run.clone());
+            return Arc::new(SshDriver::new(data, run, store.clone(), host.agent_binary.clone()));
         }
         let provider = calve_provider::open(name.as_str(), &|variable| std::env::var(variable).ok());
         let provider = provider.map_err(|error| error.to_string());
-        Arc::new(CloudDriver::new(name, provider, dirs.owner_key(), door.clone()))
+        Arc::new(CloudDriver::new(name, provider, dirs.owner_key(name.as_str()), door.clone()))
     };
     DriverName::ALL
         .into_iter()
@@ -100,8 +101,11 @@ fn drivers(dirs: &Dirs, store: &Arc<Store>, door: &Arc<OnceLock<Door>>) -> Vec<A
         .collect()
 }
 
-/// `calve-agent` where this program lies; a path that is not there is told by the preflight.
-fn beside_this_program() -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    program.with_file_name("calve-agent")
+/// The one that `CALVE_AGENT` names, else `calve-agent` where this program lies; a path that is not there is told by the preflight.
+pub fn agent_binary() -> PathBuf {
+    let named = std::env::var_os("CALVE_AGENT").filter(|value| !value.is_empty());
+    named.map(PathBuf::from).unwrap_or_else(|| {
+        let program = std::env::current_exe().unwrap_or_default();
+        program.with_file_name("calve-agent")
+    })
 }

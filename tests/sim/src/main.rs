@@ -1,0 +1,101 @@
+//! `cargo run --release -p sim -- --seed N --steps M [--lifecycles K] [--plans]`: one world, or as many as have K machine
+//! lifecycles together. Prints what it takes to do the same again; a failure is shrunk, and its trace is printed.
+
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use sim::{Layer, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
+
+const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K] [--plans] [--trace]
+  --seed N        decides everything; a fresh one where none is given
+  --steps M       steps of users in one world (60; with --plans 400)
+  --lifecycles K  worlds of this seed, the next one and so on, until there were K machine lifecycles
+  --plans         the lower layer: the plan and the loop's memory alone, with effects as events
+  --trace         prints what happened, of one world";
+
+/// Steps of users in a world of the lower layer: enough that making the world costs nothing.
+const PLAN_STEPS: u64 = 400;
+
+struct Wanted {
+    seed: u64,
+    steps: u64,
+    lifecycles: Option<u64>,
+    layer: Layer,
+    trace: bool,
+}
+
+fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
+    let fresh = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let (mut seed, mut steps, mut lifecycles) = (u64::from(fresh), None, None);
+    let (mut layer, mut trace) = (Layer::Loop, false);
+    let mut args = args;
+    while let Some(arg) = args.next() {
+        let mut number = || {
+            let text = args.next().ok_or_else(|| format!("{arg} needs a number"))?;
+            text.replace('_', "").parse().map_err(|_| format!("{arg} {text}: that is no number"))
+        };
+        match arg.as_str() {
+            "--seed" => seed = number()?,
+            "--steps" => steps = Some(number()?),
+            "--lifecycles" => lifecycles = Some(number()?),
+            "--plans" => layer = Layer::Plans,
+            "--trace" => trace = true,
+            _ => return Err(format!("{arg} is not known\n{USAGE}")),
+        }
+    }
+    let usual = if layer == Layer::Plans { PLAN_STEPS } else { STEPS };
+    Ok(Wanted { seed, steps: steps.unwrap_or(usual), lifecycles, layer, trace })
+}
+
+fn main() -> ExitCode {
+    let wanted = match parse(std::env::args().skip(1)) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    let Wanted { seed, steps, lifecycles, layer, trace } = wanted;
+    let name = if layer == Layer::Plans { "plans" } else { "loop" };
+    println!("layer {name}, seed {seed}, {steps} steps of users a world");
+    let began = Instant::now();
+    let failed = match lifecycles {
+        None => {
+            let outcome = run_one(layer, seed, steps, Plant::None, &Without::default(), trace);
+            outcome.trace.iter().for_each(|line| println!("{line}"));
+            println!(
+                "{} lifecycles, {} servers, {} faults; trace {:016x}",
+                outcome.lifecycles, outcome.servers, outcome.faults, outcome.digest
+            );
+            (!outcome.violations.is_empty()).then_some(seed)
+        }
+        Some(lifecycles) => {
+            let sum = run_many(layer, seed, steps, Plant::None, lifecycles);
+            let took = began.elapsed().as_secs_f64();
+            println!(
+                "{} lifecycles in {} worlds, {} servers, {} faults; trace {:016x}",
+                sum.lifecycles, sum.worlds, sum.servers, sum.faults, sum.digest
+            );
+            println!("{took:.1} s, {:.0} lifecycles/s", sum.lifecycles as f64 / took);
+            sum.failed
+        }
+    };
+    match failed {
+        None => ExitCode::SUCCESS,
+        Some(seed) => {
+            show(layer, seed, steps);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show(layer: Layer, seed: u64, steps: u64) {
+    let flag = if layer == Layer::Plans { " --plans" } else { "" };
+    println!("seed {seed} failed; the same again: sim --seed {seed} --steps {steps}{flag}");
+    let Some(shrunk) = shrink(layer, seed, steps, Plant::None, TRIES) else {
+        return println!("repeated, it did not fail: the simulation is not deterministic");
+    };
+    println!("shrunk to {} steps of users and {} faults:", shrunk.steps, shrunk.faults);
+    shrunk.trace.iter().for_each(|line| println!("{line}"));
+    shrunk.violations.iter().for_each(|violation| println!("VIOLATED: {violation}"));
+}

@@ -1,0 +1,264 @@
+//! A provider: keeps the guarantees of [`Provider`], and no more. Requests get lost on the way or their answers on the way
+//! back, come twice, are refused for their rate; lists lag.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use calve_core::MachineId;
+use calve_provider::{
+    Account as Owner, Description, ErrorKind, Image, Listed, Listing, Order, Provider, ProviderError, Region,
+    Size,
+};
+use calve_wire::join::UserData;
+
+use crate::faults::Fault;
+use crate::host::{Ms, Vm};
+use crate::world::World;
+
+const NAME: &str = "simulated";
+/// The region and image that orders name.
+pub const REGION: &str = "ams3";
+/// How long a list may show what was before; the server's driver reckons with a minute.
+const LAG_MAX: Ms = 25_000;
+
+/// What the provider has.
+#[derive(Default)]
+pub struct Account {
+    machines: BTreeMap<u64, Machine>,
+    last: u64,
+}
+
+struct Machine {
+    id: MachineId,
+    key: String,
+    name: String,
+    tags: Vec<String>,
+    /// From when on lists show it.
+    listed_from: Ms,
+    /// Destroyed; until then lists show it all the same.
+    gone_until: Option<Ms>,
+    vm: Vm,
+}
+
+impl Account {
+    /// Lists show what there is from now on. Known hole: what the server's driver bridges a lag with dies with the server, so
+    /// that the next one takes a machine for lost which its provider does not list yet; it finds it as a stray. Until that is
+    /// mended, no list lags across a server's death here.
+    pub fn settle(&mut self) {
+        self.machines.values_mut().for_each(|machine| machine.listed_from = 0);
+    }
+
+    /// The machines that are there.
+    pub fn present(&self) -> impl Iterator<Item = (MachineId, &Vm)> {
+        self.machines.values().filter(|machine| machine.gone_until.is_none()).map(|it| (it.id, &it.vm))
+    }
+
+    pub fn vms_mut(&mut self) -> impl Iterator<Item = &mut Vm> {
+        self.machines.values_mut().filter(|machine| machine.gone_until.is_none()).map(|it| &mut it.vm)
+    }
+
+    /// The newest machine with this id whose agent is heard.
+    pub fn speaking(&mut self, id: MachineId, now: Ms) -> Option<&mut Vm> {
+        let mut machines = self.machines.values_mut().rev();
+        let found = machines.find(|it| it.id == id && it.gone_until.is_none() && it.vm.speaks(now));
+        found.map(|machine| &mut machine.vm)
+    }
+
+    fn shown(&self, now: Ms) -> impl Iterator<Item = (&u64, &Machine)> {
+        let shown =
+            move |it: &Machine| it.listed_from <= now && it.gone_until.is_none_or(|until| now < until);
+        self.machines.iter().filter(move |(_, machine)| shown(machine))
+    }
+}
+
+fn listed(number: u64, machine: &Machine) -> Listed {
+    Listed {
+        id: number.to_string(),
+        name: machine.name.clone(),
+        tags: machine.tags.clone(),
+        region: REGION.to_owned(),
+        size: String::new(),
+        status: if machine.vm.alive { "active" } else { "off" }.to_owned(),
+        address: None,
+        created_at: String::new(),
+        dollars_per_hour: None,
+    }
+}
+
+fn number_of(id: &str) -> u64 {
+    id.parse().expect("the provider's own number")
+}
+
+/// The provider as one server reaches it.
+pub struct SimProvider {
+    pub world: Arc<World>,
+    pub generation: u32,
+}
+
+impl SimProvider {
+    /// A request on its way: it may be refused, or come too late for a server that has died.
+    async fn ask(&self) -> Result<(), ProviderError> {
+        self.world.point(self.generation).await;
+        let pause = {
+            let mut inner = self.world.inner();
+            if inner.faults.happens(Fault::Slow) {
+                inner.rng.range(100, 4_000)
+            } else {
+                inner.rng.range(1, 50)
+            }
+        };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        self.world.point(self.generation).await;
+        if !self.world.happens(Fault::Refused) {
+            return Ok(());
+        }
+        let kind = match self.world.inner().faults.range(0, 3) {
+            0 => ErrorKind::Unreachable,
+            1 => ErrorKind::Quota,
+            _ => ErrorKind::RateLimited(Duration::from_secs(5)),
+        };
+        Err(ProviderError::new(NAME, kind, "seeded"))
+    }
+
+    /// The answer on its way.
+    async fn answer(&self) -> Result<(), ProviderError> {
+        self.world.point(self.generation).await;
+        if self.world.happens(Fault::AnswerLost) {
+            return Err(ProviderError::new(NAME, ErrorKind::NoAnswer, "seeded"));
+        }
+        Ok(())
+    }
+
+    fn lag(&self) -> Ms {
+        let mut inner = self.world.inner();
+        if inner.faults.happens(Fault::ListLags) { inner.faults.range(1, LAG_MAX) } else { 0 }
+    }
+
+    fn make(&self, order: &Order) -> u64 {
+        let (now, lag) = (self.world.now(), self.lag());
+        let data = UserData::parse(&order.user_data).expect("the server wrote it");
+        let deadline = self.world.in_world_time(data.deadline_unix_ms);
+        let id = order.key.split(':').nth(2).and_then(|id| id.parse().ok()).expect("the server's own key");
+        let attempt = order.key.rsplit(':').next().and_then(|n| n.parse().ok()).expect("as above");
+        let mut inner = self.world.inner();
+        let vm = Vm::new(attempt, false, (deadline, data.grace_ms), now, &mut inner.rng);
+        let (key, name, tags) = (order.key.clone(), order.name.clone(), order.tags.clone());
+        inner.account.last += 1;
+        let number = inner.account.last;
+        let machine = Machine { id, key, name, tags, listed_from: now + lag, gone_until: None, vm };
+        inner.account.machines.insert(number, machine);
+        number
+    }
+
+    /// Whether the program of the machine with this number works there, and no other machine has its key.
+    fn works_alone(&self, number: u64) -> Option<MachineId> {
+        let inner = self.world.inner();
+        let machine =
+            inner.account.machines.get(&number).filter(|it| it.gone_until.is_none() && it.vm.works())?;
+        let present = inner.account.machines.values().filter(|it| it.gone_until.is_none());
+        (present.filter(|it| it.key == machine.key).count() == 1).then_some(machine.id)
+    }
+}
+
+#[async_trait]
+impl Provider for SimProvider {
+    fn describe(&self) -> Description {
+        let api = String::new();
+        Description { name: NAME, api, user_data_max_bytes: 65_536, credentials_from: "nowhere" }
+    }
+
+    async fn check(&self) -> Result<Owner, ProviderError> {
+        Ok(Owner { name: NAME.to_owned(), status: String::new(), machines_max: None })
+    }
+
+    async fn create(&self, order: &Order) -> Result<Listed, ProviderError> {
+        self.ask().await?;
+        let now = self.world.now();
+        let known = {
+            let inner = self.world.inner();
+            inner.account.shown(now).find(|(_, it)| it.key == order.key).map(|(number, _)| *number)
+        };
+        let number = known.unwrap_or_else(|| {
+            self.world.say(|| format!("provider makes {}", order.key));
+            if self.world.happens(Fault::Repeated) {
+                self.make(order);
+            }
+            self.make(order)
+        });
+        self.world.touched.notify_one();
+        if let Err(lost) = self.answer().await {
+            // Whoever implements `Provider` watches the list after that until it has settled, before it gives up.
+            tokio::time::sleep(Duration::from_millis(LAG_MAX)).await;
+            self.world.inner().account.settle();
+            return Err(lost);
+        }
+        let inner = self.world.inner();
+        let gone = || ProviderError::new(NAME, ErrorKind::Failed, "it is gone again");
+        inner.account.machines.get(&number).map(|machine| listed(number, machine)).ok_or_else(gone)
+    }
+
+    async fn list(&self, tag: &str) -> Result<Listing, ProviderError> {
+        self.ask().await?;
+        let now = self.world.now();
+        let machines = {
+            let mut inner = self.world.inner();
+            inner.account.machines.retain(|_, it| it.gone_until.is_none_or(|until| now < until));
+            let shown = inner.account.shown(now).filter(|(_, it)| it.tags.iter().any(|known| known == tag));
+            shown.map(|(number, machine)| listed(*number, machine)).collect()
+        };
+        self.answer().await?;
+        Ok(Listing { machines, unix_s: Some(now / 1000) })
+    }
+
+    async fn destroy(&self, id: &str) -> Result<(), ProviderError> {
+        self.ask().await?;
+        let number = number_of(id);
+        if let Some(machine) = self.works_alone(number) {
+            self.world.check_may_end(machine, "destroyed at its provider");
+        }
+        let (now, lag) = (self.world.now(), self.lag());
+        self.world.say(|| format!("provider destroys {number}"));
+        if let Some(machine) = self.world.inner().account.machines.get_mut(&number) {
+            machine.gone_until.get_or_insert(now + lag);
+        }
+        self.world.touched.notify_one();
+        self.answer().await
+    }
+
+    async fn destroy_tagged(&self, _: &str) -> Result<(), ProviderError> {
+        unreachable!("the server destroys machines by their number")
+    }
+
+    async fn add_tag(&self, id: &str, tag: &str) -> Result<(), ProviderError> {
+        self.ask().await?;
+        if let Some(machine) = self.world.inner().account.machines.get_mut(&number_of(id)) {
+            machine.tags.push(tag.to_owned());
+        }
+        self.answer().await
+    }
+
+    async fn remove_tag(&self, tag: &str) -> Result<(), ProviderError> {
+        self.ask().await?;
+        for machine in self.world.inner().account.machines.values_mut() {
+            machine.tags.retain(|known| known != tag);
+        }
+        self.answer().await
+    }
+
+    async fn sizes(&self) -> Result<Vec<Size>, ProviderError> {
+        Ok(Vec::new())
+    }
+
+    async fn regions(&self) -> Result<Vec<Region>, ProviderError> {
+        Ok(Vec::new())
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, ProviderError> {
+        self.ask().await?;
+        let name = "calve-base".to_owned();
+        let regions = vec![REGION.to_owned()];
+        Ok(vec![Image { id: "1".to_owned(), slug: None, name, regions, status: String::new() }])
+    }
+}
