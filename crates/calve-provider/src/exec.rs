@@ -34,7 +34,7 @@ const USER_DATA_MAX_BYTES: usize = 64 << 10;
 /// How long a creation may take: a plugin may start a machine and wait for it.
 const CREATE_MAX: Duration = Duration::from_secs(300);
 /// How often a machine is asked for whose creation was left open and which does not appear.
-const CREATE_ATTEMPTS: u32 = 2;
+const CREATE_ATTEMPTS: u32 = 3;
 
 /// The plugins of a configuration.
 #[derive(Debug, Clone)]
