@@ -164,7 +164,6 @@ fn a_program_goes_on_while_its_connection_is_cut_and_its_server_is_killed() {
 }
 
 #[test]
-#[ignore = "not proven yet: it failed once on a machine with ten builds, and why is not known"]
 fn a_lease_ends_on_the_host_where_the_server_is_dead() {
     let mut stage = Stage::introduced();
     let on = stage.host.on("root");
@@ -213,7 +212,6 @@ fn two_machines_share_a_host_and_each_takes_only_its_own_away() {
 }
 
 #[test]
-#[ignore = "not proven yet: it failed once on a machine with ten builds, and why is not known"]
 fn a_full_disk_is_one_sentence_and_leaves_nothing() {
     // Too small for the agent, and then large enough for it but not for the closure.
     let agent_mib = std::fs::metadata(agent()).unwrap().len() >> 20;
@@ -229,7 +227,6 @@ fn a_full_disk_is_one_sentence_and_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "not proven yet: it failed once on a machine with ten builds, and why is not known"]
 fn a_user_becomes_root_where_sudo_lets_them_and_goes_through_a_bastion() {
     let stage = Stage::introduced();
     let script = "echo $(id -u) at $(hostname)";

@@ -7,8 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use calve_agent::confine::CORE_MAX_BYTES;
 use calve_agent::sandbox::traces::start_ticks;
 use calve_wire::agent::{KEEP_BYTE, READY_BYTE, SandboxFailure, SandboxFailureKind, SandboxInit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::base::{Base, Machine};
 use super::failed;
@@ -63,6 +65,10 @@ fn run(base: &Base, machine: &Machine, tell: UnixStream) -> io::Result<()> {
     rustix::stdio::dup2_stdout(&log)?;
     rustix::stdio::dup2_stderr(&log)?;
     note(machine, "keeper.json", std::process::id().cast_signed())?;
+    // `sudo` leaves 0, with which the host's handler of core dumps would get those of programs. Who may not raise it, was not
+    // left that by it.
+    let core = Some(CORE_MAX_BYTES);
+    let _ = setrlimit(Resource::Core, Rlimit { current: core, maximum: core });
     match start(machine) {
         Ok(mut supervisor) => {
             // Who asked may be gone: the lease goes on, and is the machine's end.

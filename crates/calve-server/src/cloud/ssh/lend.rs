@@ -50,10 +50,11 @@ const FACTS: &str = r#"
     h=no; if $s test -x "$b/$1"; then h=yes; fi
     echo "calve-host $(uname -m) $u $w $h $b"
 "#;
-/// Takes the agent from standard input, whole or not at all: $1 is the directory, $2 the agent's name, $3 its bytes.
+/// Takes the agent from standard input, whole or not at all: $1 is the directory, which goes as well where nothing else is in it;
+/// $2 is the agent's name, $3 its bytes.
 const BRING: &str = r#"
     umask 077; set -e; mkdir -p "$1"; n="$1/.new-$$"
-    trap 'rm -f "$n"' EXIT
+    trap 'rm -f "$n"; rmdir "$1" 2>/dev/null || :' EXIT
     cat >"$n"
     if [ "$(($(wc -c <"$n")))" != "$3" ]; then echo "it did not arrive whole" >&2; exit 1; fi
     chmod 700 "$n"; mv "$n" "$1/$2"
