@@ -19,6 +19,10 @@ use crate::run_dir::RunDirs;
 /// ([`calve_wire::guard::GUARD_SLACK_MS`] after a lease of nothing).
 const BOOT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What a person can do about a processor that no guest runs on.
+const NESTED_HINT: &str =
+    "switch on virtualisation in the firmware, or nested virtualisation in the hypervisor";
+
 /// What is known of KVM on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kvm", rename_all = "kebab-case")]
@@ -48,10 +52,7 @@ pub(crate) async fn state(options: &QemuOptions, emulator: &Emulator) -> KvmStat
             std::io::ErrorKind::PermissionDenied => {
                 Some("sudo usermod -aG kvm $USER, then log in again".to_owned())
             }
-            _ => Some(
-                "switch on virtualisation in the firmware, or nested virtualisation in the hypervisor"
-                    .to_owned(),
-            ),
+            _ => Some(NESTED_HINT.to_owned()),
         };
         return KvmState::Unusable { why: format!("/dev/kvm cannot be opened: {error}"), mend };
     }
@@ -77,7 +78,8 @@ async fn known_or_probed(options: &QemuOptions, emulator: &Emulator) -> Result<K
         KvmState::Usable
     } else {
         let why = format!("a guest did not boot under it within {} s", BOOT_TIMEOUT.as_secs());
-        KvmState::Unusable { why, mend: None }
+        // It opens and runs nothing: mostly this host is a guest itself.
+        KvmState::Unusable { why, mend: Some(NESTED_HINT.to_owned()) }
     };
     // Where it cannot be kept, it is found out again.
     let _ = images::write(&known, &[&serde_json::to_vec(&state).expect("plain data")]);

@@ -19,8 +19,9 @@ mod upstream;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{Method, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use calve_store::cache::Cache;
+use calve_store::http::ProblemKind;
 use calve_store::remote::Manifest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing_subscriber::EnvFilter;
@@ -131,12 +132,17 @@ fn routes(context: Context) -> Router {
         .merge(protocol::routes())
         .merge(nix::routes())
         .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(context))
 }
 
 async fn unknown(method: Method, uri: Uri) -> Refusal {
     Refusal::missing(format!("{method} {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+    let message = format!("{} cannot be asked with {method}", uri.path());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ProblemKind::Failed, message)
 }
 
 /// Runs blocking work; a panic in it is passed on.

@@ -121,7 +121,7 @@ impl CloudDriver {
 
     fn check(&self, name: &str, status: CheckStatus, found: String, mend: Option<&str>) -> Check {
         let cost = match status {
-            CheckStatus::Missing => format!("no machines at {}", self.name),
+            CheckStatus::Missing | CheckStatus::Unset => format!("no machines at {}", self.name),
             CheckStatus::Ok | CheckStatus::Degraded => String::new(),
         };
         let mend = mend.map(str::to_owned);
@@ -139,7 +139,7 @@ impl Driver for CloudDriver {
         let (ok, missing) = (CheckStatus::Ok, CheckStatus::Missing);
         let provider = match &self.provider {
             Ok(provider) => provider,
-            Err(why) => return vec![self.check("credentials", missing, why.clone(), None)],
+            Err(why) => return vec![self.check("credentials", CheckStatus::Unset, why.clone(), None)],
         };
         let account = match provider.check().await {
             Ok(account) => self.check("credentials", ok, format!("of the account {}", account.name), None),

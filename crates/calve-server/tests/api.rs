@@ -190,6 +190,22 @@ async fn stop_extend_remove_and_prune() {
     server.ask("GET", "/v1/machines/web/wait", Value::Null).await;
     until_unknown(&server, "web").await;
     assert_eq!(home.driver.count(), 0);
+    // Who asked for what is on record, also of what was pruned.
+    let events = server.get("/v1/events").await;
+    let asked = ["declared", "extended", "stop-requested", "removed"];
+    let audit: Vec<&str> = events
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["by"] != "loop")
+        .map(|event| event["event"].as_str().unwrap())
+        .filter(|event| asked.contains(event))
+        .collect();
+    assert_eq!(
+        audit,
+        ["declared", "extended", "stop-requested", "removed", "declared", "stop-requested"],
+        "{events}"
+    );
     server.stop().await;
 }
 

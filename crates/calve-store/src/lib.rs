@@ -56,6 +56,6 @@ pub use image::prune_images;
 pub use locate::{InStore, Located};
 pub use path_info::PathInfo;
 pub use place::Destination;
-pub use program::{ProgramError, check_program};
+pub use program::{ProgramError, check_program, is_program_format};
 pub use store::{Store, StoreOptions};
 pub use transfer::TransferError;

@@ -157,6 +157,13 @@ pub fn check_program(closure: &Closure, program: &Path) -> Result<(), ProgramErr
     })
 }
 
+/// Whether the file begins as a program does: as ELF or as a script, `#!`. Errors are the file's that cannot be read.
+pub fn is_program_format(file: &Path) -> io::Result<bool> {
+    let mut start = Vec::with_capacity(elf::ELFMAG.len());
+    File::open(file)?.take(elf::ELFMAG.len() as u64).read_to_end(&mut start)?;
+    Ok(start.starts_with(&elf::ELFMAG) || start.starts_with(b"#!"))
+}
+
 /// Finds a file in the world of a machine, which holds store paths alone.
 fn find(closure: &Closure, path: &Path) -> Result<(Inside, PathBuf), ResolveError> {
     let world = World {

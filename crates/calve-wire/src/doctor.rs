@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Check {
-    /// What needs it: `sandbox`, `qemu`, `nix`, `server`.
+    /// What needs it: `sandbox`, `qemu`, `nix`, `server` or a provider.
     pub area: String,
     /// What was checked, e.g. `user namespaces`.
     pub name: String,
@@ -33,4 +33,6 @@ pub enum CheckStatus {
     Degraded,
     /// The area cannot be used without it.
     Missing,
+    /// Nobody has set the area up, and nobody needs to who does not want it.
+    Unset,
 }

@@ -35,13 +35,27 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 
+/// The variables that more than one command heeds.
+const ENVIRONMENT: &str = "\
+Environment:
+  CALVE_SERVER        The server, as http://HOST:PORT; without it one is started here on demand
+  CALVE_TOKEN         The token of that server
+  CALVE_HOME          Where everything is kept; else in the directories that XDG names
+  CALVE_CACHE         The cache of push, pull, mount and run --store lazy
+  CALVE_CACHE_TOKEN   The token of that cache
+  CALVE_TRUSTED_KEYS  Public keys whose signatures count, beside those that Nix trusts; separated by spaces
+  CALVE_KERNEL        The kernel of guests; else the newest of this host that can be read
+  CALVE_AGENT         The agent's program; else the one beside calve
+  CALVE_LOG           How much a server and a cache log: error, warn, info, debug or trace [default: info]
+  NO_COLOR            No colours";
+
 /// Runs any Nix closure on any machine with one command, and lets go of the machine when its lease ends.
 ///
 /// Exit codes: a program's own (128 + n where signal n ended it) for run, exec and wait; 1 where the answer is no; 2 for
 /// arguments that make no sense; 125 where calve could not do it; 126 for a program that cannot be executed; 127 for a
 /// path, program or machine that does not exist.
 #[derive(Debug, Parser)]
-#[command(name = "calve", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "calve", version, max_term_width = 100, disable_help_subcommand = true, after_long_help = ENVIRONMENT)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

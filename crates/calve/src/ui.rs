@@ -137,7 +137,7 @@ pub fn count(number: u64, noun: &str) -> String {
 
 /// Prints what clap says of the arguments: help to standard output, errors to standard error.
 pub fn usage(mut error: clap::Error) -> ExitStatus {
-    use clap::error::ContextValue;
+    use clap::error::{ContextKind, ContextValue};
     let said: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in said {
         // The token of a cache may stand in its address.
@@ -146,6 +146,17 @@ pub fn usage(mut error: clap::Error) -> ExitStatus {
         }
     }
     let printed = error.print();
+    // What follows a program belongs to it, as with `nix run`.
+    let takes_more = |usage: String| usage.contains("[-- <");
+    if error.kind() == clap::error::ErrorKind::UnknownArgument
+        && error.get(ContextKind::Usage).is_some_and(|usage| takes_more(usage.to_string()))
+        && let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg)
+    {
+        note(&format!(
+            "{} arguments of the program follow `--`: … -- {argument}",
+            paint("hint:", Colour::Bold, talks_to_people())
+        ));
+    }
     match printed {
         _ if error.use_stderr() => ExitStatus::Usage,
         Ok(()) => ExitStatus::Success,
@@ -175,6 +186,7 @@ pub fn check(status: CheckStatus) -> Cell<'static> {
         CheckStatus::Ok => Cell::new("✓ ok").colour(Colour::Green),
         CheckStatus::Degraded => Cell::new("! degraded").colour(Colour::Yellow),
         CheckStatus::Missing => Cell::new("✗ missing").colour(Colour::Red),
+        CheckStatus::Unset => Cell::new("- not set up").colour(Colour::Dim),
     }
 }
 

@@ -54,6 +54,20 @@ fn signals_and_memory_are_told_by_code_and_word() {
 }
 
 #[test]
+fn limits_that_did_not_hold_are_named() {
+    let fake = Fake::start();
+    let mut limited = machine("run-1", "job");
+    limited["spec"]["limits"] = json!({"pids": 5});
+    limited["messages"] = json!(["the pids limit is not enforced: no cgroup"]);
+    fake.answer("POST /v1/machines", 201, &limited);
+    fake.answer(&format!("GET /v1/machines/{}", limited["id"].as_str().unwrap()), 200, &limited);
+    fake.socket([exited(json!({"code": 0, "cause": "normal"}))]);
+    let output = fake.run(&RUN);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stderr(&output), "note: the pids limit is not enforced: no cgroup\n");
+}
+
+#[test]
 fn a_refusal_is_a_sentence_with_a_hint_and_the_right_code() {
     let fake = Fake::start();
     let problem = Problem::new(ProblemKind::Unusable, "no driver can do it").hint("see `calve doctor`");

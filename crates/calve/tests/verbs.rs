@@ -176,7 +176,7 @@ fn leases_records_and_events() {
     assert_eq!(fake.body("POST /v1/prune"), json!({"unused_ms": 7_200_000}));
     assert_eq!(
         (stdout(&output).as_str(), stderr(&output).as_str()),
-        ("run-1\n", "1 machines and 1 store paths removed, 2K freed\n")
+        ("run-1\n", "1 machine and 1 store path removed, 2K freed\n")
     );
     let event = |time: u64, rest: Value| {
         let mut event =

@@ -18,6 +18,8 @@ use crate::state::VALUE_MAX_BYTES;
 const RECORD_ROOM_BYTES: usize = 8 * 1024;
 /// Least memory: below it the kernel cannot even start a small program in a cgroup of its own.
 const MEMORY_MIN_BYTES: u64 = 1024 * 1024;
+/// Most memory of a machine: 1 PiB, more than any host has.
+const MEMORY_MAX_BYTES: u64 = 1 << 50;
 /// Least CPU, in thousandths: the least quota that cgroups take (1 ms of 100 ms).
 const CPUS_MIN_MILLI: u32 = 10;
 /// Most CPU, in thousandths: more CPUs than any host has.
@@ -268,20 +270,29 @@ fn brief(name: &str) -> String {
     }
 }
 
+/// CPUs as people write them: 0.5, 2.
+fn cpus(milli: u32) -> String {
+    format!("{}", f64::from(milli) / 1000.0)
+}
+
 fn limits(limits: &Limits) -> ApiResult<()> {
     if let Some(milli) = limits.cpus_milli
         && !(CPUS_MIN_MILLI..=CPUS_MAX_MILLI).contains(&milli)
     {
         return Err(ApiError::bad_request(format!(
-            "{milli} thousandths of a CPU are not between {CPUS_MIN_MILLI} and {CPUS_MAX_MILLI}"
+            "a machine has {} to {} CPUs, not {}",
+            cpus(CPUS_MIN_MILLI),
+            cpus(CPUS_MAX_MILLI),
+            cpus(milli)
         )));
     }
     if let Some(bytes) = limits.memory_bytes
-        && !(MEMORY_MIN_BYTES..=i64::MAX as u64).contains(&bytes)
+        && !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&bytes)
     {
         return Err(ApiError::bad_request(format!(
-            "{bytes} bytes of memory are not between {MEMORY_MIN_BYTES} and {}",
-            i64::MAX
+            "a machine has {} MiB to {} TiB of memory, not {bytes} bytes",
+            MEMORY_MIN_BYTES >> 20,
+            MEMORY_MAX_BYTES >> 40
         ))
         .hint("give a size such as 256M"));
     }

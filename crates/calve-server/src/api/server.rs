@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use calve_store::prune::UNUSED_DEFAULT;
 use calve_wire::api::{Problem, Prune, Pruned, ServerInfo};
 use calve_wire::doctor::Check;
+use calve_wire::event::What;
 
 use super::extract::JsonBody;
 use super::problem::ApiResult;
@@ -68,6 +69,7 @@ pub async fn prune(
         }
         pruned.freed_bytes += api.logs.size(record.id).unwrap_or(0);
         records::request_remove(&*api.state, &api.view, record.id, None, now()).await?;
+        api.audit(&by, &record, What::Removed);
         pruned.machines.push(record.name.to_string());
         removing.push(record);
     }

@@ -2,9 +2,11 @@ mod archive;
 mod pipe;
 mod unpack;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use calve_core::MachineName;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
@@ -23,11 +25,19 @@ const TAR_MEDIA_TYPE: &str = "application/x-tar";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What is copied: PATH, NAME:PATH or -
-    #[arg(value_parser = parse_place)]
+    #[arg(value_parser = parse_place, add = ArgValueCompleter::new(complete_place))]
     from: Place,
     /// Where it goes: NAME:PATH, PATH or -
-    #[arg(value_parser = parse_place)]
+    #[arg(value_parser = parse_place, add = ArgValueCompleter::new(complete_place))]
     to: Place,
+}
+
+/// Files here and machines, for a shell's completion.
+fn complete_place(typed: &OsStr) -> Vec<CompletionCandidate> {
+    let machines = names::complete(typed)
+        .into_iter()
+        .map(|name| CompletionCandidate::new(format!("{}:/", name.get_value().display())));
+    PathCompleter::any().complete(typed).into_iter().chain(machines).collect()
 }
 
 /// One side of a copy.
@@ -127,6 +137,10 @@ async fn out_of(name: &MachineName, path: &str, target: &Path) -> Outcome {
 async fn into(source: &Path, name: &MachineName, path: &str) -> Outcome {
     let metadata = std::fs::metadata(source)
         .map_err(|error| Failure::not_found(format!("there is no {}", source.display())).caused_by(error))?;
+    if !metadata.is_dir() && !metadata.is_file() {
+        return Err(Failure::usage(format!("{} is neither a file nor a directory", source.display()))
+            .hint("what a pipe or a device says can be an archive: tar c … | calve cp - NAME:/DIR"));
+    }
     let client = Client::connect().await?;
     let (directory, called) = target(&client, name, path, source).await?;
     let source = source.to_owned();

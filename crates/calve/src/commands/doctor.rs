@@ -40,7 +40,8 @@ fn show(checks: &[Check]) -> Outcome<()> {
         ]);
     }
     table.print()?;
-    for check in checks.iter().filter(|check| check.status != CheckStatus::Ok) {
+    let lacking = |check: &&Check| matches!(check.status, CheckStatus::Degraded | CheckStatus::Missing);
+    for check in checks.iter().filter(lacking) {
         ui::line(&format!("\n{}: {}", check.area, check.name))?;
         if !check.cost.is_empty() {
             ui::line(&format!("  costs: {}", check.cost))?;
@@ -56,7 +57,8 @@ fn show(checks: &[Check]) -> Outcome<()> {
 fn usable(checks: &[Check]) -> bool {
     DriverName::ALL.iter().any(|driver| {
         let mut of_driver = checks.iter().filter(|check| check.area == driver.as_str()).peekable();
-        of_driver.peek().is_some() && of_driver.all(|check| check.status != CheckStatus::Missing)
+        let lacks = |check: &Check| matches!(check.status, CheckStatus::Missing | CheckStatus::Unset);
+        of_driver.peek().is_some() && !of_driver.any(lacks)
     })
 }
 

@@ -34,9 +34,9 @@ pub async fn run(args: Args) -> Outcome {
     let names: String = pruned.machines.iter().map(|name| format!("{name}\n")).collect();
     ui::data(names.as_bytes())?;
     ui::note(&format!(
-        "{} machines and {} store paths removed, {} freed",
-        pruned.machines.len(),
-        pruned.store_paths.len(),
+        "{} and {} removed, {} freed",
+        ui::count(pruned.machines.len() as u64, "machine"),
+        ui::count(pruned.store_paths.len() as u64, "store path"),
         show_size(pruned.freed_bytes)
     ));
     Ok(ExitStatus::Success)

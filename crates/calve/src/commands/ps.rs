@@ -83,7 +83,13 @@ fn show(machine: &Row<'_>, now: Timestamp, table: &mut Table<8>) {
             text.push_str(&show_port(port));
         }
     });
-    row.cell(Colour::Plain, |text| text.push_str(&machine.runs));
+    row.cell(Colour::Plain, |text| text.push_str(without_hash(&machine.runs)));
+}
+
+/// What runs, as people call it: `hello-2.12/bin/hello`. `status` and `--json` have the whole path.
+fn without_hash(runs: &str) -> &str {
+    let behind = runs.strip_prefix("/nix/store/").and_then(|path| path.split_once('-'));
+    behind.map_or(runs, |(_hash, name)| name)
 }
 
 fn show_end(state: State, exit: &Exit, text: &mut String) {

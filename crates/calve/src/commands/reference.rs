@@ -13,7 +13,7 @@ fn reference() -> String {
     let mut cli = super::Cli::command();
     cli.build();
     let about = cli.get_long_about().or(cli.get_about());
-    let _ = writeln!(out, "{}\n", text(about));
+    let _ = writeln!(out, "{}\n\n```\n{}\n```\n", text(about), text(cli.get_after_long_help()));
     for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
         let _ =
             writeln!(out, "- [`calve {0}`](#calve-{0}): {1}", command.get_name(), text(command.get_about()));

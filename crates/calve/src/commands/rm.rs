@@ -14,7 +14,7 @@ use crate::failure::Outcome;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// All machines, running or ended.
-    #[arg(long, conflicts_with = "names", required_unless_present = "names")]
+    #[arg(long, conflicts_with = "names")]
     all: bool,
     /// Kill at once: the same as --grace 0s.
     #[arg(short, long, conflicts_with = "grace")]
@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
     /// The machines.
-    #[arg(value_parser = parse_name, add = ArgValueCompleter::new(names::complete))]
+    #[arg(required_unless_present = "all", value_parser = parse_name, add = ArgValueCompleter::new(names::complete))]
     names: Vec<MachineName>,
 }
 

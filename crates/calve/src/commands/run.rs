@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use calve_core::ExitCause;
 use calve_wire::api::{CreateMachine, MachineView, StreamControl};
-use calve_wire::machine::{Exit, MachineSpec, Workload};
+use calve_wire::machine::{Exit, Limits, MachineSpec, Workload};
 use hyper::Method;
 
 use super::{names, stop};
@@ -135,6 +135,7 @@ impl Attached {
         match ending {
             Ok(Ending::Ended { exit, message }) => {
                 session.finish().await?;
+                self.say_unenforced().await;
                 self.conclude(exit, message, letting_go.first)
             }
             Ok(Ending::Left(status)) => Ok(status),
@@ -186,6 +187,19 @@ impl Attached {
                 Err(_) if tokio::time::Instant::now() < deadline => tokio::time::sleep(RECONNECT_PAUSE).await,
                 Err(_) => return Err(lost),
             }
+        }
+    }
+
+    /// Says which of the limits that were asked for did not hold: the machine's messages name them.
+    async fn say_unenforced(&self) {
+        if self.machine.spec.limits == Limits::default() {
+            return;
+        }
+        let path = format!("/v1/machines/{}", self.machine.summary.id);
+        let now: Outcome<MachineView> = self.client.get(&path).await;
+        // A record that is gone has nothing to say, and the program's end matters more.
+        for message in now.map(|machine| machine.messages).unwrap_or_default() {
+            ui::note(&format!("note: {message}"));
         }
     }
 

@@ -96,6 +96,10 @@ pub fn check_executable(file: &Path) -> Outcome<()> {
     if metadata.permissions().mode() & 0o111 == 0 {
         return Err(refuse("is not executable").hint(format!("if it is a program: chmod +x {shown}")));
     }
+    // Before it is added to the store, which takes time and room. What cannot be read says so there.
+    if calve_store::is_program_format(file).is_ok_and(|is| !is) {
+        return Err(refuse("is not in an executable format: it is neither ELF nor a script"));
+    }
     Ok(())
 }
 
@@ -108,7 +112,7 @@ mod tests {
         for file in files {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, "").unwrap();
+            fs::write(&path, "#!/bin/sh").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         dir

@@ -151,6 +151,10 @@ fn nix_file(wish: &Wish) -> Outcome<String> {
 }
 
 fn nothing_there(what: &str) -> Failure {
+    if what.is_empty() {
+        return Failure::usage("an empty text names nothing to run")
+            .hint("give a store path, a file or a flake reference; without any the base guest is started");
+    }
     let failure = Failure::not_found(format!("there is no {what}"));
     if what.contains('/') {
         failure

@@ -92,8 +92,13 @@ impl Scene {
 
     /// `calve run --store lazy ARGS` of the app's busybox, with nothing coming beside what is touched.
     fn run(&self, cache: &str, key: &str, options: &[&str], args: &[&str]) -> Ran {
+        self.run_by("sandbox", cache, key, options, args)
+    }
+
+    /// The same by a driver.
+    fn run_by(&self, driver: &str, cache: &str, key: &str, options: &[&str], args: &[&str]) -> Ran {
         let busybox = format!("{}/bin/busybox", self.path);
-        let lazily = ["run", "--driver", "sandbox", "--store", "lazy", "--from", cache, "--trusted-key", key];
+        let lazily = ["run", "--driver", driver, "--store", "lazy", "--from", cache, "--trusted-key", key];
         let mut command = self.home.command([&lazily[..], options, &[&busybox, "--"], args].concat());
         command.env("CALVE_PREFETCH", "never");
         Ran::of(command)
@@ -168,6 +173,21 @@ fn a_program_runs_before_its_closure_is_here_and_leaves_nothing() {
     assert_eq!(read.split_whitespace().collect::<Vec<_>>(), expected);
     assert!(line.came() < DATA_BYTES, "it did not read all");
     scene.home.ok(&["rm", "kept"]);
+    scene.wait_until_gone();
+}
+
+#[test]
+fn a_guest_runs_before_its_closure_is_here_and_leaves_nothing() {
+    let Some(scene) = Scene::new() else { return };
+    let line = Line::to(&scene.serving.url);
+    let data = format!("{}/data", scene.path);
+    let read = format!("head -c 8 {data} | od -An -tx1; uname -n");
+    let head = scene.run_by("qemu", &line.url, &scene.key, &["--name", "vm"], &["sh", "-c", &read]);
+    let expected: Vec<_> =
+        scene.data[..8].iter().map(|byte| format!("{byte:02x}")).chain(["vm".to_owned()]).collect();
+    assert_eq!(head.stdout.split_whitespace().collect::<Vec<_>>(), expected, "{head:?}");
+    let came = line.came();
+    assert!(came > 100_000 && came < DATA_BYTES / 2, "{came} bytes came for a part of {DATA_BYTES}");
     scene.wait_until_gone();
 }
 

@@ -9,7 +9,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
@@ -26,6 +26,7 @@ const KIND_PUT: u8 = 0;
 const KIND_DELETE: u8 = 1;
 
 pub(super) struct Tail {
+    path: PathBuf,
     file: File,
     length: u64,
     /// Set where a torn record could not be cut off: nothing may be written behind it.
@@ -37,10 +38,11 @@ impl Tail {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self { file, length, broken: false })
+        Ok(Self { path: path.to_owned(), file, length, broken: false })
     }
 
-    /// The changes above `revision`, up to the first record that is torn or out of order, which is cut off.
+    /// The changes above `revision`, up to the first record that is torn or out of order. From there on it is cut off, and
+    /// kept beside the tail: it may be more than the record that a power failure tore.
     pub(super) fn read_after(&mut self, mut revision: Revision) -> io::Result<Vec<Change>> {
         let mut bytes = Vec::new();
         self.file.seek(SeekFrom::Start(0))?;
@@ -56,8 +58,22 @@ impl Tail {
             }
             at += length;
         }
+        if at < bytes.len() {
+            self.keep_aside(&bytes[at..]);
+        }
         self.cut(at as u64)?;
         Ok(changes)
+    }
+
+    fn keep_aside(&self, rest: &[u8]) {
+        let aside = self.path.with_extension("tail.cut");
+        let (tail, bytes, to) = (self.path.display(), rest.len(), aside.display());
+        match std::fs::write(&aside, rest) {
+            Ok(()) => tracing::warn!("the last {bytes} bytes of {tail} are torn or damaged; kept in {to}"),
+            Err(error) => {
+                tracing::warn!("the last {bytes} bytes of {tail} are torn or damaged, and lost: {error}")
+            }
+        }
     }
 
     /// Writes the changes behind the others; on an error none of them is there.
@@ -175,5 +191,8 @@ mod tests {
         let mut tail = Tail::open(&dir.path().join("tail")).unwrap();
         tail.append(&[change(1), change(2), change(4)]).unwrap();
         assert_eq!(tail.read_after(0).unwrap(), [change(1), change(2)]);
+        // What was cut off is not lost.
+        let mut aside = Tail::open(&dir.path().join("tail.tail.cut")).unwrap();
+        assert_eq!(aside.read_after(3).unwrap(), [change(4)]);
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
+use calve_core::ids::IdError;
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
 use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_provider::ssh::HostKey;
@@ -13,6 +15,7 @@ use calve_wire::machine::{
     Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
 };
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::health::HealthArgs;
 use crate::args::{
@@ -57,7 +60,7 @@ pub struct Args {
     #[arg(long, value_parser = parse_name)]
     name: Option<MachineName>,
     /// job (once), service (kept running) or system; where none is given, programs are jobs.
-    #[arg(long)]
+    #[arg(long, value_parser = words::<Kind>(Kind::ALL.iter().map(|kind| kind.as_str())))]
     kind: Option<Kind>,
     /// How long the machine may live, e.g. 30s, 90m, 2h, 1d; `none` for no end. [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
@@ -79,7 +82,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
     pids: Option<u32>,
 
-    /// Set an environment variable, or take it from yours.
+    /// Set an environment variable, or take it from yours; a program gets those that are named and no others.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
     /// Set the variables of a file with one NAME=VALUE a line.
@@ -88,11 +91,12 @@ pub struct Args {
     /// Publish a TCP port of the machine: 8080:80 or 0.0.0.0:8080:80; host port 0 takes a free one.
     #[arg(short, long, value_name = "[ADDR:]HOST:MACHINE", value_parser = parse_port_mapping)]
     publish: Vec<PortMapping>,
-    /// none: a loopback of its own; host: the host's network. [default: none]
+    /// none: a loopback of its own; host: the host's network, which a guest reaches through a network card of its own.
+    /// [default: none]
     #[arg(long)]
     network: Option<NetworkWord>,
     /// How the machine is made: sandbox or qemu; the first that can do it where none is given.
-    #[arg(long)]
+    #[arg(long, value_parser = words::<DriverName>([DriverName::Sandbox, DriverName::Qemu].map(DriverName::as_str)))]
     driver: Option<DriverName>,
     /// How the machine gets its store paths; image and live ask for the driver qemu. [default: image for guests]
     #[arg(long, value_name = "HOW")]
@@ -146,6 +150,14 @@ enum StoreWord {
 enum NetworkWord {
     None,
     Host,
+}
+
+/// One of some words, which shells complete.
+fn words<T>(words: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = IdError> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| word.parse())
 }
 
 fn parse_grace(text: &str) -> Result<Duration, String> {
@@ -369,8 +381,8 @@ mod tests {
             (&["--memory", "256MB", "X"], "\"MB\" is no unit of size"),
             (&["--cpus", "0", "X"], "needs some CPU"),
             (&["--pids", "0", "X"], "0 is not in 1.."),
-            (&["--kind", "web", "X"], "one of system, service, job"),
-            (&["--driver", "xen", "X"], "one of sandbox, qemu"),
+            (&["--kind", "web", "X"], "possible values: system, service, job"),
+            (&["--driver", "xen", "X"], "possible values: sandbox, qemu"),
             (&["--name", "Web_1", "X"], "not a machine name"),
             (&["-p", "80", "X"], "looks like 8080:80"),
             (&["--json", "X"], "--detach"),
