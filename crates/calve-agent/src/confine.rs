@@ -46,8 +46,10 @@ impl Confinement {
     pub fn new(leave_host: fn() -> io::Result<()>) -> io::Result<Self> {
         let filter = filter::program().map_err(io::Error::other)?;
         // The files that the agent itself was allowed when it began, before it raised that for its own use.
-        let limits =
-            vec![(Resource::Core, at_most(Resource::Core, CORE_MAX_BYTES)), (Resource::Nofile, getrlimit(Resource::Nofile))];
+        let limits = vec![
+            (Resource::Core, at_most(Resource::Core, CORE_MAX_BYTES)),
+            (Resource::Nofile, getrlimit(Resource::Nofile)),
+        ];
         Ok(Self { filter, settled: Cell::new(false), leave_host, limits, oom_score_adj: None })
     }
 

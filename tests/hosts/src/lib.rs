@@ -182,7 +182,11 @@ impl SshHost {
         ]);
         command.args(["sh", "-c", BOOT, "boot"]).arg(self.dir.path()).arg(self.disk_bytes.to_string());
         let programs = sshd.with_file_name("../lib/openssh");
-        command.arg(sshd).arg(self.port.to_string()).arg(programs).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+            .arg(sshd)
+            .arg(self.port.to_string())
+            .arg(programs)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let log = fs::File::create(self.path("sshd.log")).expect("a file");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.running = Some(command.spawn().expect("unshare runs"));

@@ -231,7 +231,7 @@ impl Ssh {
         let control = self.control_path().map_err(failed)?;
         // Where no socket can be made, each session has a connection of its own.
         let shared = control.as_os_str().len() <= CONTROL_PATH_MAX_BYTES;
-        let control = shared.then(|| control.display().to_string()).unwrap_or_else(|| "none".to_owned());
+        let control = if shared { control.display().to_string() } else { "none".to_owned() };
         let mut command = self.command();
         command.args(["-o", "ControlMaster=yes", "-o", &format!("ControlPath={control}")]);
         command.args(self.options(known_hosts)).args(target.arguments());
