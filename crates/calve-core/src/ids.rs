@@ -148,6 +148,15 @@ impl DriverName {
             Self::Exec => "exec",
         }
     }
+
+    /// Whether its machines are at a provider, whose lists may lag behind what was done.
+    pub fn is_provider(self) -> bool {
+        match self {
+            // What a server has on borrowed hosts stands in a book of its own, which lags behind nothing.
+            Self::Sandbox | Self::Qemu | Self::Ssh => false,
+            Self::DigitalOcean | Self::Proxmox | Self::Exec => true,
+        }
+    }
 }
 
 impl fmt::Display for DriverName {

@@ -27,7 +27,7 @@ mod tests;
 mod world;
 
 pub use action::{Action, Change, On, Plan, Wait};
-pub use world::{Agent, Created, Drivers, Ended, Fault, Listed, Phase, Seen, Sight, Tick, World};
+pub use world::{Agent, Created, Drivers, Ended, Fault, List, Listed, Phase, Seen, Sight, Tick, World};
 
 use crate::Timestamp;
 use draft::Draft;

@@ -48,7 +48,8 @@ pub struct Found {
 ///
 /// Guarantees: `create` is keyed by id and attempt: repeated, it changes nothing and succeeds. When it fails, nothing is
 /// left. `destroy` accepts absence, and returns only once nothing of the machine is alive and its run directory is gone.
-/// `list` shows every machine from the moment `create` returned until `destroy` returned, also to another process.
+/// `list` shows every machine from the moment `create` returned until `destroy` returned, also to another process once
+/// [`Driver::lists_all`] says so.
 /// A machine outlives the process that created it, and is told its lease at creation, so that it ends in time all the same.
 #[async_trait]
 pub trait Driver: Send + Sync {
@@ -63,6 +64,12 @@ pub trait Driver: Send + Sync {
 
     /// Every machine of this driver that has anything left on this node, alive or not.
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
+
+    /// Whether a list that is asked for from now on shows every machine, also what another process made or was making when it
+    /// died. Where it does not, what is not listed may exist all the same.
+    fn lists_all(&self) -> bool {
+        true
+    }
 
     /// Tells the host-side supervisor of the machine what remains of its lease; without one this does nothing, as the
     /// agent is told by the server.

@@ -157,6 +157,7 @@ impl Provider for DigitalOcean {
             name: NAME,
             api: self.api.base().to_string(),
             user_data_max_bytes: USER_DATA_MAX_BYTES,
+            lists_lag: self.api.pace().settle,
             credentials_from: "DIGITALOCEAN_TOKEN or the file that DIGITALOCEAN_TOKEN_FILE names",
         }
     }

@@ -183,6 +183,7 @@ impl Provider for Exec {
             name: NAME,
             api: self.file.clone(),
             user_data_max_bytes: USER_DATA_MAX_BYTES,
+            lists_lag: self.pace.settle,
             credentials_from: "the plugins' own configuration",
         }
     }

@@ -30,7 +30,8 @@ pub struct Pace {
     pub answer: Duration,
     /// How long the provider may make us wait for its rate, in all.
     pub rate: Duration,
-    /// How long to look for a machine whose creation had no answer before it is asked for again: lists lag.
+    /// How long lists may lag: so long a machine is looked for whose creation had no answer before it is asked for again, and so
+    /// long what is not listed may exist all the same.
     pub settle: Duration,
 }
 
@@ -41,7 +42,7 @@ impl Default for Pace {
             backoff: Duration::from_millis(250),
             answer: Duration::from_secs(30),
             rate: Duration::from_secs(120),
-            settle: Duration::from_secs(20),
+            settle: Duration::from_secs(30),
         }
     }
 }

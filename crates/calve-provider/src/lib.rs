@@ -21,6 +21,8 @@ pub mod proxmox;
 pub mod reap;
 pub mod ssh;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 pub use credentials::{Credentials, CredentialsError};
@@ -37,6 +39,8 @@ pub struct Description {
     pub api: String,
     /// Most bytes of user data.
     pub user_data_max_bytes: usize,
+    /// How long after a creation or a destruction a list may still show what was before.
+    pub lists_lag: Duration,
     /// Where its credentials are looked for, for people.
     pub credentials_from: &'static str,
 }

@@ -155,6 +155,7 @@ impl Provider for Proxmox {
             name: NAME,
             api: self.api.base().to_string(),
             user_data_max_bytes: USER_DATA_MAX_BYTES,
+            lists_lag: self.api.pace().settle,
             credentials_from: "PROXMOX_API_URL, and PROXMOX_TOKEN or the file that PROXMOX_TOKEN_FILE names",
         }
     }

@@ -99,34 +99,38 @@ pub async fn reap(
     };
     let Listing { machines, unix_s } = provider.list(&tag).await?;
     let verdicts = judge(&machines, whose, unix_s.unwrap_or(local_unix_s));
-    let mut judged = Vec::new();
+    let mut judged: Vec<Judged> = Vec::new();
     for (machine, verdict) in machines.into_iter().zip(verdicts) {
         let destroyed = match verdict.is_destroyed() && !dry {
-            true => Some(destroy(provider, &machine, &verdict).await),
+            true => Some(provider.destroy(&machine.id).await),
             false => None,
         };
         judged.push(Judged { machine, verdict, destroyed });
     }
-    Ok(judged)
-}
-
-async fn destroy(provider: &dyn Provider, machine: &Listed, verdict: &Verdict) -> Result<(), ProviderError> {
-    provider.destroy(&machine.id).await?;
-    // The twin that stays carries the same tags.
-    if matches!(verdict, Verdict::Expired(..)) {
-        forget_tags(provider, &machine.tags).await;
+    let gone = |it: &&Judged| matches!(it.destroyed, Some(Ok(())));
+    for machine in judged.iter().filter(gone).map(|it| &it.machine) {
+        // A twin that is still there is known by the same tags.
+        let shared = |it: &Judged| {
+            !gone(&it) && it.machine.tags.iter().any(|tag| machine.tags.contains(tag) && is_of_one(tag))
+        };
+        if !judged.iter().any(shared) {
+            forget_tags(provider, &machine.tags).await;
+        }
     }
-    Ok(())
+    Ok(judged)
 }
 
 /// Removes the tags that only this machine carried. The machine is gone: that one stays behind costs nothing.
 pub async fn forget_tags(provider: &dyn Provider, tags: &[String]) {
-    for tag in tags {
-        let of_one = [":machine:", ":until:"];
-        if tag.strip_prefix(TAG).is_some_and(|rest| of_one.iter().any(|prefix| rest.starts_with(prefix))) {
-            let _ = provider.remove_tag(tag).await;
-        }
+    for tag in tags.iter().filter(|tag| is_of_one(tag)) {
+        let _ = provider.remove_tag(tag).await;
     }
+}
+
+/// Whether a tag is one that only one machine carries, and its twins.
+fn is_of_one(tag: &str) -> bool {
+    let of_one = [":machine:", ":until:"];
+    tag.strip_prefix(TAG).is_some_and(|rest| of_one.iter().any(|prefix| rest.starts_with(prefix)))
 }
 
 #[cfg(test)]

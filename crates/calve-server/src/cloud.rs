@@ -25,7 +25,7 @@ use calve_wire::join::{USER_DATA_VERSION, UserData};
 
 use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
-use sight::{Made, Sight};
+use sight::{LIST_WAIT, Made, Sight};
 pub use ssh::SshDriver;
 
 /// A lease that ends less than this from what the tags say is not written anew.
@@ -61,7 +61,7 @@ impl CloudDriver {
         key_file: PathBuf,
         door: Arc<OnceLock<Door>>,
     ) -> Self {
-        let (key, sight, clock) = (OnceLock::new(), Sight::default(), Arc::new(now));
+        let (key, sight, clock) = (OnceLock::new(), Sight::new(), Arc::new(now));
         Self { name, provider, key_file, key, door, sight, clock }
     }
 
@@ -114,9 +114,16 @@ impl CloudDriver {
     async fn end(&self, machine: &Made) -> Result<(), DriverError> {
         let provider = self.provider()?;
         provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
-        self.sight.gone(&machine.provider_id);
-        reap::forget_tags(&**provider, &machine.tags).await;
+        self.sight.gone(machine);
+        self.forget_tags(provider).await;
         Ok(())
+    }
+
+    /// Removes the tags that nothing needs any more. They go from the whole account, so that a twin which is not listed yet would
+    /// lose what it is known by: nobody would ever destroy it.
+    async fn forget_tags(&self, provider: &Arc<dyn Provider>) {
+        let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
+        reap::forget_tags(&**provider, &unused).await;
     }
 
     fn check(&self, name: &str, status: CheckStatus, found: String, mend: Option<&str>) -> Check {
@@ -186,8 +193,13 @@ impl Driver for CloudDriver {
             image,
             user_data: user_data.to_text(),
         };
-        let made = provider.create(&asked).await.map_err(driver_error)?;
-        self.sight.note(Made {
+        let made = provider.create(&asked).await.map_err(|error| {
+            if error.is_uncertain() {
+                self.sight.in_doubt(order.id, order.attempt);
+            }
+            driver_error(error)
+        })?;
+        self.sight.made(Made {
             id: order.id,
             attempt: order.attempt,
             name: subject.name,
@@ -199,8 +211,24 @@ impl Driver for CloudDriver {
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
-        let seen = self.look().await?;
-        Ok(seen.iter().map(|machine| Found { id: machine.id, attempt: machine.attempt }).collect())
+        if !self.key_file.exists() {
+            return Ok(Vec::new());
+        }
+        let provider = self.provider()?;
+        let found = self.sight.found(provider, self.key()?.owner()).await?;
+        let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
+        if !unused.is_empty() {
+            let provider = provider.clone();
+            let forgotten = tokio::spawn(async move { reap::forget_tags(&*provider, &unused).await });
+            // A slow provider does not hold up the loop.
+            let _ = tokio::time::timeout(LIST_WAIT, forgotten).await;
+        }
+        Ok(found)
+    }
+
+    fn lists_all(&self) -> bool {
+        let Ok(provider) = &self.provider else { return true };
+        !self.key_file.exists() || self.sight.shows_all(provider.describe().lists_lag)
     }
 
     async fn set_lease(&self, id: MachineId, remaining: Remaining) -> Result<(), DriverError> {
@@ -217,11 +245,9 @@ impl Driver for CloudDriver {
         provider.add_tag(&machine.provider_id, &tag).await.map_err(driver_error)?;
         let (old, mut tags): (Vec<_>, Vec<_>) =
             machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
-        for old in &old {
-            provider.remove_tag(old).await.map_err(driver_error)?;
-        }
         tags.push(tag);
-        self.sight.note(Made { until, tags, ..machine.clone() });
+        self.sight.changed(Made { until, tags, ..machine.clone() }, old);
+        self.forget_tags(provider).await;
         Ok(())
     }
 

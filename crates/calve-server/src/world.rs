@@ -317,6 +317,10 @@ impl Effects for World {
         join_all(lists).await.into_iter().collect()
     }
 
+    fn lists_all(&self, driver: DriverName) -> bool {
+        self.drivers.get(&driver).is_none_or(|driver| driver.lists_all())
+    }
+
     fn is_alive(&self, driver: DriverName, found: Found) -> bool {
         let meta = RunDirs::new(&self.run_dir, driver).meta(found.id);
         meta.is_none_or(|meta| meta.attempt == found.attempt && meta.process.is_alive())

@@ -30,12 +30,16 @@ impl Stage {
 
     /// The driver of a server that has just started.
     fn driver(&self) -> CloudDriver {
+        self.driver_of(Pace::default())
+    }
+
+    fn driver_of(&self, pace: Pace) -> CloudDriver {
         let variables = |name: &str| match name {
             "DIGITALOCEAN_API_URL" => Some(self.emulator.url.clone()),
             _ => Some(TOKEN.to_owned()),
         };
         let settings = Settings::from_environment(&variables).unwrap();
-        let provider = DigitalOcean::new(settings, Pace::default()).unwrap();
+        let provider = DigitalOcean::new(settings, pace).unwrap();
         self.driver_with(Ok(Arc::new(provider)))
     }
 
@@ -48,6 +52,17 @@ impl Stage {
     fn until_tags(&self) -> Vec<String> {
         self.emulator.tags().into_iter().filter(|tag| tag.contains(":until:")).collect()
     }
+}
+
+/// Waits until it is so.
+async fn until(what: &str, so: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain until {what}"));
 }
 
 fn order(attempt: u32) -> Order {
@@ -67,7 +82,7 @@ fn order(attempt: u32) -> Order {
 #[tokio::test]
 async fn a_machine_is_listed_from_its_creation_on_however_lists_lag() {
     let stage = Stage::set(Options { list_lag: Duration::from_secs(3600), ..Options::default() }).await;
-    let driver = stage.driver();
+    let driver = stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
     assert_eq!(driver.list().await.unwrap(), []);
     let order = order(1);
     driver.create(&order).await.unwrap();
@@ -83,8 +98,40 @@ async fn a_machine_is_listed_from_its_creation_on_however_lists_lag() {
     assert_eq!(droplets[0].image, 190_000_001);
     driver.destroy(order.id).await.unwrap();
     driver.destroy(order.id).await.unwrap();
-    assert_eq!(driver.list().await.unwrap(), []);
     assert!(stage.emulator.droplets().is_empty());
+    // With a list that was begun later; its tags go then too.
+    until("nothing is listed", async || driver.list().await.unwrap().is_empty()).await;
+    until("no tag is left", async || !stage.emulator.tags().iter().any(|tag| tag.contains(":machine:")))
+        .await;
+}
+
+#[tokio::test]
+async fn a_machine_counts_as_there_until_a_list_would_show_what_came_of_its_creation() {
+    let stage = Stage::set(Options::default()).await;
+    let driver = stage.driver_of(Pace { settle: Duration::from_secs(3600), ..Pace::default() });
+    driver.create(&order(1)).await.unwrap();
+    driver.destroy(order(1).id).await.unwrap();
+    assert!(stage.emulator.droplets().is_empty());
+    // The request may have come to the provider twice.
+    assert_eq!(driver.list().await.unwrap(), [Found { id: order(1).id, attempt: 1 }]);
+    // What was refused was not made.
+    let mut refused = order(1);
+    refused.id = MachineId::new(Timestamp(1), 2);
+    refused.spec.place.as_mut().unwrap().size = "huge".to_owned();
+    driver.create(&refused).await.unwrap_err();
+    assert_eq!(driver.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_lists_of_a_server_that_has_just_started_do_not_show_all_that_the_last_one_made() {
+    let stage = Stage::set(Options { list_lag: Duration::from_secs(3600), ..Options::default() }).await;
+    stage.driver().create(&order(1)).await.unwrap();
+    let next = stage.driver_of(Pace { settle: Duration::from_secs(3600), ..Pace::default() });
+    assert_eq!(next.list().await.unwrap(), []);
+    assert!(!next.lists_all());
+    let settled = stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
+    settled.list().await.unwrap();
+    assert!(settled.lists_all());
 }
 
 #[tokio::test]
@@ -93,11 +140,13 @@ async fn another_server_of_the_same_data_finds_the_machine_and_a_new_attempt_rep
     stage.driver().create(&order(1)).await.unwrap();
     stage.driver().create(&order(1)).await.unwrap();
     assert_eq!(stage.emulator.created(), 1);
-    let next = stage.driver();
+    // With lists that do not lag what is not listed is not there.
+    let settled = || stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
+    let next = settled();
     assert_eq!(next.list().await.unwrap(), [Found { id: order(1).id, attempt: 1 }]);
     next.create(&order(2)).await.unwrap();
     assert_eq!((stage.emulator.created(), stage.emulator.droplets().len()), (2, 1));
-    let last = stage.driver();
+    let last = settled();
     assert_eq!(last.list().await.unwrap(), [Found { id: order(1).id, attempt: 2 }]);
     last.destroy(order(1).id).await.unwrap();
     assert!(stage.emulator.droplets().is_empty());
@@ -107,7 +156,7 @@ async fn another_server_of_the_same_data_finds_the_machine_and_a_new_attempt_rep
 #[tokio::test]
 async fn a_renewed_lease_is_written_on_the_machine_and_the_same_one_is_not() {
     let stage = Stage::set(Options::default()).await;
-    let driver = stage.driver();
+    let driver = stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
     driver.create(&order(1)).await.unwrap();
     let before = stage.until_tags();
     driver.set_lease(order(1).id, HOUR).await.unwrap();
@@ -118,8 +167,10 @@ async fn a_renewed_lease_is_written_on_the_machine_and_the_same_one_is_not() {
     ] {
         driver.set_lease(order(1).id, longer).await.unwrap();
     }
-    let after = stage.until_tags();
-    assert!(after.len() == 1 && after[0].contains(":until:never:"), "{after:?}");
+    // The old ones go once a list shows that there is no twin that has only them.
+    assert!(stage.until_tags().iter().any(|tag| tag.contains(":until:never:")));
+    until("one tag is left", async || driver.list().await.is_ok() && stage.until_tags().len() == 1).await;
+    assert!(stage.until_tags()[0].contains(":until:never:"));
     driver.set_lease(MachineId::new(Timestamp(1), 9), HOUR).await.unwrap();
 }
 

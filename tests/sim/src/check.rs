@@ -33,6 +33,14 @@ impl World {
         inner.host.is_empty() && inner.account.present().next().is_none()
     }
 
+    /// Whether everything that was begun has come to its end: no effect is under way, no change of the state that was slow
+    /// before it was quiet, and no record is left that was asked to go. A removal takes half a minute where both of its
+    /// changes are slow; until then the world is not satisfied, and that it goes on changing breaks nothing.
+    pub fn is_settled(&self, view: &View) -> bool {
+        let inner = self.inner();
+        inner.under_way.is_empty() && inner.slow_changes == 0 && view.all().iter().all(|it| !it.remove)
+    }
+
     /// `Stopped` comes once, and only when nothing is alive.
     pub fn check_event(&self, id: MachineId, what: &What) {
         if *what != What::Stopped {

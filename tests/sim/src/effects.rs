@@ -278,6 +278,10 @@ impl Effects for SimEffects {
         lists
     }
 
+    fn lists_all(&self, driver: DriverName) -> bool {
+        driver != DriverName::DigitalOcean || self.cloud.lists_all()
+    }
+
     fn is_alive(&self, driver: DriverName, found: Found) -> bool {
         // Of machines at a provider nothing is known but that they are listed.
         driver == DriverName::DigitalOcean

@@ -85,8 +85,7 @@ impl Chances {
                 Fault::LinkBreaks => rng.pick(&[0, 100, 500]),
                 Fault::Refused => rng.pick(&[0, 30, 200]),
                 Fault::AnswerLost => rng.pick(&[0, 30, 150]),
-                // Known hole: a twin that no list shows yet outlives the record of a machine that is let go of at once.
-                Fault::Repeated => 0,
+                Fault::Repeated => rng.pick(&[0, 30, 200]),
                 Fault::ListLags => rng.pick(&[0, 200, 700]),
                 Fault::HostDies => rng.pick(&[0, 0, 0, 20]),
                 Fault::ServerPauses => rng.pick(&[0, 0, 2]),

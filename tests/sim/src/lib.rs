@@ -28,6 +28,6 @@ mod world;
 
 pub use aim::{Aim, How, When, Which};
 pub use faults::{Chances, Fault, Without};
-pub use many::{Layer, Outcome, Sum, run_many, run_one};
+pub use many::{Enough, Layer, Outcome, Sum, run_many, run_one};
 pub use shrink::{Shrunk, TRIES, shrink};
 pub use simulation::{Options, Plant, Report, STEPS, run};

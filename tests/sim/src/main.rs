@@ -1,15 +1,17 @@
-//! `cargo run --release -p sim -- --seed N --steps M [--lifecycles K] [--plans]`: one world, or as many as have K machine
-//! lifecycles together. Prints what it takes to do the same again; a failure is shrunk, and its trace is printed.
+//! `cargo run --release -p sim -- --seed N --steps M [--lifecycles K | --worlds W] [--plans]`: one world, or as many as have K
+//! machine lifecycles together, or W of them. Prints what it takes to do the same again; a failure is shrunk, and its trace is
+//! printed.
 
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use sim::{Layer, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
+use sim::{Enough, Layer, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
 
-const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K] [--plans] [--trace]
+const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K | --worlds W] [--plans] [--trace]
   --seed N        decides everything; a fresh one where none is given
   --steps M       steps of users in one world (60; with --plans 400)
   --lifecycles K  worlds of this seed, the next one and so on, until there were K machine lifecycles
+  --worlds W      so many worlds of this seed and those after it; every seed that fails is named, the first is shrunk
   --plans         the lower layer: the plan and the loop's memory alone, with effects as events
   --trace         prints what happened, of one world";
 
@@ -19,14 +21,14 @@ const PLAN_STEPS: u64 = 400;
 struct Wanted {
     seed: u64,
     steps: u64,
-    lifecycles: Option<u64>,
+    enough: Option<Enough>,
     layer: Layer,
     trace: bool,
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
     let fresh = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
-    let (mut seed, mut steps, mut lifecycles) = (u64::from(fresh), None, None);
+    let (mut seed, mut steps, mut enough) = (u64::from(fresh), None, None);
     let (mut layer, mut trace) = (Layer::Loop, false);
     let mut args = args;
     while let Some(arg) = args.next() {
@@ -37,14 +39,15 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
         match arg.as_str() {
             "--seed" => seed = number()?,
             "--steps" => steps = Some(number()?),
-            "--lifecycles" => lifecycles = Some(number()?),
+            "--lifecycles" => enough = Some(Enough::Lifecycles(number()?)),
+            "--worlds" => enough = Some(Enough::Worlds(number()?)),
             "--plans" => layer = Layer::Plans,
             "--trace" => trace = true,
             _ => return Err(format!("{arg} is not known\n{USAGE}")),
         }
     }
     let usual = if layer == Layer::Plans { PLAN_STEPS } else { STEPS };
-    Ok(Wanted { seed, steps: steps.unwrap_or(usual), lifecycles, layer, trace })
+    Ok(Wanted { seed, steps: steps.unwrap_or(usual), enough, layer, trace })
 }
 
 fn main() -> ExitCode {
@@ -55,11 +58,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let Wanted { seed, steps, lifecycles, layer, trace } = wanted;
+    let Wanted { seed, steps, enough, layer, trace } = wanted;
     let name = if layer == Layer::Plans { "plans" } else { "loop" };
     println!("layer {name}, seed {seed}, {steps} steps of users a world");
     let began = Instant::now();
-    let failed = match lifecycles {
+    let failed = match enough {
         None => {
             let outcome = run_one(layer, seed, steps, Plant::None, &Without::default(), trace);
             outcome.trace.iter().for_each(|line| println!("{line}"));
@@ -69,15 +72,16 @@ fn main() -> ExitCode {
             );
             (!outcome.violations.is_empty()).then_some(seed)
         }
-        Some(lifecycles) => {
-            let sum = run_many(layer, seed, steps, Plant::None, lifecycles);
+        Some(enough) => {
+            let sum = run_many(layer, seed, steps, Plant::None, enough);
             let took = began.elapsed().as_secs_f64();
             println!(
                 "{} lifecycles in {} worlds, {} servers, {} faults; trace {:016x}",
                 sum.lifecycles, sum.worlds, sum.servers, sum.faults, sum.digest
             );
             println!("{took:.1} s, {:.0} lifecycles/s", sum.lifecycles as f64 / took);
-            sum.failed
+            sum.failed.iter().for_each(|seed| println!("failed: seed {seed}"));
+            sum.failed.first().copied()
         }
     };
     match failed {

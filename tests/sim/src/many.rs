@@ -63,6 +63,24 @@ pub fn run_one(layer: Layer, seed: u64, steps: u64, plant: Plant, without: &With
     }
 }
 
+/// How many worlds are enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enough {
+    /// As many as have so many machine lifecycles together, or until one fails.
+    Lifecycles(u64),
+    /// So many, whether or not some fail: to see what all goes wrong.
+    Worlds(u64),
+}
+
+impl Enough {
+    fn reached(self, sum: &Sum) -> bool {
+        match self {
+            Self::Lifecycles(lifecycles) => sum.lifecycles >= lifecycles || !sum.failed.is_empty(),
+            Self::Worlds(worlds) => sum.worlds >= worlds,
+        }
+    }
+}
+
 /// How many worlds went together.
 #[derive(Debug, Clone, Default)]
 pub struct Sum {
@@ -76,35 +94,34 @@ pub struct Sum {
     pub faults: u64,
     /// Stands for everything that happened in all of them.
     pub digest: u64,
-    /// The first seed that failed.
-    pub failed: Option<u64>,
+    /// The seeds that failed.
+    pub failed: Vec<u64>,
 }
 
-/// Simulates the worlds of `seed`, the seed after it and so on, until they had so many lifecycles together or one failed. Which
-/// worlds count does not depend on how many CPUs there are.
-pub fn run_many(layer: Layer, seed: u64, steps: u64, plant: Plant, lifecycles: u64) -> Sum {
-    let (next, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+/// Simulates the worlds of `seed`, the seed after it and so on, until it is enough. Which worlds count does not depend on how
+/// many CPUs there are.
+pub fn run_many(layer: Layer, seed: u64, steps: u64, plant: Plant, enough: Enough) -> Sum {
+    let (next, reached) = (AtomicU64::new(0), AtomicBool::new(false));
     let results: Mutex<(Sum, BTreeMap<u64, Outcome>)> = Mutex::default();
     let work = || {
-        while !enough.load(Ordering::Relaxed) {
+        while !reached.load(Ordering::Relaxed) {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let outcome = run_one(layer, seed.wrapping_add(at), steps, plant, &Without::default(), false);
             let (sum, waiting) = &mut *results.lock().expect("no holder panics");
             waiting.insert(at, outcome);
             // In the order of their seeds, so that the digest is the same each time.
-            while sum.lifecycles < lifecycles
-                && sum.failed.is_none()
+            while !enough.reached(sum)
                 && let Some(outcome) = waiting.remove(&sum.worlds)
             {
-                sum.failed = (!outcome.violations.is_empty()).then(|| seed.wrapping_add(sum.worlds));
+                sum.failed.extend((!outcome.violations.is_empty()).then(|| seed.wrapping_add(sum.worlds)));
                 sum.worlds += 1;
                 sum.lifecycles += outcome.lifecycles;
                 sum.servers += outcome.servers;
                 sum.faults += outcome.faults;
                 sum.digest = sum.digest.rotate_left(7) ^ outcome.digest;
             }
-            if sum.lifecycles >= lifecycles || sum.failed.is_some() {
-                enough.store(true, Ordering::Relaxed);
+            if enough.reached(sum) {
+                reached.store(true, Ordering::Relaxed);
             }
         }
     };

@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::hash::Hasher;
 
-use calve_core::plan::{Drivers, Listed, On, Plan, Tick, World, plan};
+use calve_core::plan::{Drivers, List, Listed, On, Plan, Tick, World, plan};
 use calve_core::{DriverName, Machine, MachineId, NodeName, State, Timestamp};
 use calve_server::reconcile::{AgentReport, Known};
 
@@ -75,7 +75,7 @@ enum Event {
     Restart,
 }
 
-type Lists = BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>;
+type Lists = BTreeMap<DriverName, List>;
 
 pub(crate) struct Sim {
     now: Ms,
@@ -271,7 +271,7 @@ impl Sim {
         let lost = std::mem::take(&mut self.heard_anew)
             && self.known.hear(&self.reports, &self.machines, &Quiet, now);
         self.known.hurry(&self.machines, std::mem::take(&mut self.changed));
-        let listed_at = self.lists.values().map(|(tick, _)| *tick).min();
+        let listed_at = self.lists.values().map(|list| list.asked).min();
         self.known.drop_ended(&self.machines, listed_at, now);
         let made = self.plan(now);
         self.digest.write_u64(made.actions.len() as u64);
@@ -334,11 +334,10 @@ impl Sim {
     /// The list is what the host has at some moment between the question and the answer.
     fn list_sees(&mut self) {
         let tick = self.listing_tick;
-        let mut lists: Lists =
-            DriverName::ALL.into_iter().map(|driver| (driver, (tick, BTreeMap::new()))).collect();
+        let mut lists: Lists = DriverName::ALL.into_iter().map(|driver| (driver, empty(tick))).collect();
         let hides = self.plant == Plant::ListHidesLiving;
         for (&(driver, id), vm) in self.host.iter().filter(|(_, vm)| !(hides && vm.alive)) {
-            let (_, machines) = lists.get_mut(&driver).expect("every driver has a list");
+            let machines = &mut lists.get_mut(&driver).expect("every driver has a list").machines;
             let alive = vm.alive || self.known.is_heard(id);
             machines.insert(id, Listed { attempt: vm.attempt, alive, ended: None });
         }
@@ -405,6 +404,10 @@ impl Sim {
             self.violations.push(what);
         }
     }
+}
+
+fn empty(asked: Tick) -> List {
+    List { asked, whole: true, machines: BTreeMap::new() }
 }
 
 fn every_driver(now: Ms) -> Drivers {

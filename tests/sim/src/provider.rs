@@ -20,7 +20,7 @@ use crate::world::World;
 const NAME: &str = "simulated";
 /// The region and image that orders name.
 pub const REGION: &str = "ams3";
-/// How long a list may show what was before; the server's driver reckons with a minute.
+/// How long a list may show what was before.
 const LAG_MAX: Ms = 25_000;
 
 /// What the provider has.
@@ -43,13 +43,6 @@ struct Machine {
 }
 
 impl Account {
-    /// Lists show what there is from now on. Known hole: what the server's driver bridges a lag with dies with the server, so
-    /// that the next one takes a machine for lost which its provider does not list yet; it finds it as a stray. Until that is
-    /// mended, no list lags across a server's death here.
-    pub fn settle(&mut self) {
-        self.machines.values_mut().for_each(|machine| machine.listed_from = 0);
-    }
-
     /// The machines that are there.
     pub fn present(&self) -> impl Iterator<Item = (MachineId, &Vm)> {
         self.machines.values().filter(|machine| machine.gone_until.is_none()).map(|it| (it.id, &it.vm))
@@ -166,7 +159,8 @@ impl SimProvider {
 impl Provider for SimProvider {
     fn describe(&self) -> Description {
         let api = String::new();
-        Description { name: NAME, api, user_data_max_bytes: 65_536, credentials_from: "nowhere" }
+        let lists_lag = Duration::from_millis(LAG_MAX);
+        Description { name: NAME, api, user_data_max_bytes: 65_536, lists_lag, credentials_from: "nowhere" }
     }
 
     async fn check(&self) -> Result<Owner, ProviderError> {
@@ -191,7 +185,6 @@ impl Provider for SimProvider {
         if let Err(lost) = self.answer().await {
             // Whoever implements `Provider` watches the list after that until it has settled, before it gives up.
             tokio::time::sleep(Duration::from_millis(LAG_MAX)).await;
-            self.world.inner().account.settle();
             return Err(lost);
         }
         let inner = self.world.inner();

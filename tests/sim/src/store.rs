@@ -37,7 +37,10 @@ impl SimFaults {
             };
             match pause {
                 0 => tokio::task::yield_now().await,
-                ms => tokio::time::sleep(Duration::from_millis(ms)).await,
+                ms => {
+                    let _slow = self.world.slow_change();
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                }
             }
             self.world.point(self.generation).await;
         }

@@ -36,6 +36,15 @@ pub struct World {
     pub crashed: Notify,
 }
 
+/// A change of the state that takes its time; dropped, with its server too, it has ended.
+pub struct SlowChange<'a>(&'a World);
+
+impl Drop for SlowChange<'_> {
+    fn drop(&mut self) {
+        self.0.inner().slow_changes -= 1;
+    }
+}
+
 pub struct Inner {
     pub rng: Rng,
     pub faults: Faults,
@@ -63,6 +72,8 @@ pub struct Inner {
     pub links: BTreeMap<MachineId, Link>,
     pub events: BTreeMap<MachineId, Vec<What>>,
     pub truth: BTreeMap<MachineId, Truth>,
+    /// Changes of the state that take their time just now.
+    pub slow_changes: u32,
     /// Names of records that were seen.
     pub names: BTreeMap<MachineId, MachineName>,
     /// Effects other than lists, for the check that a satisfied world is left alone.
@@ -94,6 +105,7 @@ impl World {
             links: BTreeMap::new(),
             events: BTreeMap::new(),
             truth: BTreeMap::new(),
+            slow_changes: 0,
             names: BTreeMap::new(),
             effects: 0,
             digest: Digest::new(options.keep_trace),
@@ -193,6 +205,12 @@ impl World {
         }
     }
 
+    /// A change of the state begins that takes its time.
+    pub fn slow_change(&self) -> SlowChange<'_> {
+        self.inner().slow_changes += 1;
+        SlowChange(self)
+    }
+
     pub fn lives(&self, generation: u32) -> bool {
         let inner = self.inner();
         inner.generation == generation && inner.server_since.is_some()
@@ -201,11 +219,7 @@ impl World {
     /// Kills the server.
     pub fn kill(&self, how: &str) {
         self.say(|| how.to_owned());
-        {
-            let mut inner = self.inner();
-            inner.server_since = None;
-            inner.account.settle();
-        }
+        self.inner().server_since = None;
         self.crashed.notify_waiters();
     }
 

@@ -1,12 +1,14 @@
 //! Rule: a placed machine is made; the intent is written first. A creation whose end is not known is repeated under the
-//! same attempt, which changes nothing where it had succeeded; one that failed is followed by another attempt.
+//! same attempt, which changes nothing where it had succeeded; one that failed is followed by another attempt. At a provider
+//! it had succeeded only if the machine is listed: one that an earlier server may have asked for waits for a list that would
+//! show it, or there would be two.
 
 use std::time::Duration;
 
 use super::draft::Draft;
 use super::{Action, Change, Fault, On};
-use crate::State;
 use crate::limits::{ATTEMPT_PAUSE, ATTEMPTS_MAX};
+use crate::{DriverName, State};
 
 pub(super) fn create(draft: &mut Draft<'_>) {
     if !draft.wanted() {
@@ -28,6 +30,9 @@ pub(super) fn create(draft: &mut Draft<'_>) {
     let from = draft.machine.state_since.after(pause_before(attempt));
     if draft.now < from {
         return draft.wait(On::Retry, Some(from));
+    }
+    if draft.driver().is_some_and(DriverName::is_provider) && draft.creation_is_in_doubt() {
+        return draft.wait(On::List, None);
     }
     draft.act(Action::Create { id: draft.id(), attempt });
 }

@@ -8,11 +8,12 @@ use crate::plan::Phase;
 use crate::{DriverName, Goal, Machine, MachineId, State, StopReason, Timestamp};
 
 /// A machine of which nothing is known beyond its record.
-static UNSEEN: Sight = Sight {
+pub(super) static UNSEEN: Sight = Sight {
     busy: false,
     settled: super::Tick(0),
     pause_until: None,
     unwritten_until: None,
+    ours: false,
     created: None,
     link_asked: false,
     agent: None,
@@ -42,7 +43,7 @@ impl<'a> Draft<'a> {
     pub fn new(world: &World<'a>, machine: &'a Machine, now: Timestamp) -> Self {
         let sight = world.sights.get(&machine.id).unwrap_or(&UNSEEN);
         let seen = match &machine.placement {
-            Some((_, driver)) => world.seen(machine.id, *driver, sight.settled),
+            Some((_, driver)) => world.seen(machine.id, *driver, sight),
             None => Seen::Unknown,
         };
         Self {
@@ -74,6 +75,11 @@ impl<'a> Draft<'a> {
 
     pub fn linked(&self) -> bool {
         self.sight.agent.is_some_and(|agent| agent.linked)
+    }
+
+    /// Whether an earlier server may have begun the creation that its record speaks of, and nobody knows how far it came.
+    pub fn creation_is_in_doubt(&self) -> bool {
+        self.stored == State::Creating && self.sight.created.is_none() && self.seen == Seen::Unknown
     }
 
     /// Whether its agent never spoke, so that nothing can have been started.

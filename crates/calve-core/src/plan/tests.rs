@@ -17,7 +17,7 @@ struct Case {
     complete: bool,
     sights: BTreeMap<MachineId, Sight>,
     drivers: Drivers,
-    lists: BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>,
+    lists: BTreeMap<DriverName, List>,
     now: Timestamp,
 }
 
@@ -61,6 +61,11 @@ fn agent(phase: Phase) -> Agent {
     }
 }
 
+/// A list that shows every machine.
+fn listed_at(asked: u64, machine: Option<(MachineId, Listed)>) -> List {
+    List { asked: Tick(asked), whole: true, machines: machine.into_iter().collect() }
+}
+
 impl Case {
     /// One machine in `state`, of which nothing is known beyond its record.
     fn new(state: State) -> Self {
@@ -77,8 +82,8 @@ impl Case {
             sights: BTreeMap::from([(machine.id, Sight::default())]),
             drivers: Drivers { as_of: Some(NOW), usable: usable.into() },
             lists: BTreeMap::from([
-                (DriverName::Sandbox, (Tick(5), made.into_iter().collect())),
-                (DriverName::Qemu, (Tick(5), BTreeMap::new())),
+                (DriverName::Sandbox, listed_at(5, made)),
+                (DriverName::Qemu, listed_at(5, None)),
             ]),
             machines: BTreeMap::from([(machine.id, machine)]),
             now: NOW,
@@ -117,7 +122,7 @@ impl Case {
     }
 
     fn absent(self) -> Self {
-        self.but(|case| case.lists.get_mut(&DriverName::Sandbox).unwrap().1.clear())
+        self.but(|case| case.lists.get_mut(&DriverName::Sandbox).unwrap().machines.clear())
     }
 
     fn plan(&self) -> Plan {
@@ -420,7 +425,7 @@ fn a_machine_that_is_gone_is_lost_but_only_by_a_list() {
     let dies = |ended| {
         let dead = Listed { attempt: 1, alive: false, ended };
         move |case: &mut Case| {
-            case.lists.get_mut(&DriverName::Sandbox).unwrap().1.insert(id(1), dead);
+            case.lists.get_mut(&DriverName::Sandbox).unwrap().machines.insert(id(1), dead);
         }
     };
     for ended in [None, Some(Ended::ByItself), Some(Ended::Killed)] {
@@ -458,11 +463,49 @@ fn a_record_is_closed_only_by_a_list_taken_after_the_destruction() {
 }
 
 #[test]
+fn what_a_list_does_not_show_yet_may_exist_all_the_same() {
+    // At a provider, by a server that has just started: its list lags.
+    let at_provider = |case: Case, lag: bool| {
+        case.absent().but(|case| {
+            let machine = case.machine();
+            let (node, _) = machine.placement.take().unwrap();
+            machine.placement = Some((node, DriverName::DigitalOcean));
+            let list = List { whole: !lag, ..listed_at(5, None) };
+            case.lists.insert(DriverName::DigitalOcean, list);
+        })
+    };
+    let lags = |case| at_provider(case, true);
+    check(lags(Case::heard(State::Running, Phase::Running)), "");
+    let destroyed =
+        || Case::new(State::Draining).stopping(StopReason::Exited).but(|case| case.sight().destroyed = true);
+    check(lags(destroyed()), "waits for its driver's list");
+    check(at_provider(destroyed(), false), "write gone");
+    // What this server alone ever asked for is known all the same.
+    check(lags(destroyed()).but(|case| case.sight().ours = true), "write gone");
+    // A creation that another server may have begun is repeated once it is known whether it was.
+    check(lags(Case::new(State::Creating)), "waits for its driver's list");
+    check(at_provider(Case::new(State::Creating), false), "create attempt 1");
+    let shown = Listed { attempt: 1, alive: true, ended: None };
+    let shown = lags(Case::new(State::Creating)).but(|case| {
+        case.lists
+            .insert(DriverName::DigitalOcean, List { whole: false, ..listed_at(5, Some((id(1), shown))) });
+    });
+    check(shown, "create attempt 1");
+    let failed = lags(Case::new(State::Creating)).but(|case| {
+        let fault = Fault { message: "no space".to_owned(), retry: true };
+        case.machine().attempt = 2;
+        case.machine().state_since = Timestamp(NOW.0 - 1000);
+        case.sight().created = Some(Created { attempt: 1, result: Err(fault) });
+    });
+    check(failed, "create attempt 2");
+}
+
+#[test]
 fn strays_are_destroyed_where_every_record_was_read() {
     let stray = |state| {
         Case::new(state).but(|case| {
             let listed = Listed { attempt: 1, alive: true, ended: None };
-            case.lists.get_mut(&DriverName::Qemu).unwrap().1.insert(id(1), listed);
+            case.lists.get_mut(&DriverName::Qemu).unwrap().machines.insert(id(1), listed);
         })
     };
     check(stray(State::Gone), "destroy in qemu");

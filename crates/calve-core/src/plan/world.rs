@@ -25,7 +25,19 @@ pub struct World<'a> {
     /// What is known of the drivers.
     pub drivers: &'a Drivers,
     /// What each driver listed, and when the list was asked for; a driver without one is unknown now.
-    pub lists: &'a BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>,
+    pub lists: &'a BTreeMap<DriverName, List>,
+}
+
+/// What a driver listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    /// When it was asked for.
+    pub asked: Tick,
+    /// Whether it shows every machine. Otherwise one that an earlier server made may exist though it is not shown: a provider's
+    /// list lags, and who knew better has died.
+    pub whole: bool,
+    /// The machines.
+    pub machines: BTreeMap<MachineId, Listed>,
 }
 
 /// What is known of the drivers.
@@ -60,7 +72,7 @@ pub enum Ended {
 /// What a machine's driver says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
-    /// No list was taken since the last effect on it.
+    /// No list was taken since the last effect on it, or only one that may not show it yet.
     Unknown,
     /// Its driver does not have it.
     Absent,
@@ -79,6 +91,8 @@ pub struct Sight {
     pub pause_until: Option<Timestamp>,
     /// Its record is not written until then, as the last writing failed; nor is done what would follow.
     pub unwritten_until: Option<Timestamp>,
+    /// Whether every creation of it was this loop's: a list that does not show what earlier servers made tells all about it.
+    pub ours: bool,
     /// How the last creation by this loop ended.
     pub created: Option<Created>,
     /// Whether its agent is being linked.
@@ -152,13 +166,15 @@ pub enum Phase {
 }
 
 impl World<'_> {
-    /// What `driver`'s list says of a machine whose last effect ended at `settled`.
-    pub fn seen(&self, id: MachineId, driver: DriverName, settled: Tick) -> Seen {
-        match self.lists.get(&driver) {
-            Some((asked, machines)) if *asked > settled => {
-                machines.get(&id).map_or(Seen::Absent, |listed| Seen::Listed(*listed))
-            }
-            _ => Seen::Unknown,
+    /// What `driver`'s list says of a machine of which this is known.
+    pub fn seen(&self, id: MachineId, driver: DriverName, sight: &Sight) -> Seen {
+        let Some(list) = self.lists.get(&driver).filter(|list| list.asked > sight.settled) else {
+            return Seen::Unknown;
+        };
+        match list.machines.get(&id) {
+            Some(listed) => Seen::Listed(*listed),
+            None if list.whole || sight.ours => Seen::Absent,
+            None => Seen::Unknown,
         }
     }
 }

@@ -1,11 +1,16 @@
 //! What is seen at a provider: its list, renewed in the background, and what was made too lately to be on it.
+//!
+//! ```text
+//!   server starts ──── lag ────▶ a list shows what earlier servers made: what it does not show is gone
+//!   asked to make ──── lag ────▶ a list shows all that came of it, a twin too: until then the machine counts as there
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use calve_core::MachineId;
-use calve_node::{DriverError, DriverErrorKind};
+use calve_node::{DriverError, DriverErrorKind, Found};
 use calve_provider::mark::{Owner, Until};
 use calve_provider::reap::{self, Verdict, Whose};
 use calve_provider::{Provider, ProviderError};
@@ -17,11 +22,11 @@ use super::driver_error;
 /// Pause between two lists: a provider grants some 5,000 requests an hour.
 const LIST_PAUSE: Duration = Duration::from_secs(5);
 /// How long is waited for a list that is under way: the loop lists its other drivers at the same time.
-const LIST_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LIST_WAIT: Duration = Duration::from_secs(2);
 /// How old a list may be where no newer one could be had.
 const LIST_AGE_MAX: Duration = Duration::from_secs(60);
-/// How long a list may show what was before.
-const LAG_MAX: Duration = Duration::from_secs(60);
+/// How long what was done counts more than a list, at the least: the lag that a provider owns to is seldom its longest.
+const NOTED_MIN: Duration = Duration::from_secs(60);
 
 /// A machine of this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,12 +40,35 @@ pub(super) struct Made {
     pub until: Until,
 }
 
+/// What this process did to a machine; it counts more than a list that may lag.
+#[derive(Debug, Default)]
+struct Noted {
+    attempt: u32,
+    /// The machine as it was made or changed, and when; none once it was destroyed, or where the creation's answer was lost.
+    made: Option<(Instant, Made)>,
+    /// When the provider was last asked to make it. The request may have come there twice, or come only after nobody waited for
+    /// its answer any more.
+    asked: Option<Instant>,
+    /// Tags of what was destroyed of it. Twins carry the same, and are known by them alone: they are removed once a list shows
+    /// that there is no other.
+    tags: Vec<String>,
+    /// Tags that it no longer needs; removed once there is no twin that still does.
+    old_tags: Vec<String>,
+}
+
+impl Noted {
+    /// Whether more of it may be there than a list shows that was begun at `at`.
+    fn may_hide(&self, at: Instant, lag: Duration) -> bool {
+        self.asked.is_some_and(|asked| at < asked + lag)
+    }
+}
+
 /// What is seen.
-#[derive(Default)]
 pub(super) struct Sight {
     shared: Arc<Shared>,
-    /// What was made or changed by this process, and when; it counts more than a list that may lag.
-    noted: Arc<Mutex<BTreeMap<MachineId, (Instant, Made)>>>,
+    /// When this process began to look.
+    since: Instant,
+    noted: Arc<Mutex<BTreeMap<MachineId, Noted>>>,
 }
 
 #[derive(Clone, Default)]
@@ -79,8 +107,41 @@ impl Shared {
 }
 
 impl Sight {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self { shared: Arc::default(), since: Instant::now(), noted: Arc::default() }
+    }
+
+    /// Whether the lists that are had from now on show what earlier processes made, with this lag.
+    pub fn shows_all(&self, lag: Duration) -> bool {
+        self.shared.listed().latest.as_ref().is_some_and(|(at, _)| *at >= self.since + lag)
+    }
+
     /// The machines of `owner`: from a list of the last seconds where one can be had, together with what was noted.
     pub async fn look(&self, provider: &Arc<dyn Provider>, owner: Owner) -> Result<Vec<Made>, DriverError> {
+        Ok(self.look_at(provider, owner).await?.1)
+    }
+
+    /// What there is: the same, and machines of which a list may not show yet what came of their creations.
+    pub async fn found(&self, provider: &Arc<dyn Provider>, owner: Owner) -> Result<Vec<Found>, DriverError> {
+        let (at, machines) = self.look_at(provider, owner).await?;
+        let lag = provider.describe().lists_lag;
+        let shown = |id| machines.iter().any(|machine| machine.id == id);
+        let mut found: Vec<Found> =
+            machines.iter().map(|machine| Found { id: machine.id, attempt: machine.attempt }).collect();
+        let noted = self.noted();
+        let hidden = noted.iter().filter(|(id, noted)| noted.may_hide(at, lag) && !shown(**id));
+        found.extend(hidden.map(|(id, noted)| Found { id: *id, attempt: noted.attempt }));
+        // Of one machine the last counts: of several attempts the newest.
+        found.sort_by_key(|found| found.attempt);
+        Ok(found)
+    }
+
+    async fn look_at(
+        &self,
+        provider: &Arc<dyn Provider>,
+        owner: Owner,
+    ) -> Result<(Instant, Vec<Made>), DriverError> {
         let fresh = self.shared.listed().is_fresh();
         if !fresh {
             self.begin(provider, owner);
@@ -89,7 +150,9 @@ impl Sight {
         }
         let listed = self.shared.listed().clone();
         match (listed.latest, listed.failed) {
-            (Some((at, machines)), _) if at.elapsed() <= LIST_AGE_MAX => Ok(self.with_noted(at, machines)),
+            (Some((at, machines)), _) if at.elapsed() <= LIST_AGE_MAX => {
+                Ok((at, self.with_noted(at, machines, provider.describe().lists_lag)))
+            }
             (_, Some(error)) => Err(driver_error(error)),
             (_, None) => {
                 let message = format!("{} has not answered yet", provider.describe().name);
@@ -98,24 +161,70 @@ impl Sight {
         }
     }
 
-    /// A machine was made, or is otherwise than lists may say.
-    pub fn note(&self, made: Made) {
-        self.noted().insert(made.id, (Instant::now(), made));
+    /// A machine was made.
+    pub fn made(&self, made: Made) {
+        self.in_doubt(made.id, made.attempt);
+        self.changed(made, Vec::new());
     }
 
-    /// The machine with this id at the provider was destroyed: only later lists count for it.
-    pub fn gone(&self, provider_id: &str) {
-        self.noted().retain(|_, (_, made)| made.provider_id != provider_id);
+    /// The provider was asked for a machine, and nobody knows what came of it.
+    pub fn in_doubt(&self, id: MachineId, attempt: u32) {
+        let mut noted = self.noted();
+        let noted = noted.entry(id).or_default();
+        (noted.attempt, noted.made, noted.asked) = (attempt, None, Some(Instant::now()));
+    }
+
+    /// A machine is otherwise than lists may say, and does not need these tags any more.
+    pub fn changed(&self, made: Made, old_tags: Vec<String>) {
+        let mut noted = self.noted();
+        let noted = noted.entry(made.id).or_default();
+        (noted.attempt, noted.made) = (made.attempt, Some((Instant::now(), made)));
+        noted.old_tags.extend(old_tags);
+    }
+
+    /// This machine at the provider was destroyed: only later lists count for it.
+    pub fn gone(&self, machine: &Made) {
+        {
+            let mut noted = self.noted();
+            let noted =
+                noted.entry(machine.id).or_insert(Noted { attempt: machine.attempt, ..Noted::default() });
+            noted.made.take_if(|(_, made)| made.provider_id == machine.provider_id);
+            noted.tags.extend(machine.tags.iter().cloned());
+        }
         if let Some((_, machines)) = &mut self.shared.listed().latest {
-            machines.retain(|machine| machine.provider_id != provider_id);
+            machines.retain(|known| known.provider_id != machine.provider_id);
         }
     }
 
-    fn with_noted(&self, at: Instant, mut machines: Vec<Made>) -> Vec<Made> {
+    /// Tags that nothing needs any more, with this lag; each is given once.
+    pub fn take_unused_tags(&self, lag: Duration) -> Vec<String> {
+        let latest = self.shared.listed().latest.clone();
+        let Some((at, machines)) = latest else { return Vec::new() };
+        let mut unused = Vec::new();
+        for (id, noted) in self.noted().iter_mut() {
+            if at < noted.asked.unwrap_or(self.since) + lag {
+                continue;
+            }
+            let listed = machines.iter().filter(|machine| machine.id == *id).count();
+            if listed <= 1 {
+                unused.append(&mut noted.old_tags);
+            }
+            if listed == 0 && noted.made.is_none() {
+                unused.append(&mut noted.tags);
+            }
+        }
+        unused
+    }
+
+    fn with_noted(&self, at: Instant, mut machines: Vec<Made>, lag: Duration) -> Vec<Made> {
         let mut noted = self.noted();
         // A list that was begun so long after it was noted does not lag behind it.
-        noted.retain(|_, (since, _)| at < *since + LAG_MAX);
-        for (_, made) in noted.values() {
+        noted.retain(|_, noted| {
+            noted.made.take_if(|(since, _)| at >= *since + lag.max(NOTED_MIN));
+            let tags = noted.tags.len() + noted.old_tags.len();
+            noted.made.is_some() || noted.may_hide(at, lag) || tags > 0
+        });
+        for (_, made) in noted.values().filter_map(|noted| noted.made.as_ref()) {
             machines.retain(|machine| machine.provider_id != made.provider_id);
             machines.push(made.clone());
         }
@@ -143,7 +252,7 @@ impl Sight {
         });
     }
 
-    fn noted(&self) -> MutexGuard<'_, BTreeMap<MachineId, (Instant, Made)>> {
+    fn noted(&self) -> MutexGuard<'_, BTreeMap<MachineId, Noted>> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

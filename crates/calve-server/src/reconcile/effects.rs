@@ -62,6 +62,12 @@ pub trait Effects: Send + Sync {
     /// What each driver has on this node; an error says that nothing is known of that driver's machines.
     async fn list(&self) -> BTreeMap<DriverName, Result<Vec<Found>, EffectError>>;
 
+    /// Whether lists of this driver that are asked for from now on show every machine: see [`calve_node::Driver::lists_all`].
+    fn lists_all(&self, driver: DriverName) -> bool {
+        let _ = driver;
+        true
+    }
+
     /// Whether a process of a listed machine is alive; otherwise only something to clean up is left. Asked, right after the
     /// list, of machines whose agents are not heard.
     fn is_alive(&self, driver: DriverName, found: Found) -> bool {

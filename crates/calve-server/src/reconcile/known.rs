@@ -76,6 +76,8 @@ impl Known {
         let sight = self.sights.entry(doing.id).or_default();
         sight.busy = true;
         sight.link_asked |= doing.link;
+        // Each later attempt follows one of which somebody knows: the first is this loop's, or they are not all.
+        sight.ours |= doing.fresh && matches!(doing.effect, Some(Effect::Create { attempt: 1 }));
     }
 
     /// Takes note of what became of it.

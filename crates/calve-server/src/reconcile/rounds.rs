@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use calve_core::plan::{Action, Change, Drivers, Listed, On, Plan, Tick, World, plan};
+use calve_core::plan::{Action, Change, Drivers, List, Listed, On, Plan, Tick, World, plan};
 use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
 use calve_wire::event::What;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -21,6 +21,9 @@ const NODE: &str = "local";
 const CREATES_MAX: usize = 32;
 /// Other steps at once: they mostly wait for agents and processes.
 const STEPS_MAX: usize = 512;
+/// How many of them are kept for stops and destructions: a server that begins tells each machine its lease, and whose lease
+/// ends meanwhile must not wait behind thousands of those.
+const ENDS_RESERVED: usize = 128;
 /// Pause between lists while all living machines are heard: finds what died without a word.
 const LIST_EVERY: Duration = Duration::from_secs(10);
 /// The same while some machine is not heard, and after a list that failed.
@@ -43,9 +46,9 @@ const LIST_REST: u32 = 10;
 /// Pause after the state could not be read.
 const STATE_PAUSE: Duration = Duration::from_secs(1);
 
-type Lists = BTreeMap<DriverName, (Tick, BTreeMap<MachineId, Listed>)>;
+type Lists = BTreeMap<DriverName, List>;
 type Rows = BTreeMap<MachineId, Row>;
-type Found = BTreeMap<DriverName, Result<BTreeMap<MachineId, Listed>, EffectError>>;
+type Found = BTreeMap<DriverName, Result<List, EffectError>>;
 
 /// The loop's own state; all of it can be lost.
 pub(super) struct Rounds {
@@ -83,7 +86,7 @@ struct Look {
 /// What a task brought.
 enum Done {
     Step(Doing, Outcome),
-    Listed(Tick, Found),
+    Listed(Found),
     Drivers(Timestamp, Vec<DriverState>),
 }
 
@@ -168,7 +171,7 @@ impl Rounds {
         self.heard = changes;
         let now = self.effects.now();
         let view = self.view.clone();
-        let (mut plan, rows, lost, unheard, living) = {
+        let (mut plan, chosen, rows, lost, unheard, living) = {
             let content = view.content();
             // What came after it is for the next round, also where a request has read it since.
             let changed = std::mem::replace(&mut self.planned, content.seen) != content.seen;
@@ -186,54 +189,77 @@ impl Rounds {
                 drivers: &self.drivers,
                 lists: &self.lists,
             };
-            let plan = plan(&world, now);
+            let mut plan = plan(&world, now);
             let living = machines.values().filter(|machine| !machine.state.is_terminal());
             let unheard = living
                 .clone()
                 .any(|machine| machine.state >= MachineState::Booting && !self.known.is_heard(machine.id));
             let living = living.count() > 0;
             // The very records that were planned for: a newer one must lose its compare-and-set.
-            let ids = plan.actions.iter().map(Action::id);
+            let chosen = self.choose(std::mem::take(&mut plan.actions));
+            let ids = chosen.iter().filter_map(|actions| actions.first()).map(Action::id);
             let rows: Rows = ids.filter_map(|id| Some((id, content.row(id)?))).collect();
-            (plan, rows, lost, unheard, living)
+            (plan, chosen, rows, lost, unheard, living)
         };
         let mut wake = now.after(ROUND_EVERY);
         wake = wake.min(plan.next_wake.unwrap_or(wake));
         wake = wake.min(self.look_at_machines(&plan, lost, unheard, living, now).unwrap_or(wake));
         wake = wake.min(self.look_at_drivers(&plan, woken, now).unwrap_or(wake));
         self.view.set_waits(std::mem::take(&mut plan.waits));
-        self.execute(plan, &rows, now).await;
+        self.execute(chosen, &rows, now).await;
         Ok(wake)
     }
 
-    /// Sets the plan's actions going, those of one machine as one step.
-    async fn execute(&mut self, plan: Plan, rows: &Rows, now: Timestamp) {
+    /// The actions for which there is room, by machine; those that end one come first. What finds no room is planned again
+    /// when a step has ended.
+    fn choose(&self, actions: Vec<Action>) -> Vec<Vec<Action>> {
         let creating = |doing: &&Doing| matches!(doing.effect, Some(Effect::Create { .. }));
         let mut creates = self.doing.values().filter(creating).count();
-        let mut actions = plan.actions.into_iter().peekable();
-        let mut begun = 0;
+        let room = STEPS_MAX.saturating_sub(self.doing.len());
+        let room_for_others = room.saturating_sub(ENDS_RESERVED);
+        let (mut ends, mut others) = (Vec::new(), Vec::new());
+        let mut actions = actions.into_iter().peekable();
+        let mut of_one = Vec::new();
         while let Some(first) = actions.next() {
             let id = first.id();
+            of_one.clear();
+            of_one.push(first);
+            while let Some(action) = actions.next_if(|action| action.id() == id) {
+                of_one.push(action);
+            }
+            if of_one.iter().any(ends_a_machine) {
+                if ends.len() < room {
+                    ends.push(std::mem::take(&mut of_one));
+                }
+                continue;
+            }
+            let create = of_one.iter().any(|action| matches!(action, Action::Create { .. }));
+            if others.len() < room_for_others && !(create && creates >= CREATES_MAX) {
+                creates += usize::from(create);
+                others.push(std::mem::take(&mut of_one));
+            }
+        }
+        others.truncate(room.saturating_sub(ends.len()));
+        ends.append(&mut others);
+        ends
+    }
+
+    /// Sets the actions going, those of one machine as one step.
+    async fn execute(&mut self, chosen: Vec<Vec<Action>>, rows: &Rows, now: Timestamp) {
+        for (begun, actions) in chosen.into_iter().enumerate() {
+            let Some(id) = actions.first().map(Action::id) else { continue };
             let mut step = self.step(id, rows, now);
-            let mut next = Some(first);
-            while let Some(action) = next {
+            for action in actions {
                 step.effect = step.effect.or(Effect::of(&action));
                 match action {
                     Action::Write { changes, .. } => step.changes = changes,
                     Action::Link { .. } => step.link = true,
                     _ => {}
                 }
-                next = actions.next_if(|action| action.id() == id);
             }
-            let create = matches!(step.effect, Some(Effect::Create { .. }));
-            // What finds no room is planned again when a step has ended.
-            if self.doing.len() < STEPS_MAX && !(create && creates >= CREATES_MAX) {
-                creates += usize::from(create);
-                self.begin(step);
-                begun += 1;
-                if begun % BEGUN_AT_ONCE == 0 {
-                    tokio::task::yield_now().await;
-                }
+            self.begin(step);
+            if (begun + 1) % BEGUN_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -284,7 +310,7 @@ impl Rounds {
         let due = match self.listing.began {
             None => now,
             Some(began) if self.listing.failed => began.after(soon),
-            Some(_) if wanted => now,
+            Some(began) if wanted => began.after((self.listing.took * LIST_REST).min(LIST_SOON)),
             Some(began) if unheard => began.after(soon),
             Some(began) if living => began.after(LIST_EVERY),
             Some(_) => return None,
@@ -296,7 +322,7 @@ impl Rounds {
         self.listing_tick = self.known.tick();
         let (tick, effects) = (self.listing_tick, self.effects.clone());
         let heard: BTreeSet<MachineId> = self.known.heard().collect();
-        self.tasks.spawn(async move { Done::Listed(tick, list(&*effects, &heard).await) });
+        self.tasks.spawn(async move { Done::Listed(list(&*effects, tick, &heard).await) });
         None
     }
 
@@ -347,9 +373,9 @@ impl Rounds {
                 self.doing.remove(&task);
                 self.known.end(&doing, outcome, now);
             }
-            Ok((_, Done::Listed(tick, found))) => {
+            Ok((_, Done::Listed(found))) => {
                 self.listing.took = self.listing.began.map_or(Duration::ZERO, |began| now.since(began));
-                self.take_lists(tick, found);
+                self.take_lists(found);
             }
             Ok((_, Done::Drivers(as_of, drivers))) => {
                 self.asking.under_way = false;
@@ -367,11 +393,11 @@ impl Rounds {
         }
     }
 
-    fn take_lists(&mut self, tick: Tick, found: Found) {
+    fn take_lists(&mut self, found: Found) {
         self.listing.under_way = false;
         for (driver, result) in found {
             match result {
-                Ok(machines) => drop(self.lists.insert(driver, (tick, machines))),
+                Ok(list) => drop(self.lists.insert(driver, list)),
                 Err(error) => {
                     tracing::warn!(%driver, "its machines cannot be listed: {}", error.message);
                     self.listing.failed = true;
@@ -383,7 +409,15 @@ impl Rounds {
 
     /// When the oldest list that is known was asked for.
     fn listed_at(&self) -> Option<Tick> {
-        self.lists.values().map(|(tick, _)| *tick).min()
+        self.lists.values().map(|list| list.asked).min()
+    }
+}
+
+fn ends_a_machine(action: &Action) -> bool {
+    match action {
+        Action::Stop { .. } | Action::Destroy { .. } => true,
+        Action::Write { changes, .. } => changes.iter().any(|change| matches!(change, Change::End { .. })),
+        _ => false,
     }
 }
 
@@ -404,7 +438,10 @@ fn goal_after(step: &Step) -> Goal {
 }
 
 /// Every driver's machines; those of agents that are heard live.
-async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
+async fn list(effects: &dyn Effects, asked: Tick, heard: &BTreeSet<MachineId>) -> Found {
+    // Asked before: what becomes true meanwhile may not be so of these lists.
+    let whole: BTreeSet<DriverName> =
+        DriverName::ALL.into_iter().filter(|driver| effects.lists_all(*driver)).collect();
     let listed = |driver, found: calve_node::Found| {
         let alive = heard.contains(&found.id) || effects.is_alive(driver, found);
         let ended = if alive { None } else { effects.ended(driver, found) };
@@ -413,7 +450,11 @@ async fn list(effects: &dyn Effects, heard: &BTreeSet<MachineId>) -> Found {
     let lists = effects.list().await.into_iter();
     lists
         .map(|(driver, result)| {
-            (driver, result.map(|found| found.into_iter().map(|found| listed(driver, found)).collect()))
+            let list = |found: Vec<calve_node::Found>| {
+                let machines = found.into_iter().map(|found| listed(driver, found)).collect();
+                List { asked, whole: whole.contains(&driver), machines }
+            };
+            (driver, result.map(list))
         })
         .collect()
 }

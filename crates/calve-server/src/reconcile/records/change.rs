@@ -133,7 +133,12 @@ async fn update_with(
     let key = machine_key(id);
     for _ in 0..TRIES_MAX {
         let entry = state.get(&key).await?.ok_or_else(|| RecordsError::NotFound(id.to_string()))?;
-        let mut record = MachineRecord::from_json(&entry.value)?;
+        let mut record = match MachineRecord::from_json(&entry.value) {
+            Ok(record) => record,
+            // Its name was claimed, and nothing came of it.
+            Err(_) if names::is_void(&entry) => return Err(RecordsError::NotFound(id.to_string())),
+            Err(error) => return Err(error.into()),
+        };
         if !change(&mut record)? {
             return Ok(Arc::new(record));
         }

@@ -9,7 +9,7 @@ use calve_wire::record::{NameRecord, RECORD_VERSION, VoidRecord};
 
 use super::view::Reserved;
 use super::{NAMES, RecordsError, TRIES_MAX, View, machine_key, put};
-use crate::state::{Durability, Expect, Revision, State, StateError};
+use crate::state::{Durability, Entry, Expect, Revision, State, StateError};
 
 /// How long a claimed name waits for its machine's record: writing that takes milliseconds, so a claim that is older was
 /// cut off by a crash.
@@ -141,11 +141,16 @@ async fn holder(
     Ok(Some((entry.revision, holder)))
 }
 
+/// Whether this stands in the place of a record that can no longer come.
+pub(super) fn is_void(entry: &Entry) -> bool {
+    serde_json::from_slice::<VoidRecord>(&entry.value).is_ok()
+}
+
 /// Whether no record came to an old claim; from then on none can come, as a void stands in its place.
 async fn is_abandoned(state: &dyn State, claim: &NameRecord, now: Timestamp) -> Result<bool, RecordsError> {
     let key = machine_key(claim.id);
     match state.get(&key).await? {
-        Some(entry) => Ok(serde_json::from_slice::<VoidRecord>(&entry.value).is_ok()),
+        Some(entry) => Ok(is_void(&entry)),
         None if now.since(Timestamp(claim.claimed_unix_ms)) <= NAME_CLAIM_MAX => Ok(false),
         None => {
             let void = VoidRecord { version: RECORD_VERSION, void_unix_ms: now.0 };

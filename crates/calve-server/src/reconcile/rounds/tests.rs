@@ -79,3 +79,22 @@ async fn what_a_request_has_read_since_the_plan_still_wakes_the_loop() {
     let woken = tokio::time::timeout(ROUND_EVERY, rounds.wait(wake)).await;
     assert!(matches!(woken, Ok(Woken::Bell)), "the loop slept over a change");
 }
+
+/// A server that begins tells every machine its lease.
+#[tokio::test]
+async fn what_ends_a_machine_does_not_wait_behind_thousands_that_are_told_their_lease() {
+    let rounds = Rounds::new(Arc::new(MemoryState::default()), View::default(), Arc::new(Still));
+    let id = |n: u64| MachineId::new(Timestamp(n), 0);
+    let told = (0..10_000).map(|n| Action::SetLease { id: id(n) });
+    let ends = (20_000..30_000).map(|n| Action::Destroy { id: id(n), driver: DriverName::Sandbox });
+    let chosen = |actions: Vec<Action>| -> Vec<MachineId> {
+        rounds.choose(actions).iter().map(|actions| actions[0].id()).collect()
+    };
+    let first: Vec<_> = (20_000..20_000 + STEPS_MAX as u64).map(id).collect();
+    assert_eq!(chosen(told.clone().chain(ends.clone()).collect()), first);
+    // Room is kept for those whose time comes in a moment.
+    assert_eq!(chosen(told.clone().collect()).len(), STEPS_MAX - ENDS_RESERVED);
+    // The actions of a machine stay together.
+    let both = vec![Action::Link { id: id(1) }, Action::SetLease { id: id(1) }];
+    assert_eq!(rounds.choose(both.clone()), [both]);
+}
