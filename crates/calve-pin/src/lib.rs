@@ -51,12 +51,8 @@ impl FromStr for Fingerprint {
     fn from_str(text: &str) -> Result<Self, FingerprintError> {
         let value = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
         let digits: Option<Vec<u8>> = text.trim().bytes().filter(|byte| *byte != b':').map(value).collect();
-        let bytes: Vec<u8> = digits
-            .ok_or(FingerprintError)?
-            .chunks(2)
-            .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit))
-            .collect();
-        bytes.try_into().map(Self).map_err(|_| FingerprintError)
+        let digits: [u8; 64] = digits.and_then(|it| it.try_into().ok()).ok_or(FingerprintError)?;
+        Ok(Self(std::array::from_fn(|n| digits[2 * n] << 4 | digits[2 * n + 1])))
     }
 }
 
