@@ -132,8 +132,23 @@ need_newer_nix() {
   export CALVE_NEWER_NIX=$dir/bin
 }
 
+# A server of SSH for hosts that tests borrow, unpacked beside the build: installed, it would listen on this machine.
+need_sshd() {
+  local dir=$root/target/sshd
+  need_packages ssh=openssh-client sudo=sudo pgrep=procps unshare=util-linux python3=python3
+  if [ -x "$dir/usr/sbin/sshd" ]; then return; fi
+  say "fetching sshd"
+  as_root apt-get -qq update || true
+  rm -rf "$dir" "$dir.new" && mkdir -p "$dir.new"
+  (cd "$dir.new" && apt-get -qq download openssh-server && dpkg -x ./*.deb . && rm ./*.deb)
+  mv "$dir.new" "$dir"
+  # What it links beyond what everything does.
+  if ldd "$dir/usr/sbin/sshd" | grep -q 'libwrap.*not found'; then need_packages /none=libwrap0; fi
+}
+
 # What the tests compare calve with, and real Nix.
 need_test_peers() {
+  need_sshd
   need_virtiofsd
   need_python_client pydo pydo==0.44.0
   need_python_client proxmoxer proxmoxer==2.2.0 requests==2.34.2
@@ -145,6 +160,18 @@ need_test_peers() {
 
 need_bench_peers() {
   need_packages bwrap=bubblewrap runc=runc systemd-nspawn=systemd-container
+}
+
+# The agent as it is released, by itself: built with others, it would get the features that they ask of its dependencies.
+build_agent() {
+  cargo build --quiet --profile agent --package calve-agent
+}
+
+# All programs as they are released, beside each other in `bin_dir release`: build_release [CARGO-ARGUMENT]...
+build_release() {
+  cargo build --quiet --release --package calve --bins "$@"
+  build_agent
+  ln -f "$(bin_dir agent)"/calve-{agent,switch} "$(bin_dir release)/"
 }
 
 # The directory that cargo builds into for this machine: `bin_dir debug`.

@@ -19,7 +19,7 @@ use seccompiler::BpfProgram;
 const CAPABILITIES_MAX: u32 = 63;
 /// Largest core dump. 0 would still run the host's core dump handler, whose limit it is not; 1 keeps the kernel from
 /// doing so (core(5), and `do_coredump` in the kernel's fs/coredump.c).
-const CORE_MAX_BYTES: u64 = 1;
+pub const CORE_MAX_BYTES: u64 = 1;
 /// Highest signal number.
 const SIGNAL_MAX: i32 = 64;
 /// Memory by which the kernel takes a program for larger than it is when the machine's limit is reached: more than the
@@ -46,14 +46,16 @@ impl Confinement {
     pub fn new(leave_host: fn() -> io::Result<()>) -> io::Result<Self> {
         let filter = filter::program().map_err(io::Error::other)?;
         // The files that the agent itself was allowed when it began, before it raised that for its own use.
-        let limits =
-            vec![(Resource::Core, exactly(CORE_MAX_BYTES)), (Resource::Nofile, getrlimit(Resource::Nofile))];
+        let limits = vec![
+            (Resource::Core, at_most(Resource::Core, CORE_MAX_BYTES)),
+            (Resource::Nofile, getrlimit(Resource::Nofile)),
+        ];
         Ok(Self { filter, settled: Cell::new(false), leave_host, limits, oom_score_adj: None })
     }
 
     /// Limits the processes of the program's user, where no cgroup does.
     pub fn limit_processes(&mut self, most: u32) {
-        self.limits.push((Resource::Nproc, exactly(u64::from(most))));
+        self.limits.push((Resource::Nproc, at_most(Resource::Nproc, u64::from(most))));
     }
 
     /// Lets the kernel kill programs before the machine's first process where the machine's memory is limited. Without a limit
@@ -109,7 +111,9 @@ fn write_oom_score_adj(adjustment: &[u8]) -> io::Result<()> {
     Ok(written.map(drop)?)
 }
 
-fn exactly(limit: u64) -> Rlimit {
+/// This limit, or what the agent itself is held to, which nobody without the host's rights can raise: `sudo` allows no core dumps.
+fn at_most(resource: Resource, limit: u64) -> Rlimit {
+    let limit = getrlimit(resource).maximum.map_or(limit, |own| own.min(limit));
     Rlimit { current: Some(limit), maximum: Some(limit) }
 }
 

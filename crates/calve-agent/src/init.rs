@@ -6,7 +6,6 @@
 pub mod begin;
 mod execute;
 pub mod packet;
-mod seed;
 mod spawn;
 mod sweep;
 mod tree;

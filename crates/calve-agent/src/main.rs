@@ -11,9 +11,11 @@ mod enclosure;
 mod guard;
 mod guest;
 mod init;
+mod lend;
 mod modes;
 mod plain;
 mod sandbox_mode;
+mod seed;
 mod service;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ fn run(mode: Mode) -> anyhow::Result<()> {
         Mode::Sandbox { run_dir, ready } => sandbox_mode::run(run_dir, ready),
         Mode::Standby { ready } => sandbox_mode::stand_by(ready),
         Mode::Service { server, token_file } => service::run(server, &token_file),
+        Mode::Lend { base, task } => lend::run(base, task),
         Mode::Joined { user_data, key_file } => service::run_joined(&user_data, &key_file),
         Mode::Probe => sandbox_mode::probe(),
         Mode::Version => {

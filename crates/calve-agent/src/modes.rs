@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail, ensure};
 
 use crate::agent::transport::dial::Server;
+use crate::lend::Task;
 
 /// What the program is to be, with everything that it needs.
 #[derive(Debug)]
@@ -40,6 +41,13 @@ pub enum Mode {
         server: Server,
         /// Holds the machine's token.
         token_file: PathBuf,
+    },
+    /// `lend --base DIR [--connect ID | --give-back ID | --list yes]`
+    Lend {
+        /// Holds everything of lent machines.
+        base: PathBuf,
+        /// What is to be done.
+        task: Task,
     },
     /// `service --user-data FILE|provider --key-file F`
     Joined {
@@ -98,12 +106,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Mo
             },
             token_file: options.need("--token-file")?.into(),
         },
+        "lend" => Mode::Lend { base: options.need("--base")?.into(), task: options.task()? },
         "live-store" => Mode::LiveStore,
         "beside-system" => Mode::BesideSystem,
         "--version" => Mode::Version,
         other => {
             bail!(
-                "{other:?} is no mode of calve-agent: plain, sandbox, standby, service, guard, probe; calve starts it, people rarely do"
+                "{other:?} is no mode of calve-agent: plain, sandbox, standby, service, lend, guard, probe; calve starts it, people rarely do"
             )
         }
     };
@@ -140,6 +149,16 @@ impl Options {
 
     fn need(&mut self, name: &str) -> anyhow::Result<String> {
         self.take(name).with_context(|| format!("{name} is missing"))
+    }
+
+    fn task(&mut self) -> anyhow::Result<Task> {
+        Ok(match (self.take("--connect"), self.take("--give-back"), self.take("--list")) {
+            (None, None, None) => Task::Lend,
+            (Some(id), None, None) => Task::Connect(id),
+            (None, Some(id), None) => Task::GiveBack(id),
+            (None, None, Some(_)) => Task::List,
+            _ => bail!("--connect, --give-back and --list do not go together"),
+        })
     }
 
     fn ready_descriptor(&mut self) -> anyhow::Result<Option<OwnedFd>> {

@@ -23,7 +23,7 @@ pub mod standby;
 mod talk;
 mod task;
 pub mod title;
-mod traces;
+pub mod traces;
 mod tree;
 
 use std::convert::Infallible;

@@ -126,11 +126,16 @@ pub enum DriverName {
     DigitalOcean,
     /// A virtual machine at Proxmox VE, whose agent dials the server.
     Proxmox,
+    /// A sandbox on a host that is borrowed over SSH.
+    Ssh,
+    /// A machine that a plugin makes.
+    Exec,
 }
 
 impl DriverName {
     /// Every driver, in the order in which placement prefers them for programs.
-    pub const ALL: [Self; 4] = [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Proxmox];
+    pub const ALL: [Self; 6] =
+        [Self::Sandbox, Self::Qemu, Self::DigitalOcean, Self::Proxmox, Self::Ssh, Self::Exec];
 
     /// The driver's name as users type it.
     pub fn as_str(self) -> &'static str {
@@ -139,14 +144,17 @@ impl DriverName {
             Self::Qemu => "qemu",
             Self::DigitalOcean => "digitalocean",
             Self::Proxmox => "proxmox",
+            Self::Ssh => "ssh",
+            Self::Exec => "exec",
         }
     }
 
     /// Whether its machines are at a provider, whose lists may lag behind what was done.
     pub fn is_provider(self) -> bool {
         match self {
-            Self::Sandbox | Self::Qemu => false,
-            Self::DigitalOcean | Self::Proxmox => true,
+            // What a server has on borrowed hosts stands in a book of its own, which lags behind nothing.
+            Self::Sandbox | Self::Qemu | Self::Ssh => false,
+            Self::DigitalOcean | Self::Proxmox | Self::Exec => true,
         }
     }
 }
@@ -163,7 +171,7 @@ impl FromStr for DriverName {
         Self::ALL.into_iter().find(|d| d.as_str() == s).ok_or_else(|| IdError {
             noun: "driver",
             text: s.to_owned(),
-            rule: "one of sandbox, qemu, digitalocean, proxmox",
+            rule: "one of sandbox, qemu, digitalocean, proxmox, ssh, exec",
         })
     }
 }

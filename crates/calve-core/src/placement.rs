@@ -45,7 +45,9 @@ pub fn preference(runs: Runs) -> &'static [DriverName] {
 fn can_make(driver: DriverName, runs: Runs) -> bool {
     match driver {
         DriverName::Sandbox | DriverName::Qemu => preference(runs).contains(&driver),
-        DriverName::DigitalOcean | DriverName::Proxmox => runs != Runs::System,
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Ssh | DriverName::Exec => {
+            runs != Runs::System
+        }
     }
 }
 

@@ -13,11 +13,13 @@
 mod credentials;
 pub mod digitalocean;
 mod error;
+pub mod exec;
 mod http;
 pub mod mark;
 mod open;
 pub mod proxmox;
 pub mod reap;
+pub mod ssh;
 
 use std::time::Duration;
 

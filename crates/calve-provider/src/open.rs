@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use crate::digitalocean::{self, DigitalOcean};
+use crate::exec::{self, Exec};
 use crate::proxmox::{self, Proxmox};
 use crate::{CredentialsError, Pace, Provider, ProviderError};
 
 /// Every provider, as users type it.
-pub const NAMES: [&str; 2] = [digitalocean::NAME, proxmox::NAME];
+pub const NAMES: [&str; 3] = [digitalocean::NAME, proxmox::NAME, exec::NAME];
 
 /// Why a provider cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,9 @@ pub enum OpenError {
     /// It has no credentials.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// There are no plugins.
+    #[error(transparent)]
+    Plugins(#[from] exec::ConfigError),
     /// Its settings make no sense.
     #[error(transparent)]
     Settings(#[from] ProviderError),
@@ -37,6 +41,7 @@ pub fn open(name: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Ar
             let settings = digitalocean::Settings::from_environment(variables)?;
             Ok(Arc::new(DigitalOcean::new(settings, Pace::default())?))
         }
+        exec::NAME => Ok(Arc::new(Exec::new(exec::Settings::from_environment(variables)?, Pace::default()))),
         other => Err(OpenError::Unknown { name: other.to_owned() }),
     }
 }

@@ -14,7 +14,6 @@ mod create;
 mod destroy;
 mod find;
 mod marks;
-mod pin;
 mod settings;
 mod size;
 mod volume;
@@ -23,6 +22,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use calve_pin::Fingerprint;
 use reqwest::Method;
 use tokio::sync::Semaphore;
 
@@ -32,7 +32,6 @@ use crate::{
     Size,
 };
 use answers::{Node, Resource, Rights, Storage, Version};
-pub use pin::{Fingerprint, FingerprintError};
 pub use settings::{CloneKind, Settings};
 pub use size::AS_TEMPLATE;
 

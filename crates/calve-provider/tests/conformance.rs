@@ -5,6 +5,8 @@ mod stage;
 
 #[path = "conformance/digitalocean.rs"]
 mod digitalocean;
+#[path = "conformance/exec.rs"]
+mod exec;
 #[path = "conformance/proxmox.rs"]
 mod proxmox;
 

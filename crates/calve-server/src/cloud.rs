@@ -6,8 +6,9 @@
 //! ```
 //! Its memory is the provider's list. What it holds besides bridges the time in which that list lags.
 
-mod place;
+pub mod place;
 mod sight;
+mod ssh;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +26,7 @@ use calve_wire::join::{USER_DATA_VERSION, UserData};
 use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
 use sight::{LIST_WAIT, Made, Sight};
+pub use ssh::SshDriver;
 
 /// A lease that ends less than this from what the tags say is not written anew.
 const LEASE_SLACK: Duration = Duration::from_secs(5);

@@ -66,7 +66,8 @@ async fn until(what: &str, so: impl AsyncFn() -> bool) {
 }
 
 fn order(attempt: u32) -> Order {
-    let place = Place { region: "ams3".to_owned(), size: "s-1vcpu-1gb".to_owned(), image: None };
+    let place =
+        Place { region: "ams3".to_owned(), size: "s-1vcpu-1gb".to_owned(), image: None, host_key: None };
     Order {
         id: MachineId::new(Timestamp(1), 1),
         name: "run-1".parse().unwrap(),

@@ -10,6 +10,7 @@ pub mod event;
 pub mod frame;
 pub mod guard;
 pub mod join;
+pub mod lend;
 pub mod machine;
 pub mod record;
 pub mod seed;

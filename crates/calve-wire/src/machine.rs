@@ -177,11 +177,15 @@ pub enum StoreDelivery {
 pub struct Place {
     /// The provider's name for the region.
     pub region: String,
-    /// The provider's name for the size.
+    /// The provider's name for the size; empty where there are none, as on a host that is there already.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub size: String,
     /// The provider's name or number for the image; the account's own base image where none is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The key by which a host is known, as `TYPE BASE64` or `SHA256:FINGERPRINT`, where the user has said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
 }
 
 /// A port of the machine published on the node.

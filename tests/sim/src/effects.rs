@@ -339,7 +339,14 @@ impl Effects for SimEffects {
                 let remaining = self.remaining(record);
                 self.cloud.set_lease(record.id, remaining).await.map_err(|error| effect_error(&error))
             }
-            Some(DriverName::Sandbox | DriverName::Qemu | DriverName::Proxmox) | None => Ok(()),
+            Some(
+                DriverName::Sandbox
+                | DriverName::Qemu
+                | DriverName::Proxmox
+                | DriverName::Ssh
+                | DriverName::Exec,
+            )
+            | None => Ok(()),
         };
         let result = match written {
             Ok(()) => self.talk(Which::SetLease, record.id, |vm, now, _| vm.tell_lease(lease, now)).await,

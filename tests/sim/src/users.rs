@@ -126,7 +126,7 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
 }
 
 fn place() -> Place {
-    Place { region: REGION.to_owned(), size: "small".to_owned(), image: None }
+    Place { region: REGION.to_owned(), size: "small".to_owned(), image: None, host_key: None }
 }
 
 async fn grant(world: &World, api: &Api, wish: Wish) {

@@ -10,16 +10,25 @@ const FILE_MAX_LINES: usize = 800;
 /// What each crate may depend on, of our own. An edge that is not here is a hole in a wall.
 const EDGES: &[(&str, &[&str])] = &[
     ("calve-nix", &[]),
+    ("calve-pin", &[]),
     ("calve-core", &["calve-nix"]),
     ("calve-wire", &["calve-core", "calve-nix"]),
     ("calve-store", &["calve-nix"]),
     ("calve-node", &["calve-core", "calve-nix", "calve-store", "calve-wire"]),
-    ("calve-provider", &["calve-core", "calve-nix", "calve-wire"]),
+    ("calve-provider", &["calve-core", "calve-nix", "calve-pin", "calve-wire"]),
     (
         "calve-server",
-        &["calve-core", "calve-nix", "calve-node", "calve-provider", "calve-store", "calve-wire"],
+        &[
+            "calve-core",
+            "calve-nix",
+            "calve-node",
+            "calve-pin",
+            "calve-provider",
+            "calve-store",
+            "calve-wire",
+        ],
     ),
-    ("calve-agent", &["calve-nix", "calve-store", "calve-wire"]),
+    ("calve-agent", &["calve-nix", "calve-pin", "calve-store", "calve-wire"]),
     (
         "calve",
         &[
@@ -38,6 +47,7 @@ const EDGES: &[(&str, &[&str])] = &[
 const BANNED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("calve-core", &["tokio", "serde", "serde_json", "libc", "rustix"]),
     ("calve-nix", &["tokio", "serde", "libc", "rustix"]),
+    ("calve-pin", &["tokio", "serde", "libc", "rustix"]),
     ("calve-wire", &["tokio", "libc", "rustix"]),
     ("calve-agent", &["axum", "redb", "rusqlite", "clap"]),
 ];

@@ -20,7 +20,7 @@ pub fn write_init(run_dir: &Path, pid: i32) -> io::Result<()> {
 }
 
 /// When the process began, in clock ticks since boot.
-fn start_ticks(pid: i32) -> io::Result<u64> {
+pub fn start_ticks(pid: i32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The command's name stands in parentheses and may itself hold spaces and parentheses; field 22 is the 20th behind.
     let behind = text.rfind(')').and_then(|end| text.get(end + 1..));

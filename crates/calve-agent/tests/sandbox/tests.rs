@@ -10,7 +10,7 @@ use calve_wire::agent::{
     AGENT_PROTOCOL_VERSION, Remaining, SandboxCgroups, SandboxInit, SandboxSpec, StoreMount,
 };
 use calve_wire::machine::{Limits, Network};
-use rustix::process::geteuid;
+use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
 
 use crate::inside::Facts;
 use crate::launcher::Seen;
@@ -27,6 +27,7 @@ const TESTS: &[Test] = &[
     ("writes_nowhere_else_on_an_older_kernel", writes_nowhere_else_on_an_older_kernel),
     ("is_alone", is_alone),
     ("has_no_power", has_no_power),
+    ("runs_where_core_dumps_are_forbidden", runs_where_core_dumps_are_forbidden),
     ("cannot_make_foreign_calls", cannot_make_foreign_calls),
     ("shares_the_network_when_asked", shares_the_network_when_asked),
     ("is_killed_for_want_of_memory", is_killed_for_want_of_memory),
@@ -260,6 +261,18 @@ fn has_no_power(who: Who) {
     assert_has_no_power(&bench.facts());
     bench.variant = "-settled";
     assert_has_no_power(&bench.facts());
+}
+
+/// As below `sudo`: what a host has taken away cannot be had again, and need not be.
+fn runs_where_core_dumps_are_forbidden(who: Who) {
+    let bench = Bench::new(who);
+    let mut command = bench.command(&Bench::probe(), &["inside", "facts"]);
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    // SAFETY: one system call between fork and execve.
+    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Core, none)?)) };
+    let output = command.output().unwrap();
+    let facts: Facts = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    assert_eq!(facts.rlimit_core, 0);
 }
 
 fn assert_has_no_power(facts: &Facts) {

@@ -12,7 +12,9 @@ fn boot_max(driver: DriverName) -> Duration {
     match driver {
         DriverName::Sandbox => BOOT_MAX_SANDBOX,
         DriverName::Qemu => BOOT_MAX_QEMU,
-        DriverName::DigitalOcean | DriverName::Proxmox => BOOT_MAX_PROVIDER,
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Ssh | DriverName::Exec => {
+            BOOT_MAX_PROVIDER
+        }
     }
 }
 
@@ -31,7 +33,8 @@ pub(super) fn end(draft: &mut Draft<'_>, world: &World<'_>) {
         // Nothing but the agent says anything before the program is started.
         DriverName::Sandbox => "is this host overloaded?".to_owned(),
         DriverName::Qemu => format!("`calve logs --console {name}` shows its console"),
-        DriverName::DigitalOcean | DriverName::Proxmox => {
+        DriverName::Ssh => "can the host still be reached?".to_owned(),
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Exec => {
             "can it reach this server's door for agents? its console at the provider may tell more".to_owned()
         }
     };

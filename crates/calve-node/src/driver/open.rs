@@ -32,7 +32,7 @@ pub fn open(name: DriverName, host: &Host) -> Option<Arc<dyn Driver>> {
         DriverName::Sandbox => {
             Some(Arc::new(SandboxDriver::new(&host.runtime_dir, host.agent_binary.clone())))
         }
-        DriverName::DigitalOcean | DriverName::Proxmox => None,
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Ssh | DriverName::Exec => None,
         DriverName::Qemu => {
             let store = host.store.clone();
             Some(Arc::new(QemuDriver::new(QemuOptions {

@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
+use calve_pin::Fingerprint;
+
 use super::NAME;
-use super::pin::Fingerprint;
 use crate::{Credentials, ErrorKind, OpenError, ProviderError};
 
 /// Names the address of the API, e.g. `https://pve1.example.org:8006`.
@@ -80,7 +81,9 @@ impl Settings {
         })?;
         let api = api.trim_end_matches('/').trim_end_matches("/api2/json").to_owned();
         let fingerprint = set(FINGERPRINT_VARIABLE).map(|text| text.parse::<Fingerprint>()).transpose();
-        let fingerprint = fingerprint.map_err(|error| wrong(format!("{FINGERPRINT_VARIABLE}: {error}")))?;
+        let fingerprint = fingerprint.map_err(|error| {
+            wrong(format!("{FINGERPRINT_VARIABLE}: {error}, as `pvenode cert info` shows it"))
+        })?;
         let clone = match set(CLONE_VARIABLE) {
             None => CloneKind::Either,
             Some(word) => word

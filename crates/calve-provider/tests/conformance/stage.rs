@@ -25,7 +25,7 @@ pub struct There {
     pub told: Vec<u8>,
 }
 
-/// An emulator of some provider.
+/// An emulator of some provider, or a plugin.
 pub trait Behind: Send + Sync {
     fn provider(&self, pace: Pace) -> Arc<dyn Provider>;
     /// With a token that is not known, which has `wrong` in it.
@@ -44,7 +44,7 @@ pub trait Behind: Send + Sync {
     fn dollars_per_hour(&self) -> Option<f64>;
     /// How many machines make a long list.
     fn many(&self) -> usize;
-    /// Statuses of requests that were done all the same.
+    /// Statuses or exit codes of requests that were done all the same.
     fn failures(&self) -> &'static [u16];
     /// Part of every error of a request that reached the provider.
     fn request(&self) -> &'static str;
@@ -72,7 +72,8 @@ pub fn pace() -> Pace {
 pub async fn every(pace: Pace) -> Vec<Stage> {
     vec![
         Stage::of(super::digitalocean::DigitalOceanBehind::start(Default::default()).await, pace.clone()),
-        Stage::of(super::proxmox::ProxmoxBehind::start(Default::default()).await, pace),
+        Stage::of(super::proxmox::ProxmoxBehind::start(Default::default()).await, pace.clone()),
+        Stage::of(super::exec::ExecBehind::start(), pace),
     ]
 }
 

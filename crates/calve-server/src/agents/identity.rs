@@ -1,16 +1,15 @@
 //! The server's TLS identity towards agents that dial in: a self-signed certificate that they know by its fingerprint.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use calve_pin::Fingerprint;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use sha2::{Digest, Sha256};
 
 /// Name of the file with key and certificate, in the data directory.
 const FILE_NAME: &str = "agents.pem";
@@ -72,10 +71,7 @@ impl Identity {
 
     /// SHA-256 of the certificate (its DER form) in 64 lower-case hexadecimal digits: what agents are told to expect.
     pub fn fingerprint(&self) -> String {
-        Sha256::digest(&self.certificate).iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        format!("{:x}", Fingerprint::of(&self.certificate))
     }
 
     /// The TLS configuration; none where key and certificate do not belong together.

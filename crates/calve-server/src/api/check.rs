@@ -5,6 +5,7 @@ use std::time::Duration;
 use calve_core::limits::{ARG_MAX_BYTES, ENV_MAX_BYTES, GRACE_MAX, PORTS_MAX, TTL_MAX, TTL_MIN};
 use calve_core::{DriverName, Kind, MachineId};
 use calve_nix::StorePath;
+use calve_provider::ssh::{HostKey, Target};
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
     HealthCheck, Limits, MachineSpec, Network, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
@@ -64,7 +65,8 @@ const PLACE_NAME_MAX_BYTES: usize = 128;
 /// What is said of a place goes with a provider, and what the provider decides is not said twice.
 fn place(spec: &MachineSpec) -> ApiResult<()> {
     let at_provider = match spec.driver {
-        Some(DriverName::DigitalOcean | DriverName::Proxmox) => true,
+        Some(DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Exec) => true,
+        Some(DriverName::Ssh) => return host(spec),
         Some(DriverName::Sandbox | DriverName::Qemu) | None => false,
     };
     let Some(place) = &spec.place else {
@@ -80,9 +82,15 @@ fn place(spec: &MachineSpec) -> ApiResult<()> {
         return Err(ApiError::bad_request("only a provider can make a machine in a region")
             .hint("leave `place` out, or ask for a provider as its driver"));
     }
-    let names = [&place.region, &place.size].into_iter().chain(&place.image);
-    for name in names {
-        let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    if place.host_key.is_some() {
+        return Err(ApiError::bad_request("only a host that is borrowed over SSH has a host key to say"));
+    }
+    // A plugin is named with its region, and may have but one size.
+    let plugin = spec.driver == Some(DriverName::Exec);
+    let size = Some(&place.size).filter(|size| !(plugin && size.is_empty()));
+    for name in [&place.region].into_iter().chain(size).chain(&place.image) {
+        let plain =
+            |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.') || (plugin && c == b'/');
         if name.is_empty() || name.len() > PLACE_NAME_MAX_BYTES || !name.bytes().all(plain) {
             return Err(ApiError::bad_request(format!("{name:?} is no name of a region, size or image")));
         }
@@ -97,6 +105,30 @@ fn place(spec: &MachineSpec) -> ApiResult<()> {
     }
     if spec.network == Network::None {
         return Err(ApiError::bad_request("a machine at a provider has a network").hint("say `host`"));
+    }
+    Ok(())
+}
+
+/// A host that is there already has no size and no image, and what a machine may use of it is said as for a sandbox.
+fn host(spec: &MachineSpec) -> ApiResult<()> {
+    let Some(place) = &spec.place else {
+        return Err(ApiError::bad_request("the host is not named").hint("say `--on ssh://root@HOST`"));
+    };
+    place
+        .region
+        .parse::<Target>()
+        .map_err(|error| ApiError::bad_request(error.to_string()).hint("such as ssh://root@pi.example"))?;
+    if let Some(key) = &place.host_key {
+        key.parse::<HostKey>().map_err(|error| ApiError::bad_request(error.to_string()))?;
+    }
+    if !place.size.is_empty() || place.image.is_some() {
+        return Err(ApiError::bad_request("a host that is there already has no size and no image to choose")
+            .hint("leave `size` and `image` out"));
+    }
+    if spec.store.is_some() {
+        return Err(
+            ApiError::bad_request("a borrowed host gets its closure over SSH").hint("leave `store` out")
+        );
     }
     Ok(())
 }

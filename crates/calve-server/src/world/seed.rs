@@ -109,7 +109,7 @@ pub async fn bring(
     dir: &str,
 ) -> Result<(), SeedError> {
     let (sender, mut receiver) = agents.open(id, Target::Seed { path: dir.to_owned() })?.split();
-    let (told, there) = oneshot::channel();
+    let (told, there) = oneshot::channel::<BTreeSet<String>>();
     let (pieces, mut read) = mpsc::channel(PIECES_MAX);
     let (closure, store) = (closure.clone(), store.clone());
     let sending = async {
@@ -117,7 +117,7 @@ pub async fn bring(
         let Ok(there) = there.await else { return Ok(()) };
         let reading = tokio::task::spawn_blocking(move || {
             let infos = store.path_infos(&closure)?;
-            send(&closure, &infos, &there, Pieces { pieces, piece: Vec::new() })
+            send(&closure, &infos, |name| !there.contains(name), Pieces::new(pieces))
         });
         while let Some(piece) = read.recv().await {
             sender.send(&piece).await?;
@@ -169,16 +169,16 @@ fn whole(said: &[u8]) -> Option<BTreeSet<String>> {
     Some(names.lines().map(str::to_owned).collect())
 }
 
-/// Sends what is not there.
-fn send(
+/// Sends those paths whose base names are wanted, and the end.
+pub(crate) fn send(
     closure: &Closure,
     infos: &[PathInfo],
-    there: &BTreeSet<String>,
+    is_wanted: impl Fn(&str) -> bool,
     mut pieces: Pieces,
 ) -> Result<(), SeedError> {
     for (at, info) in closure.paths.iter().zip(infos) {
         let base_name = at.path.base_name().to_string();
-        if there.contains(&base_name) {
+        if !is_wanted(&base_name) {
             continue;
         }
         let header = Header { base_name, nar_hash: info.nar_hash.to_hex(), nar_size: info.nar_size };
@@ -190,9 +190,15 @@ fn send(
 }
 
 /// Hands an archive on in pieces.
-struct Pieces {
+pub(crate) struct Pieces {
     pieces: mpsc::Sender<Bytes>,
     piece: Vec<u8>,
+}
+
+impl Pieces {
+    pub fn new(pieces: mpsc::Sender<Bytes>) -> Self {
+        Self { pieces, piece: Vec::new() }
+    }
 }
 
 impl Write for Pieces {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use calve_core::MachineId;
+use calve_pin::Fingerprint;
 use calve_server::agents::{Identity, Listener};
 use calve_server::events::EventLog;
 use calve_server::joins::Joins;
@@ -15,58 +16,13 @@ use calve_wire::join::{
     KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_VERSION, Knock, KnockAnswer, knock_statement,
 };
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring as ring_provider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
-use sha2::{Digest, Sha256};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::World;
-
-/// Knows the server by its fingerprint, as agents do.
-#[derive(Debug)]
-struct Pinned(String, Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let digits: String = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(digits, self.0);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.1.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.1.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.1.signature_verification_algorithms.supported_schemes()
-    }
-}
 
 /// A server's records, as far as who joins is concerned.
 pub struct Records {
@@ -94,13 +50,7 @@ pub async fn listen(world: &World, joins: Arc<Joins>) -> (Listener, String) {
 }
 
 pub async fn connect(addr: SocketAddr, fingerprint: &str) -> TlsStream<TcpStream> {
-    let provider = Arc::new(ring_provider::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Pinned(fingerprint.to_owned(), provider)))
-        .with_no_client_auth();
+    let config = fingerprint.parse::<Fingerprint>().unwrap().trusted();
     let tcp = TcpStream::connect(addr).await.unwrap();
     let name = ServerName::try_from("calve-server").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()

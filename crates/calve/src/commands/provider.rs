@@ -79,6 +79,7 @@ fn failure_of(name: &str, error: OpenError) -> Failure {
         OpenError::Credentials(credentials) => {
             Failure::failed(format!("{name} cannot be used")).caused_by(credentials)
         }
+        OpenError::Plugins(plugins) => Failure::failed(format!("{name} cannot be used")).caused_by(plugins),
         OpenError::Settings(settings) => Failure::failed(settings.to_string()),
     }
 }

@@ -3,21 +3,17 @@
 use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use calve_pin::Fingerprint;
 use calve_wire::frame::{Decoder, Token};
 use calve_wire::join::{
     KNOCK_EXPORT_BYTES, KNOCK_LABEL, KNOCK_MAGIC, KNOCK_MAX_BYTES, KNOCK_VERSION, Knock, KnockAnswer,
     Refusal, knock_statement,
 };
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
-use sha2::{Digest, Sha256};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -60,39 +56,10 @@ pub struct Server {
     pub fingerprint: Fingerprint,
 }
 
-/// SHA-256 of a certificate in DER.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
-
-/// A text that is no fingerprint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a fingerprint has 64 hexadecimal digits, with or without colons")]
-pub struct FingerprintError;
-
-impl FromStr for Fingerprint {
-    type Err = FingerprintError;
-    fn from_str(text: &str) -> Result<Self, FingerprintError> {
-        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
-        let mut bytes = [0; 32];
-        if digits.len() != 64 {
-            return Err(FingerprintError);
-        }
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
-            let value = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
-            *byte = match (value(pair[0]), value(pair[1])) {
-                (Some(high), Some(low)) => high << 4 | low,
-                _ => return Err(FingerprintError),
-            };
-        }
-        Ok(Self(bytes))
-    }
-}
-
 /// Dials the server again and again, and serves each connection. The agent's preamble comes first here: the server must
 /// learn from it which machine speaks, and the certificate has told already who the server is.
 pub async fn serve(agent: &Rc<Agent>, server: &Server, join: Option<&Join>) -> io::Result<Infallible> {
-    let config = client_config(server.fingerprint).map_err(io::Error::other)?;
-    let connector = TlsConnector::from(Arc::new(config));
+    let connector = TlsConnector::from(Arc::new(server.fingerprint.trusted()));
     let mut pause = PAUSE_FIRST;
     loop {
         let connecting = connect(agent, server, &connector, join);
@@ -162,76 +129,5 @@ async fn knock(stream: &mut Tls, join: &Join) -> anyhow::Result<Token> {
         KnockAnswer::Welcome { token } => token.parse().context("the token of the link"),
         KnockAnswer::Refused { reason: Refusal::Later, message } => anyhow::bail!(message),
         KnockAnswer::Refused { message, .. } => Err(Refused(message).into()),
-    }
-}
-
-fn client_config(fingerprint: Fingerprint) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Pinned { fingerprint, provider: provider.clone() });
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
-}
-
-/// Trusts one certificate and no authority; the handshake's signature is checked as always.
-#[derive(Debug)]
-struct Pinned {
-    fingerprint: Fingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        if Sha256::digest(end_entity).as_slice() == self.fingerprint.0 {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fingerprints_are_read_with_and_without_colons() {
-        let plain = "0a".repeat(32);
-        let colons = ["0A"; 32].join(":");
-        assert_eq!(plain.parse::<Fingerprint>(), Ok(Fingerprint([10; 32])));
-        assert_eq!(colons.parse::<Fingerprint>(), plain.parse());
-        assert_eq!("zz".repeat(32).parse::<Fingerprint>(), Err(FingerprintError));
-        assert_eq!("0a".parse::<Fingerprint>(), Err(FingerprintError));
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use calve_core::ids::IdError;
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
 use calve_core::{DriverName, Kind, MachineId, MachineName};
+use calve_provider::ssh::HostKey;
+use calve_server::cloud::place::On;
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
     Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
@@ -90,8 +92,9 @@ pub struct Args {
     #[arg(short, long, value_name = "[ADDR:]HOST:MACHINE", value_parser = parse_port_mapping)]
     publish: Vec<PortMapping>,
     /// none: a loopback of its own; host: the host's network, which a guest reaches through a network card of its own.
-    #[arg(long, default_value = "none")]
-    network: NetworkWord,
+    /// [default: none]
+    #[arg(long)]
+    network: Option<NetworkWord>,
     /// How the machine is made: sandbox or qemu; the first that can do it where none is given.
     #[arg(long, value_parser = words::<DriverName>([DriverName::Sandbox, DriverName::Qemu].map(DriverName::as_str)))]
     driver: Option<DriverName>,
@@ -99,13 +102,12 @@ pub struct Args {
     #[arg(long, value_name = "HOW")]
     store: Option<StoreWord>,
 
-    /// Make the machine at a provider, e.g. digitalocean/ams3 or proxmox/pve1, a node; needs a server with `--agents` and the
-    /// provider's credentials.
+    /// Make the machine elsewhere: at a provider (digitalocean/ams3, or proxmox/pve1, a node; needs a server with `--agents` and
+    /// the provider's credentials), by a plugin (exec/NAME), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
     #[arg(
         long,
-        value_name = "PROVIDER/REGION",
-        value_parser = parse_on,
-        conflicts_with_all = ["driver", "store", "cpus", "memory", "pids", "network"],
+        value_name = "PROVIDER/REGION|ssh://HOST",
+        conflicts_with_all = ["driver", "store"],
         help_heading = "Providers"
     )]
     on: Option<On>,
@@ -116,41 +118,15 @@ pub struct Args {
     /// What it boots, by the provider's name or number; at proxmox a template. [default: the newest one called calve-base]
     #[arg(long, value_name = "IMAGE", requires = "on", help_heading = "Providers")]
     image: Option<String>,
+    /// The host's key, as `TYPE BASE64` or `SHA256:FINGERPRINT`: for a host that your known_hosts does not know, or whose key
+    /// has changed.
+    #[arg(long, value_name = "KEY", requires = "on", help_heading = "Providers")]
+    host_key: Option<HostKey>,
 
     #[command(flatten)]
     lazy: LazyArgs,
     #[command(flatten)]
     health: HealthArgs,
-}
-
-/// A provider and a region of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct On {
-    driver: DriverName,
-    region: String,
-}
-
-/// The size of machines where none is given, at providers that have one.
-fn default_size(driver: DriverName) -> Option<&'static str> {
-    match driver {
-        DriverName::Proxmox => Some(calve_provider::proxmox::AS_TEMPLATE),
-        DriverName::Sandbox | DriverName::Qemu | DriverName::DigitalOcean => None,
-    }
-}
-
-fn parse_on(text: &str) -> Result<On, String> {
-    let (provider, region) = text
-        .split_once('/')
-        .filter(|(_, region)| !region.is_empty())
-        .ok_or("it is written as PROVIDER/REGION, such as digitalocean/ams3")?;
-    if !calve_provider::NAMES.contains(&provider) {
-        return Err(format!(
-            "there is no provider {provider:?}; providers: {}",
-            calve_provider::NAMES.join(", ")
-        ));
-    }
-    let driver = provider.parse().map_err(|error: IdError| error.to_string())?;
-    Ok(On { driver, region: region.to_owned() })
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -223,9 +199,9 @@ impl Args {
             limits: Limits { cpus_milli: self.cpus, memory_bytes: self.memory, pids: self.pids },
             network: match self.network {
                 // A machine at a provider has one: by it its agent dials.
-                _ if self.on.is_some() => Network::Host,
-                NetworkWord::None => Network::None,
-                NetworkWord::Host => Network::Host,
+                _ if self.on.as_ref().is_some_and(On::is_made) => Network::Host,
+                None | Some(NetworkWord::None) => Network::None,
+                Some(NetworkWord::Host) => Network::Host,
             },
             store,
             place: self.place(),
@@ -247,11 +223,48 @@ impl Args {
         })
     }
 
-    /// Where a provider shall make it.
+    /// Where a provider shall make it, or on which host.
     fn place(&self) -> Option<Place> {
         let on = self.on.as_ref()?;
-        let size = self.size.clone().or_else(|| default_size(on.driver).map(str::to_owned))?;
-        Some(Place { region: on.region.clone(), size, image: self.image.clone() })
+        Some(Place {
+            region: on.region.clone(),
+            size: self.size.clone().or_else(|| on.default_size().map(str::to_owned))?,
+            image: self.image.clone(),
+            host_key: self.host_key.as_ref().map(ToString::to_string),
+        })
+    }
+
+    /// What goes with a machine that is made, and with a host that is there.
+    fn check_place(&self, on: &On) -> Outcome<()> {
+        let given = [
+            ("--size", self.size.is_some(), false),
+            ("--image", self.image.is_some(), false),
+            ("--host-key", self.host_key.is_some(), true),
+            ("--cpus", self.cpus.is_some(), true),
+            ("--memory", self.memory.is_some(), true),
+            ("--pids", self.pids.is_some(), true),
+            ("--network", self.network.is_some(), true),
+        ];
+        if let Some((option, ..)) =
+            given.iter().find(|(_, given, of_host)| *given && *of_host == on.is_made())
+        {
+            return Err(match (*option, on.is_made()) {
+                ("--host-key", _) => Failure::usage("--host-key is for a host that is there (ssh://…)"),
+                (_, true) => {
+                    Failure::usage(format!("{option} is not for machines at a provider: their size says it"))
+                }
+                (_, false) => Failure::usage(format!(
+                    "{option} is for machines that a provider makes, not for a host that is there"
+                )),
+            });
+        }
+        if self.size.is_none() && on.default_size().is_none() {
+            let hint = format!("`calve provider sizes {}` lists what can follow --size", on.driver);
+            return Err(
+                Failure::usage(format!("{} has no size of its own; say --size", on.driver)).hint(hint)
+            );
+        }
+        Ok(())
     }
 
     /// The driver that was asked for, or that goes without saying.
@@ -260,12 +273,7 @@ impl Args {
             return Err(Failure::usage("a cache and its keys are for --store lazy").hint("say --store lazy"));
         }
         if let Some(on) = &self.on {
-            if self.size.is_none() && default_size(on.driver).is_none() {
-                let hint = format!("`calve provider sizes {}` lists what can follow --size", on.driver);
-                return Err(
-                    Failure::usage(format!("{} has no size of its own; say --size", on.driver)).hint(hint)
-                );
-            }
+            self.check_place(on)?;
             return Ok(Some(on.driver));
         }
         match (self.driver, self.store) {

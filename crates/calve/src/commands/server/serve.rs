@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use calve_core::DriverName;
 use calve_node::driver::{self, Driver, Host};
-use calve_server::cloud::{CloudDriver, Door};
+use calve_server::cloud::{CloudDriver, Door, SshDriver};
 use calve_server::daemon::{self, Config, IDLE_EXIT_DEFAULT, Ready, ServeError};
 use calve_server::dirs::Dirs;
 use calve_store::Store;
@@ -87,6 +87,10 @@ fn drivers(dirs: &Dirs, store: &Arc<Store>, door: &Arc<OnceLock<Door>>) -> Vec<A
         store: store.clone(),
     };
     let elsewhere = |name: DriverName| -> Arc<dyn Driver> {
+        if name == DriverName::Ssh {
+            let (data, run) = (dirs.data.clone(), dirs.run.clone());
+            return Arc::new(SshDriver::new(data, run, store.clone(), host.agent_binary.clone()));
+        }
         let provider = calve_provider::open(name.as_str(), &|variable| std::env::var(variable).ok());
         let provider = provider.map_err(|error| error.to_string());
         Arc::new(CloudDriver::new(name, provider, dirs.owner_key(name.as_str()), door.clone()))

@@ -1,4 +1,5 @@
-//! Store paths that come over the link ([`calve_wire::seed`]), unpacked and checked one by one by a child of init.
+//! Store paths that come from the server ([`calve_wire::seed`]), unpacked and checked one by one: by a child of init, or by who
+//! lends a host.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,13 +18,18 @@ const UNDER_WAY: &str = ".calve-";
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Says which paths `store` has, then takes those that come, to the end.
-pub(super) fn take(store: &Path, mut out: impl Write, input: impl Read) -> io::Result<()> {
+pub fn take(store: &Path, mut out: impl Write, input: impl Read) -> io::Result<()> {
     fs::create_dir_all(store)?;
     for name in sweep(store)? {
         writeln!(out, "{name}")?;
     }
     writeln!(out)?;
     out.flush()?;
+    receive(store, UNDER_WAY, input)
+}
+
+/// Takes the paths that come, to the end. Until it is whole, each is called by this prefix and its name.
+pub fn receive(store: &Path, prefix: &str, input: impl Read) -> io::Result<()> {
     let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
     loop {
         let line = line(&mut input)?;
@@ -32,7 +38,7 @@ pub(super) fn take(store: &Path, mut out: impl Write, input: impl Read) -> io::R
         }
         let header = Header::parse(&line).ok_or_else(|| broken("the server sends what is no store path"))?;
         let place = store.join(&header.base_name);
-        let under_way = store.join(format!("{UNDER_WAY}{}", header.base_name));
+        let under_way = store.join(format!("{prefix}{}", header.base_name));
         let taken = unpack(&header, &mut input, &under_way);
         if let Err(error) = taken {
             remove(&under_way)?;
@@ -122,7 +128,7 @@ fn seal(file: &File, mode: u32) -> io::Result<()> {
 }
 
 /// Removes a tree whose directories may be sealed; absence is success.
-fn remove(path: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Ok(metadata) if metadata.is_dir() => {
