@@ -162,16 +162,16 @@ need_bench_peers() {
   need_packages bwrap=bubblewrap runc=runc systemd-nspawn=systemd-container
 }
 
-# The agent as it is released, by itself: built with others, it would get the features that they ask of its dependencies.
+# The agent and `calve-switch` as they are released, by themselves: built with others, they would get the features that they ask of its dependencies.
 build_agent() {
   cargo build --quiet --profile agent --package calve-agent
 }
 
-# Both programs as they are released, beside each other in `bin_dir release`: build_release [CARGO-ARGUMENT]...
+# All programs as they are released, beside each other in `bin_dir release`: build_release [CARGO-ARGUMENT]...
 build_release() {
   cargo build --quiet --release --package calve --bins "$@"
   build_agent
-  ln -f "$(bin_dir agent)/calve-agent" "$(bin_dir release)/calve-agent"
+  ln -f -t "$(bin_dir release)" "$(bin_dir agent)/calve-agent" "$(bin_dir agent)/calve-switch"
 }
 
 # The directory that cargo builds into for this machine: `bin_dir debug`.

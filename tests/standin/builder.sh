@@ -5,7 +5,7 @@ first() { (exec -a busybox $busybox "$@"); }
 first mkdir -p $out/sw/bin
 first cp $busybox $out/sw/bin/busybox
 first chmod 755 $out/sw/bin/busybox
-for applet in sh ls cp cat mkdir rmdir mount umount tar ln rm mv sed echo chmod cpio gzip find ps kill sleep hostname ip nc httpd; do
+for applet in sh ls cp cat mkdir rmdir mount umount tar ln rm mv sed echo chmod cpio gzip find ps kill sleep hostname ip nc httpd readlink sync dd date touch head grep true false test; do
   first ln -s busybox $out/sw/bin/$applet
 done
 PATH=$out/sw/bin
@@ -31,15 +31,6 @@ for unit in getty@tty1.service serial-getty@ttyS0.service systemd-udev-trigger.s
   ln -sf /dev/null $units/$unit
 done
 ln -sf /lib/systemd/system/multi-user.target $units/default.target
-cat >$units/standin.service <<UNIT
-[Unit]
-Description=Says that the stand-in is up
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=$out/sw/bin/sh -c 'echo stand-in is up with pid 1 systemd'
-StandardOutput=journal+console
-UNIT
 mkdir -p $units/multi-user.target.wants
 ln -sf ../standin.service $units/multi-user.target.wants/standin.service
 
@@ -51,16 +42,11 @@ ln -s rootfs/etc $out/etc
 echo "standin-$version" >$out/nixos-version
 echo -n "x86_64-linux" >$out/system
 echo -n "loglevel=4 systemd.show_status=0 standin.marker=1" >$out/kernel-params
-for script in init switch; do
-  to=$out/$script; [ $script = switch ] && to=$out/bin/switch-to-configuration && mkdir -p $out/bin
-  eval "from=\$$script"
-  sed "s|@out@|$out|g" $from >$to
-  chmod 755 $to
-done
+. $toplevel
+write_toplevel $out $out standin
+sed "s|@base@|$out|g" $bootctl >$out/sw/bin/bootctl
+chmod 755 $out/sw/bin/bootctl
 ln -s init $out/activate.init
-echo "#!$out/sw/bin/sh" >$out/activate
-echo "ln -sfn $out /run/current-system" >>$out/activate
-chmod 755 $out/activate
 
 # An initrd of its own, as small as can be: it hands over to the root that it finds at /sysroot.
 mkdir -p $TMPDIR/initrd/bin && cd $TMPDIR/initrd

@@ -7,5 +7,8 @@ derivation {
   args = [ ./builder.sh ];
   inherit rootfs busybox kernel modules version;
   init = ./init.sh;
+  activate = ./activate.sh;
+  bootctl = ./bootctl.sh;
+  toplevel = ./toplevel.sh;
   switch = ./switch-to-configuration.sh;
 }

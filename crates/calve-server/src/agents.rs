@@ -208,6 +208,18 @@ impl Agents {
         self.session(id)?.outbox.send(&message)
     }
 
+    /// Ends the connection with an agent, so that it has to be heard anew: that an old connection still stands says nothing
+    /// of whether another one could be made.
+    pub fn hear_anew(&self, id: MachineId) -> Result<(), LinkError> {
+        self.session(id)?.left.notify_one();
+        Ok(())
+    }
+
+    /// Counts connections in which the agent was heard; none while it is not.
+    pub fn heard(&self, id: MachineId) -> Option<u64> {
+        lock(&self.links).get(&id)?.link.heard_now()
+    }
+
     /// Opens a stream. Whether the agent could open it comes as the stream's first event at the latest.
     pub fn open(&self, id: MachineId, target: Target) -> Result<AgentStream, LinkError> {
         streams::open(&self.session(id)?, target)

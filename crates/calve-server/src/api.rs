@@ -21,6 +21,7 @@ mod reach;
 mod server;
 mod show;
 mod socket;
+mod systems;
 mod watches;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crate::events::EventLog;
 use crate::logs::Logs;
 use crate::reconcile::records::{self, View};
 use crate::state::State;
+use crate::systems::Systems;
 use crate::world::World;
 
 pub use extract::BODY_MAX_BYTES;
@@ -83,6 +85,7 @@ struct Api {
     watches: Watches,
     listing: Listing,
     holds: Holds,
+    systems: Arc<Systems>,
 }
 
 impl std::ops::Deref for Api {
@@ -111,7 +114,8 @@ pub fn router(context: Context) -> Router {
     let context = Arc::new(context);
     let watches = Watches::start(context.state.clone(), context.view.clone(), context.shutdown.clone());
     let cache = context.world.cache().routes();
-    let api = Api { context, watches, listing: Listing::default(), holds: Holds::default() };
+    let systems = Systems::start(context.state.clone(), context.world.clone(), context.shutdown.clone());
+    let api = Api { context, watches, listing: Listing::default(), holds: Holds::default(), systems };
     let expecting = api.clone();
     tokio::spawn(async move { holds::expect_all(&expecting).await });
     let (router, document) = routes().split_for_parts();
@@ -143,6 +147,9 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(attach::attach))
         .routes(routes!(exec::exec))
         .routes(routes!(forward::forward))
+        .routes(routes!(systems::switch))
+        .routes(routes!(systems::follow))
+        .routes(routes!(systems::system))
         .routes(routes!(files::read, files::write))
         .routes(routes!(events::events))
         .routes(routes!(server::doctor))

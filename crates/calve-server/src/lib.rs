@@ -10,6 +10,7 @@
 //! - [`reconcile`]: the loop, and the record changes that requests make.
 //! - [`world`]: the loop's eyes and hands: drivers, agents, store, clock.
 //! - [`agents`]: the links to machines; [`joins`]: how machines elsewhere become known; [`logs`]: what they said; [`ports`]: published on this host.
+//! - [`systems`]: hosts whose system is switched.
 //! - [`state`]: what survives; [`events`]: what happened.
 
 pub mod agents;
@@ -26,6 +27,7 @@ pub mod ports;
 pub mod random;
 pub mod reconcile;
 pub mod state;
+pub mod systems;
 pub mod world;
 
 use calve_store::chain;

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod record;
 pub mod seed;
 pub mod start;
+pub mod system;
 pub mod text;
 
 pub use calve_core::limits;

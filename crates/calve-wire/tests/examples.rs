@@ -10,6 +10,7 @@ use calve_wire::doctor::Check;
 use calve_wire::event::Event;
 use calve_wire::join::UserData;
 use calve_wire::record::{MachineRecord, RECORD_VERSION, RecordError};
+use calve_wire::system::{HostAnswer, HostFacts, HostOrder, SwitchRequest, SystemRecord};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -67,6 +68,11 @@ fn examples_of_every_version_are_read_and_nothing_of_them_is_lost() {
     check::<UserData>("user-data.2.json");
     check::<FromAgent>("from-agent.1.json");
     check::<SandboxSpec>("sandbox-spec.1.json");
+    check::<HostOrder>("host-order.1.json");
+    check::<HostAnswer>("host-answer.1.json");
+    check::<HostFacts>("host-facts.1.json");
+    check::<SwitchRequest>("switch-request.1.json");
+    check::<SystemRecord>("system-record.1.json");
 }
 
 #[test]

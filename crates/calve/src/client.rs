@@ -90,6 +90,11 @@ impl Client {
         self.parse(&self.get_bytes(path).await?)
     }
 
+    /// Whether the server has this machine.
+    pub async fn has(&self, name: &calve_core::MachineName) -> bool {
+        self.get_bytes(&format!("/v1/machines/{name}")).await.is_ok()
+    }
+
     /// `GET`, the answer's body as a stream. `accept` is the wanted media type.
     pub async fn get_stream(&self, path: &str, accept: &str) -> Outcome<Incoming> {
         Ok(self.read(path, Some((header::ACCEPT, accept))).await?.into_body())

@@ -7,10 +7,12 @@ mod cost;
 mod cp;
 mod diff;
 mod doctor;
+mod drift;
 mod events;
 mod exec;
 mod extend;
 mod forward;
+mod history;
 mod image;
 mod logs;
 mod mount;
@@ -24,10 +26,12 @@ mod reap;
 #[cfg(test)]
 mod reference;
 mod rm;
+mod rollback;
 mod run;
 mod server;
 mod status;
 mod stop;
+mod switch;
 mod version;
 mod wait;
 
@@ -52,7 +56,7 @@ Environment:
 /// Runs any Nix closure on any machine with one command, and lets go of the machine when its lease ends.
 ///
 /// Exit codes: a program's own (128 + n where signal n ended it) for run, exec and wait; 1 where the answer is no; 2 for
-/// arguments that make no sense; 125 where calve could not do it; 126 for a program that cannot be executed; 127 for a
+/// arguments that make no sense; 3 and 4 where a switch was rolled back or failed; 125 where calve could not do it; 126 for a program that cannot be executed; 127 for a
 /// path, program or machine that does not exist.
 #[derive(Debug, Parser)]
 #[command(name = "calve", version, max_term_width = 100, disable_help_subcommand = true, after_long_help = ENVIRONMENT)]
@@ -75,6 +79,10 @@ enum Command {
     Rm(rm::Args),
     Prune(prune::Args),
     Extend(extend::Args),
+    Switch(switch::Args),
+    Rollback(rollback::Args),
+    History(history::Args),
+    Drift(drift::Args),
     Events(events::Args),
     Doctor(doctor::Args),
     Server(server::Args),
@@ -116,6 +124,10 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Rm(args) => rm::run(args).await,
             Command::Prune(args) => prune::run(args).await,
             Command::Extend(args) => extend::run(args).await,
+            Command::Switch(args) => switch::run(args).await,
+            Command::Rollback(args) => rollback::run(args).await,
+            Command::History(args) => history::run(args).await,
+            Command::Drift(args) => drift::run(args).await,
             Command::Events(args) => events::run(args).await,
             Command::Doctor(args) => doctor::run(args).await,
             Command::Server(args) => server::run(args).await,

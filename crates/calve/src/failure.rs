@@ -12,6 +12,10 @@ pub enum ExitStatus {
     No,
     /// 2: the arguments make no sense.
     Usage,
+    /// 3: a switch was rolled back: the host has its former system.
+    RolledBack,
+    /// 4: a switch failed: the host has neither system for sure.
+    SwitchFailed,
     /// 125: calve, its server or a driver could not do it.
     Failed,
     /// 126: the program is there and cannot be executed.
@@ -31,6 +35,8 @@ impl ExitStatus {
             Self::Success => 0,
             Self::No => 1,
             Self::Usage => 2,
+            Self::RolledBack => 3,
+            Self::SwitchFailed => 4,
             Self::Failed => 125,
             Self::NotExecutable => 126,
             Self::NotFound => 127,

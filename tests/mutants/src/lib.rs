@@ -13,7 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What is run where a bug does not say otherwise: the first that fails has found it.
-pub const QUICK: &[&str] = &["-p calve-core --lib", "-p sim --test seeds --test effects"];
+pub const QUICK: &[&str] =
+    &["-p calve-core --lib", "-p calve-server --lib reconcile", "-p sim --test seeds --test effects"];
 
 /// A bug to plant.
 #[derive(Debug)]

@@ -6,6 +6,10 @@ use std::io;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+/// Name of the processes that switch the system of a host: they must outlive the agent that began them, and where init is
+/// the host's first process there are none.
+const SPARED: &str = "calve-switch";
+
 /// Sends SIGKILL to every process of the machine but init and `spare`. Returns whether there was any left to see; what
 /// forks meanwhile is seen by the next call.
 pub fn kill_everything(spare: Option<i32>) -> io::Result<bool> {
@@ -63,7 +67,9 @@ fn descendants(spare: Option<i32>) -> io::Result<Vec<(i32, u64)>> {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        if let Some((parent, start)) = parent_and_start(pid) {
+        if let Some((parent, start)) = parent_and_start(pid)
+            && !is_spared(pid)
+        {
             children.entry(parent).or_default().push((pid, start));
         }
     }
@@ -79,6 +85,11 @@ fn descendants(spare: Option<i32>) -> io::Result<Vec<(i32, u64)>> {
         }
     }
     Ok(found)
+}
+
+fn is_spared(pid: i32) -> bool {
+    let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    std::process::id() != 1 && name().trim_end() == SPARED
 }
 
 /// Fields 4 and 22 of `/proc/<pid>/stat` (proc_pid_stat(5)); none for a process that is gone.

@@ -49,6 +49,8 @@ pub(super) struct Link {
 #[derive(Default)]
 struct LinkState {
     session: Option<Arc<Session>>,
+    /// Counts connections in which the agent was heard.
+    heard: u64,
     /// What the agent said last; by itself, as machines that are away have none.
     status: Option<Box<Status>>,
     /// The last log entry that was kept.
@@ -151,6 +153,12 @@ impl Link {
         lock(&self.state).session.clone()
     }
 
+    /// Counts connections in which the agent was heard; none while there is none.
+    pub(super) fn heard_now(&self) -> Option<u64> {
+        let state = lock(&self.state);
+        state.session.as_ref().map(|_| state.heard)
+    }
+
     /// The machine is this key's.
     pub(super) fn bind(&self, key: AgentKey) {
         lock(&self.state).key = Some(Box::new(key));
@@ -179,6 +187,7 @@ impl Link {
         {
             let mut state = lock(&self.state);
             state.session = Some(session);
+            state.heard += 1;
             state.status = Some(Box::new(status));
         }
         self.bell.ring();

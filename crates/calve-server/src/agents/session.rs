@@ -10,6 +10,7 @@ use std::time::Duration;
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Remaining, Status, ToAgent};
 use calve_wire::frame::{Decoder, Frame, FrameError, Incoming, LogEntry};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::link::Link;
@@ -32,6 +33,8 @@ const LOG_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Session {
     pub(super) outbox: Outbox,
     pub(super) streams: Streams,
+    /// Ends it, so that another one begins.
+    pub(super) left: Notify,
 }
 
 /// Why a session ended.
@@ -91,7 +94,7 @@ where
         return (error.into(), false);
     }
     let (outbox, outgoing) = Outbox::new();
-    let session = Arc::new(Session { outbox, streams: Streams::default() });
+    let session = Arc::new(Session { outbox, streams: Streams::default(), left: Notify::new() });
     let mut decoder = Decoder::new(link.token.clone());
     decoder.push(begun);
     let stage = Stage::Greeting;
@@ -104,6 +107,7 @@ where
         end = reading.read_all(reader) => end,
         result = outgoing.send_all(writer) => result.map_or_else(SessionEnd::Io, |()| SessionEnd::Closed),
         () = session.outbox.overflowed() => SessionEnd::Overflow,
+        () = session.left.notified() => SessionEnd::Closed,
     };
     (end, reading.stage == Stage::Linked)
 }

@@ -104,7 +104,7 @@ pub async fn create(
 }
 
 /// Refuses a closure that is not whole, and a program that cannot be started from it.
-async fn check_closure(api: &Api, spec: &MachineSpec) -> ApiResult<()> {
+pub(super) async fn check_closure(api: &Api, spec: &MachineSpec) -> ApiResult<()> {
     let roots = crate::world::roots(spec);
     let program = match &spec.workload {
         Workload::Program(program) => Some(program.path.clone()),

@@ -36,13 +36,17 @@ const NAMES_MAX_BYTES: usize = 16 << 20;
 
 /// Why a closure did not arrive.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SeedError {
+pub enum SeedError {
+    /// The link ended, or there is none.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The machine says why.
     #[error("the machine cannot take the closure: {0}")]
     Refused(String),
+    /// Its paths are not known here.
     #[error("the closure cannot be read")]
     Store(#[from] StoreError),
+    /// Here.
     #[error("the closure cannot be read")]
     Read(#[source] io::Error),
 }
@@ -92,7 +96,19 @@ async fn seed(
     closure: &Closure,
     start: &ToAgent,
 ) -> Result<(), SeedError> {
-    let (sender, mut receiver) = agents.open(id, Target::Seed { path: STORE_DIR.to_owned() })?.split();
+    bring(agents, store, id, closure, STORE_DIR).await?;
+    Ok(agents.send(id, start.clone())?)
+}
+
+/// Brings what is not there of a closure into `dir` of a machine, path by path; all is there when this returns.
+pub async fn bring(
+    agents: &Agents,
+    store: &Arc<Store>,
+    id: MachineId,
+    closure: &Closure,
+    dir: &str,
+) -> Result<(), SeedError> {
+    let (sender, mut receiver) = agents.open(id, Target::Seed { path: dir.to_owned() })?.split();
     let (told, there) = oneshot::channel::<BTreeSet<String>>();
     let (pieces, mut read) = mpsc::channel(PIECES_MAX);
     let (closure, store) = (closure.clone(), store.clone());
@@ -141,7 +157,7 @@ async fn seed(
             sending.await?;
         }
     }
-    Ok(agents.send(id, start.clone())?)
+    Ok(())
 }
 
 /// The names that a machine says to have, once it has said them all: an empty line ends them.

@@ -1,0 +1,142 @@
+//! Hosts whose system is switched: brings the new system and `calve-switch` to the host, has it begin, and gives the
+//! server's word once the host is healthy and was heard anew. What makes it safe is on the host
+//! (`calve_wire::system`): without that word it goes back by itself, so everything here may end at any moment.
+//!
+//! ```text
+//!  system/<machine id> ─▶ SystemRecord { desired, pending, ended }     one writer: the task that drives the machine's switch
+//!
+//!  bring calve-switch, closure ─▶ begin ─▶ status … confirming, healthy ─▶ hear the agent anew ─▶ confirm ─▶ outcome
+//! ```
+
+mod drift;
+mod drive;
+mod host;
+mod records;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use calve_core::MachineId;
+use calve_wire::record::MachineRecord;
+use calve_wire::system::{HostFacts, HostSwitch, PendingSwitch, SwitchView, SystemRecord};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::state::State;
+use crate::world::World;
+
+pub use drift::drift;
+pub use host::HostError;
+pub use records::SystemsError;
+
+/// The switches of all machines. Cloning the `Arc` gives another handle.
+pub struct Systems {
+    state: Arc<dyn State>,
+    world: Arc<World>,
+    shutdown: CancellationToken,
+    driving: Mutex<BTreeMap<MachineId, AbortOnDropHandle<()>>>,
+    /// Counts changes of the records.
+    changes: watch::Sender<u64>,
+}
+
+impl Systems {
+    /// Goes on with what a former server began. To be called within a tokio runtime.
+    pub fn start(state: Arc<dyn State>, world: Arc<World>, shutdown: CancellationToken) -> Arc<Self> {
+        let changes = watch::Sender::new(0);
+        let systems = Arc::new(Self { state, world, shutdown, driving: Mutex::default(), changes });
+        let going_on = systems.clone();
+        tokio::spawn(async move {
+            if let Err(error) = records::sweep(&*going_on.state).await {
+                tracing::warn!(%error, "systems of machines that are gone are kept");
+            }
+            match records::pending(&*going_on.state).await {
+                Ok(pending) => pending.into_iter().for_each(|id| going_on.drive(id)),
+                Err(error) => tracing::error!(%error, "switches of a former server are not known"),
+            }
+        });
+        systems
+    }
+
+    /// What is known of a machine's system.
+    pub async fn get(&self, id: MachineId) -> Result<SystemRecord, SystemsError> {
+        records::get(&*self.state, id).await
+    }
+
+    /// Begins a switch.
+    ///
+    /// # Errors
+    /// [`SystemsError::Held`] where another one is under way.
+    pub async fn begin(
+        self: &Arc<Self>,
+        id: MachineId,
+        pending: PendingSwitch,
+    ) -> Result<SwitchView, SystemsError> {
+        let view = pending.view.clone();
+        records::begin(&*self.state, id, pending).await?;
+        self.changed();
+        self.drive(id);
+        Ok(view)
+    }
+
+    /// A switch as it stands, once that is not `known` any more, or after a while.
+    pub async fn follow(
+        &self,
+        id: MachineId,
+        switch: &str,
+        known: Option<calve_wire::system::SwitchStage>,
+        patience: Duration,
+    ) -> Result<Option<SwitchView>, SystemsError> {
+        let mut changes = self.changes.subscribe();
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            changes.mark_unchanged();
+            let record = self.get(id).await?;
+            let pending = record.pending.map(|pending| pending.view);
+            let found = record.ended.into_iter().rev().chain(pending).find(|view| view.id == switch);
+            let Some(view) = found else { return Ok(None) };
+            if Some(view.stage) != known || view.outcome.is_some() {
+                return Ok(Some(view));
+            }
+            if !matches!(tokio::time::timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                return Ok(Some(view));
+            }
+        }
+    }
+
+    /// What the machine's system is like, asked now.
+    pub async fn facts(&self, id: MachineId) -> Result<HostFacts, HostError> {
+        host::Host::new(self.world.agents(), id).facts().await
+    }
+
+    /// Has the host bring its former system back.
+    pub async fn recall(&self, id: MachineId, switch: &str, why: &str) -> Result<HostSwitch, HostError> {
+        host::Host::new(self.world.agents(), id).back(switch, why).await
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn drive(self: &Arc<Self>, id: MachineId) {
+        let mut driving = self.driving.lock().unwrap_or_else(PoisonError::into_inner);
+        if driving.get(&id).is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (systems, shutdown) = (self.clone(), self.shutdown.clone());
+        let task = tokio::spawn(async move {
+            // The next server goes on with it.
+            shutdown.run_until_cancelled(drive::drive(&systems, id)).await;
+        });
+        driving.insert(id, AbortOnDropHandle::new(task));
+    }
+}
+
+/// The system that a machine shall have: of the last switch that was applied, or the one that it was made with.
+pub fn desired(record: &SystemRecord, machine: &MachineRecord) -> Option<String> {
+    record.desired.clone().or_else(|| match &machine.spec.workload {
+        calve_wire::machine::Workload::System { toplevel } => Some(toplevel.to_string()),
+        calve_wire::machine::Workload::Program(_) | calve_wire::machine::Workload::Base => None,
+    })
+}
