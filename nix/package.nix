@@ -15,9 +15,9 @@ rustPlatform.buildRustPackage {
   buildInputs = [ glibc.static ];
   cargoBuildFlags = [ "--package=calve" ];
 
-  # The agent by itself, and small: its profile in `Cargo.toml`.
+  # The machine's side by itself, and small: its profile in `Cargo.toml`.
   postBuild = "cargo build --frozen --profile agent --package calve-agent";
-  postInstall = "install -Dm755 target/*/agent/calve-agent $out/bin/calve-agent";
+  postInstall = "install -Dm755 -t $out/bin target/*/agent/calve-agent target/*/agent/calve-switch";
 
   # The tests boot guests and want the network of their own host.
   doCheck = false;

@@ -162,7 +162,7 @@ need_bench_peers() {
   need_packages bwrap=bubblewrap runc=runc systemd-nspawn=systemd-container
 }
 
-# The agent as it is released, by itself: built with others, it would get the features that they ask of its dependencies.
+# The agent and `calve-switch` as they are released, by themselves: built with others, they would get the features that they ask of its dependencies.
 build_agent() {
   cargo build --quiet --profile agent --package calve-agent
 }
@@ -171,7 +171,7 @@ build_agent() {
 build_release() {
   cargo build --quiet --release --package calve --bins "$@"
   build_agent
-  ln -f "$(bin_dir agent)"/calve-{agent,switch} "$(bin_dir release)/"
+  ln -f -t "$(bin_dir release)" "$(bin_dir agent)/calve-agent" "$(bin_dir agent)/calve-switch"
 }
 
 # The directory that cargo builds into for this machine: `bin_dir debug`.
