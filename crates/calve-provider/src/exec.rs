@@ -291,6 +291,7 @@ impl Provider for Exec {
                 regions.push(Region {
                     slug: plugin.name().to_owned(),
                     name: described.about,
+                    area: None,
                     available: true,
                 });
             }

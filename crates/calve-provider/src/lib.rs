@@ -142,6 +142,8 @@ pub struct Region {
     pub slug: String,
     /// Its name for people.
     pub name: String,
+    /// The part of the world in which it lies, where that is known: `eu`, `us`, `ca`, `asia`, `au`.
+    pub area: Option<&'static str>,
     /// Whether machines can be made there.
     pub available: bool,
 }

@@ -30,6 +30,17 @@ pub enum OpenError {
     Settings(#[from] ProviderError),
 }
 
+impl OpenError {
+    /// Whether nobody has set the provider up, as opposed to a mistake in how it is.
+    pub fn is_unset(&self) -> bool {
+        use exec::ConfigError::{Homeless, Missing};
+        matches!(
+            self,
+            Self::Credentials(CredentialsError::Missing { .. }) | Self::Plugins(Missing { .. } | Homeless)
+        )
+    }
+}
+
 /// The provider called `name`, with the credentials and settings that stand in the environment `variables`.
 pub fn open(name: &str, variables: &dyn Fn(&str) -> Option<String>) -> Result<Arc<dyn Provider>, OpenError> {
     match name {

@@ -224,8 +224,12 @@ impl Provider for Proxmox {
 
     async fn regions(&self) -> Result<Vec<Region>, ProviderError> {
         let nodes = self.nodes().await?.into_iter();
-        let region =
-            |it: Node| Region { name: it.node.clone(), slug: it.node, available: it.status == "online" };
+        let region = |it: Node| Region {
+            name: it.node.clone(),
+            slug: it.node,
+            area: None,
+            available: it.status == "online",
+        };
         Ok(nodes.map(region).collect())
     }
 

@@ -239,3 +239,35 @@ async fn proxmox_is_shown_and_reaped_with_a_token_from_a_file_and_a_pinned_certi
     let exposed = calve(&["provider", "check", "proxmox"]);
     assert!(!exposed.status.success() && text(&exposed).contains("chmod 600"), "{}", text(&exposed));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_may_be_anywhere_is_where_it_is_cheapest_of_what_was_asked_for() {
+    let stage = Stage::set().await;
+    let run = |options: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calve"));
+        command.args(["run", "-d", "--on", "any"]).args(options).env_clear();
+        command.env("CALVE_HOME", stage.home.path()).env("DIGITALOCEAN_API_URL", &stage.emulator.url);
+        // A server that is not there: what would be made is chosen before it is asked.
+        command.env("DIGITALOCEAN_TOKEN", TOKEN).env("CALVE_SERVER", "http://127.0.0.1:1");
+        text(&command.output().unwrap())
+    };
+    for (options, chosen) in [
+        (&[][..], "chose digitalocean/ams3, s-1vcpu-512mb-10gb, $0.00595 an hour"),
+        (
+            &["--region", "eu", "--max-price", "0.02/h"],
+            "chose digitalocean/ams3, s-1vcpu-512mb-10gb, $0.00595",
+        ),
+        (&["--region", "Frankfurt", "--memory", "1G"], "chose digitalocean/fra1, s-1vcpu-1gb, $0.00893"),
+        (&["--region", "fra1", "--cpus", "2"], "chose digitalocean/fra1, s-2vcpu-4gb, $0.03571"),
+        (&["--max-price", "0.001"], "the cheapest is digitalocean/ams3, s-1vcpu-512mb-10gb, at $0.00595"),
+        (&["--region", "moon"], "no provider has such a machine"),
+        (&["--region", "us"], "there is no image to boot"),
+        (&["--region", "us", "--image", "debian-13-x64"], "chose digitalocean/nyc3, s-1vcpu-1gb"),
+    ] {
+        let said = run(options);
+        assert!(said.contains(chosen), "{options:?}: {said}");
+    }
+    let elsewhere = stage.calve(&["run", "--on", "digitalocean/ams3", "--region", "eu"], TOKEN);
+    assert!(text(&elsewhere).contains("say --on any"), "{elsewhere:?}");
+    assert!(stage.names().is_empty());
+}

@@ -146,7 +146,19 @@ pub(super) struct RegionSeen {
 
 impl From<RegionSeen> for Region {
     fn from(region: RegionSeen) -> Self {
-        Self { slug: region.slug, name: region.name, available: region.available }
+        Self { area: area(&region.slug), slug: region.slug, name: region.name, available: region.available }
+    }
+}
+
+/// The part of the world of a region, whose slug is a city's and a number (<https://docs.digitalocean.com/platform/regional-availability/>).
+fn area(slug: &str) -> Option<&'static str> {
+    match slug.trim_end_matches(|c: char| c.is_ascii_digit()) {
+        "ams" | "fra" | "lon" => Some("eu"),
+        "nyc" | "sfo" | "atl" | "ric" => Some("us"),
+        "tor" => Some("ca"),
+        "sgp" | "blr" => Some("asia"),
+        "syd" => Some("au"),
+        _ => None,
     }
 }
 

@@ -185,7 +185,7 @@ pub(super) struct SeenRegion {
 
 impl SeenRegion {
     pub fn region(self, plugin: &str) -> Region {
-        Region { slug: format!("{plugin}/{}", self.slug), name: self.name, available: true }
+        Region { slug: format!("{plugin}/{}", self.slug), name: self.name, area: None, available: true }
     }
 }
 

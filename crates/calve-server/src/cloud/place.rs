@@ -74,7 +74,10 @@ impl FromStr for On {
 }
 
 /// The image of a machine: the one that was asked for, else the account's newest of the base image in that region.
-pub(super) async fn image(provider: &dyn Provider, place: &Place) -> Result<String, DriverError> {
+///
+/// # Errors
+/// Where the provider cannot be asked or has none, one sentence.
+pub async fn image(provider: &dyn Provider, place: &Place) -> Result<String, DriverError> {
     if let Some(image) = &place.image {
         return Ok(image.clone());
     }

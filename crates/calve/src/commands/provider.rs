@@ -69,11 +69,11 @@ pub fn open(name: &str) -> Outcome<Arc<dyn Provider>> {
     calve_provider::open(name, &environment).map_err(|error| failure_of(name, error))
 }
 
-fn environment(variable: &str) -> Option<String> {
+pub fn environment(variable: &str) -> Option<String> {
     std::env::var(variable).ok()
 }
 
-fn failure_of(name: &str, error: OpenError) -> Failure {
+pub fn failure_of(name: &str, error: OpenError) -> Failure {
     match error {
         OpenError::Unknown { .. } => Failure::usage(error.to_string()),
         OpenError::Credentials(credentials) => {

@@ -1,3 +1,4 @@
+mod anywhere;
 mod health;
 mod spec;
 
@@ -24,7 +25,8 @@ const RECONNECT_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause between two tries to reach the next server.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
-pub async fn run(args: Args) -> Outcome {
+pub async fn run(mut args: Args) -> Outcome {
+    args.settle().await?;
     let worth_reading = !args.detach && stdin::is_worth_reading();
     let request = args.to_request(worth_reading)?;
     let client = Client::connect().await?;

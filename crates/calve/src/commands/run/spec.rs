@@ -9,7 +9,7 @@ use calve_core::ids::IdError;
 use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
 use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_provider::ssh::HostKey;
-use calve_server::cloud::place::On;
+use calve_server::cloud::place::{On, OnError};
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::{
     Limits, MachineSpec, Network, Place, PortMapping, Restart, StoreDelivery, Workload,
@@ -17,6 +17,7 @@ use calve_wire::machine::{
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use super::anywhere::{self, parse_price};
 use super::health::HealthArgs;
 use crate::args::{
     Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
@@ -103,14 +104,22 @@ pub struct Args {
     store: Option<StoreWord>,
 
     /// Make the machine elsewhere: at a provider (digitalocean/ams3, or proxmox/pve1, a node; needs a server with `--agents` and
-    /// the provider's credentials), by a plugin (exec/NAME), or on a host that is borrowed over SSH (ssh://root@HOST[:PORT]).
+    /// the provider's credentials), by a plugin (exec/NAME), on a host that is borrowed over SSH (ssh://root@HOST[:PORT]), or where
+    /// it is cheapest of all providers that have credentials here (any); then --cpus and --memory say how large it is at least.
     #[arg(
         long,
-        value_name = "PROVIDER/REGION|ssh://HOST",
+        value_name = "PROVIDER/REGION|ssh://HOST|any",
+        value_parser = parse_where,
         conflicts_with_all = ["driver", "store"],
         help_heading = "Providers"
     )]
-    on: Option<On>,
+    on: Option<Where>,
+    /// With --on any: only there, by a region's name or a part of it, or by a part of the world: eu, us, ca, asia or au.
+    #[arg(long, value_name = "REGION", requires = "on", help_heading = "Providers")]
+    region: Option<String>,
+    /// With --on any: at most so many dollars for an hour, e.g. 0.02/h.
+    #[arg(long, value_name = "PRICE", value_parser = parse_price, requires = "on", help_heading = "Providers")]
+    max_price: Option<f64>,
     /// How large, by the provider's name, e.g. s-1vcpu-1gb or 2vcpu-4gb; `calve provider sizes` lists them. [default at
     /// proxmox: the template's]
     #[arg(long, value_name = "SIZE", requires = "on", help_heading = "Providers")]
@@ -150,6 +159,22 @@ enum StoreWord {
 enum NetworkWord {
     None,
     Host,
+}
+
+/// Where a machine shall be.
+#[derive(Debug, Clone)]
+enum Where {
+    /// There.
+    At(On),
+    /// Wherever it is cheapest.
+    Any,
+}
+
+fn parse_where(text: &str) -> Result<Where, String> {
+    if text == "any" {
+        return Ok(Where::Any);
+    }
+    text.parse().map(Where::At).map_err(|error: OnError| error.to_string())
 }
 
 /// One of some words, which shells complete.
@@ -199,7 +224,7 @@ impl Args {
             limits: Limits { cpus_milli: self.cpus, memory_bytes: self.memory, pids: self.pids },
             network: match self.network {
                 // A machine at a provider has one: by it its agent dials.
-                _ if self.on.as_ref().is_some_and(On::is_made) => Network::Host,
+                _ if self.on().is_some_and(On::is_made) => Network::Host,
                 None | Some(NetworkWord::None) => Network::None,
                 Some(NetworkWord::Host) => Network::Host,
             },
@@ -223,9 +248,42 @@ impl Args {
         })
     }
 
+    /// Chooses the place of a machine that may be anywhere.
+    pub async fn settle(&mut self) -> Outcome<()> {
+        if !matches!(self.on, Some(Where::Any)) {
+            if self.region.is_some() || self.max_price.is_some() {
+                return Err(Failure::usage(
+                    "--region and --max-price are for a machine that may be anywhere",
+                )
+                .hint("say --on any, or the region behind the provider: digitalocean/ams3"));
+            }
+            return Ok(());
+        }
+        let wanted = anywhere::Wanted {
+            region: self.region.clone(),
+            max_price: self.max_price,
+            size: self.size.clone(),
+            image: self.image.clone(),
+            // From here on its size says what they ask for.
+            cpus_milli: self.cpus.take(),
+            memory_bytes: self.memory.take(),
+        };
+        let chosen = anywhere::choose(&wanted).await?;
+        self.on = Some(Where::At(chosen.on));
+        self.size = Some(chosen.size);
+        Ok(())
+    }
+
+    fn on(&self) -> Option<&On> {
+        match &self.on {
+            Some(Where::At(on)) => Some(on),
+            Some(Where::Any) | None => None,
+        }
+    }
+
     /// Where a provider shall make it, or on which host.
     fn place(&self) -> Option<Place> {
-        let on = self.on.as_ref()?;
+        let on = self.on()?;
         Some(Place {
             region: on.region.clone(),
             size: self.size.clone().or_else(|| on.default_size().map(str::to_owned))?,
@@ -272,7 +330,7 @@ impl Args {
         if self.lazy.is_given() && !matches!(self.store, Some(StoreWord::Lazy)) {
             return Err(Failure::usage("a cache and its keys are for --store lazy").hint("say --store lazy"));
         }
-        if let Some(on) = &self.on {
+        if let Some(on) = self.on() {
             self.check_place(on)?;
             return Ok(Some(on.driver));
         }
@@ -390,7 +448,8 @@ mod tests {
             (&["--health-interval", "1s", "X"], "--health"),
             (&["--on", "digitalocean", "--size", "s", "X"], "PROVIDER/REGION"),
             (&["--on", "none/x", "--size", "s", "X"], "providers: digitalocean"),
-            (&["--on", "digitalocean/ams3", "--size", "s", "--cpus", "1", "X"], "--cpus"),
+            (&["--on", "any", "--max-price", "cheap", "X"], "e.g. 0.02/h"),
+            (&["--max-price", "1", "X"], "--on"),
         ] {
             let error = parse(line).map(drop).unwrap_err();
             assert!(error.contains(sentence), "{line:?}: {error}");
@@ -401,6 +460,8 @@ mod tests {
     fn a_size_is_said_where_the_provider_has_none_of_its_own() {
         let refused = parse(&["--on", "digitalocean/ams3", "X"]).unwrap().driver().unwrap_err();
         assert!(refused.sentence.contains("say --size"), "{}", refused.sentence);
+        let limited = parse(&["--on", "digitalocean/ams3", "--size", "s", "--cpus", "1", "X"]).unwrap();
+        assert!(limited.driver().unwrap_err().sentence.contains("--cpus is not for machines at a provider"));
         let at_a_node = parse(&["--on", "proxmox/pve1", "X"]).unwrap();
         assert_eq!(at_a_node.driver().unwrap(), Some(DriverName::Proxmox));
         assert_eq!(at_a_node.place().unwrap().size, "template");
