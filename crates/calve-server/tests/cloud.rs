@@ -179,7 +179,7 @@ async fn without_credentials_nothing_is_made_and_nothing_is_taken_for_gone() {
     let stage = Stage::set(Options::default()).await;
     let without = stage.driver_with(Err("no credentials for digitalocean".to_owned()));
     let checks = without.preflight().await;
-    assert_eq!((checks.len(), checks[0].status), (1, CheckStatus::Missing));
+    assert_eq!((checks.len(), checks[0].status), (1, CheckStatus::Unset));
     let refused = without.create(&order(1)).await.unwrap_err();
     assert_eq!(refused.kind, DriverErrorKind::Unusable);
     assert_eq!(without.list().await.unwrap(), []);

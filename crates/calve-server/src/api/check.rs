@@ -425,7 +425,7 @@ mod tests {
             ("/spec/workload/env", json!({"A=B": ""}), "cannot be the name"),
             ("/spec/store", json!("live"), "for guests only"),
             ("/spec/limits", json!({"pids": 0}), "without processes"),
-            ("/spec/limits", json!({"memory_bytes": 1}), "1 bytes of memory"),
+            ("/spec/limits", json!({"memory_bytes": 1}), "1 MiB to 1024 TiB of memory"),
         ];
         for (pointer, value, sentence) in cases {
             let found = refusal(|request| set(request, pointer, value));
