@@ -9,7 +9,6 @@
 mod answers;
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use reqwest::Method;
@@ -131,23 +130,6 @@ impl DigitalOcean {
         }
         Ok(first.map(Listed::from))
     }
-
-    /// Looks for a machine whose creation had no answer until the list has settled.
-    async fn settled(&self, key: &str) -> Result<Option<Listed>, ProviderError> {
-        let until = Instant::now() + self.api.pace().settle;
-        let mut pause = self.api.pace().backoff;
-        loop {
-            if let Some(found) = self.by_key(key).await? {
-                return Ok(Some(found));
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            tokio::time::sleep(pause.min(left)).await;
-            pause *= 2;
-        }
-    }
 }
 
 #[async_trait]
@@ -196,7 +178,7 @@ impl Provider for DigitalOcean {
             if !error.is_uncertain() {
                 return Err(error);
             }
-            if let Some(found) = self.settled(&order.key).await? {
+            if let Some(found) = self.api.pace().until_settled(|| self.by_key(&order.key)).await? {
                 return Ok(found);
             }
             if attempt == CREATE_ATTEMPTS {

@@ -13,7 +13,7 @@ mod config;
 mod protocol;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
@@ -133,23 +133,6 @@ impl Exec {
         Ok(first)
     }
 
-    /// Looks for a machine whose creation was left open until the list has settled.
-    async fn settled(&self, plugin: &Plugin, key: &str) -> Result<Option<Listed>, ProviderError> {
-        let until = Instant::now() + self.pace.settle;
-        let mut pause = self.pace.backoff;
-        loop {
-            if let Some(found) = self.by_key(plugin, key).await? {
-                return Ok(Some(found));
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            tokio::time::sleep(pause.min(left)).await;
-            pause *= 2;
-        }
-    }
-
     /// The things of one kind that each plugin has.
     async fn things<T: DeserializeOwned, U>(
         &self,
@@ -225,7 +208,7 @@ impl Provider for Exec {
             if !error.is_uncertain() {
                 return Err(error);
             }
-            if let Some(found) = self.settled(plugin, &order.key).await? {
+            if let Some(found) = self.pace.until_settled(|| self.by_key(plugin, &order.key)).await? {
                 return Ok(found);
             }
             if attempt == CREATE_ATTEMPTS {

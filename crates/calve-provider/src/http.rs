@@ -47,6 +47,28 @@ impl Default for Pace {
     }
 }
 
+impl Pace {
+    /// Looks again and again for what a list may not show yet, until it has settled: what was found, if anything.
+    pub(crate) async fn until_settled<T, F>(&self, look: impl Fn() -> F) -> Result<Option<T>, ProviderError>
+    where
+        F: Future<Output = Result<Option<T>, ProviderError>>,
+    {
+        let until = Instant::now() + self.settle;
+        let mut pause = self.backoff;
+        loop {
+            if let Some(found) = look().await? {
+                return Ok(Some(found));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            pause *= 2;
+        }
+    }
+}
+
 /// Whether a request may be made again after an answer that says neither yes nor no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeat {

@@ -69,11 +69,32 @@ pub fn open(name: &str) -> Outcome<Arc<dyn Provider>> {
     calve_provider::open(name, &environment).map_err(|error| failure_of(name, error))
 }
 
-pub fn environment(variable: &str) -> Option<String> {
+/// The providers that somebody has set up here, and why the others are not.
+pub struct SetUp {
+    /// Those that can be asked.
+    pub providers: Vec<(&'static str, Arc<dyn Provider>)>,
+    /// What the others lack.
+    pub unset: Vec<(&'static str, OpenError)>,
+}
+
+/// Opens every provider that is set up; a mistake in how one is, is an error.
+pub fn set_up() -> Outcome<SetUp> {
+    let (mut providers, mut unset) = (Vec::new(), Vec::new());
+    for name in calve_provider::NAMES {
+        match calve_provider::open(name, &environment) {
+            Ok(provider) => providers.push((name, provider)),
+            Err(error) if error.is_unset() => unset.push((name, error)),
+            Err(error) => return Err(failure_of(name, error)),
+        }
+    }
+    Ok(SetUp { providers, unset })
+}
+
+fn environment(variable: &str) -> Option<String> {
     std::env::var(variable).ok()
 }
 
-pub fn failure_of(name: &str, error: OpenError) -> Failure {
+fn failure_of(name: &str, error: OpenError) -> Failure {
     match error {
         OpenError::Unknown { .. } => Failure::usage(error.to_string()),
         OpenError::Credentials(credentials) => {

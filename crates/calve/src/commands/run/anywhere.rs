@@ -45,31 +45,22 @@ pub struct Offer {
 
 /// Asks every provider that can be used. Says what was chosen, on standard error.
 pub async fn choose(wanted: &Wanted) -> Outcome<Offer> {
-    let progress = Progress::new("asking the providers");
-    let (mut offers, mut unasked) = (Vec::new(), Vec::new());
-    let mut providers = Vec::new();
-    for name in calve_provider::NAMES {
-        let provider = match calve_provider::open(name, &provider::environment) {
-            Ok(provider) => provider,
-            Err(error) if error.is_unset() => continue,
-            Err(error) => return Err(provider::failure_of(name, error)),
-        };
-        let driver: DriverName = name.parse().expect("every provider is a driver");
-        match of_provider(&*provider).await {
-            Ok((regions, sizes)) => offers.extend(offered(driver, &regions, &sizes)),
-            Err(error) => unasked.push(format!("{name}: {error}")),
-        }
-        providers.push((driver, provider));
-    }
-    drop(progress);
+    let providers = provider::set_up()?.providers;
     if providers.is_empty() {
         return Err(Failure::failed("no provider has credentials here").hint("see `calve doctor`"));
     }
+    let progress = Progress::new("asking the providers");
+    let (mut offers, mut unasked) = (Vec::new(), Vec::new());
+    for (name, provider) in &providers {
+        match of_provider(&**provider).await {
+            Ok((regions, sizes)) => offers.extend(wanted.offered(driver(name), &regions, &sizes)),
+            Err(error) => unasked.push(format!("{name}: {error}")),
+        }
+    }
+    drop(progress);
     for why in &unasked {
         ui::note(&format!("left out: {why}"));
     }
-    offers.retain(|(region, size, _)| wanted.fits(region, size));
-    let mut offers: Vec<Offer> = offers.into_iter().map(|(_, _, offer)| offer).collect();
     offers.sort_by(|a, b| {
         let price = a.dollars_per_hour.total_cmp(&b.dollars_per_hour);
         price.then(a.memory_mib.cmp(&b.memory_mib)).then_with(|| a.on.region.cmp(&b.on.region))
@@ -83,36 +74,19 @@ async fn of_provider(provider: &dyn Provider) -> Result<(Vec<Region>, Vec<Size>)
     Ok((provider.regions().await?, provider.sizes().await?))
 }
 
-fn offered(driver: DriverName, regions: &[Region], sizes: &[Size]) -> Vec<(Region, Size, Offer)> {
-    let mut offers = Vec::new();
-    for region in regions.iter().filter(|region| region.available) {
-        // A plugin's sizes are those of all of its regions, which begin with its name.
-        let has = |size: &&Size| {
-            let plugin = region.slug.split('/').next().unwrap_or_default();
-            size.available && size.regions.iter().any(|slug| *slug == region.slug || slug == plugin)
-        };
-        for size in sizes.iter().filter(has) {
-            let offer = Offer {
-                on: On { driver, region: region.slug.clone() },
-                size: size.slug.clone(),
-                dollars_per_hour: size.dollars_per_hour,
-                memory_mib: size.memory_mib,
-            };
-            offers.push((region.clone(), size.clone(), offer));
-        }
-    }
-    offers
+fn driver(provider: &str) -> DriverName {
+    provider.parse().expect("every provider is a driver")
 }
 
 /// The first of the offers that has an image to boot.
 async fn bootable(
-    providers: &[(DriverName, Arc<dyn Provider>)],
+    providers: &[(&str, Arc<dyn Provider>)],
     wanted: &Wanted,
     offers: impl Iterator<Item = &Offer>,
 ) -> Outcome<Offer> {
     let mut refused = None;
     for offer in offers.take(PLACES_MAX) {
-        let Some((_, provider)) = providers.iter().find(|(driver, _)| *driver == offer.on.driver) else {
+        let Some((_, provider)) = providers.iter().find(|(name, _)| driver(name) == offer.on.driver) else {
             continue;
         };
         let place = Place {
@@ -152,6 +126,26 @@ fn nothing(wanted: &Wanted, cheapest: Option<&Offer>) -> Failure {
 }
 
 impl Wanted {
+    /// What a provider has of what is wanted, whatever it costs.
+    fn offered(&self, driver: DriverName, regions: &[Region], sizes: &[Size]) -> Vec<Offer> {
+        let mut offers = Vec::new();
+        for region in regions.iter().filter(|region| region.available) {
+            // A plugin's sizes are those of all of its regions, which begin with its name.
+            let plugin = region.slug.split('/').next().unwrap_or_default();
+            let has = |size: &&Size| {
+                size.available && size.regions.iter().any(|slug| *slug == region.slug || slug == plugin)
+            };
+            let fitting = sizes.iter().filter(has).filter(|size| self.fits(region, size));
+            offers.extend(fitting.map(|size| Offer {
+                on: On { driver, region: region.slug.clone() },
+                size: size.slug.clone(),
+                dollars_per_hour: size.dollars_per_hour,
+                memory_mib: size.memory_mib,
+            }));
+        }
+        offers
+    }
+
     /// Whether the size in the region is what is wanted, whatever it costs.
     fn fits(&self, region: &Region, size: &Size) -> bool {
         let place = self.region.as_deref().is_none_or(|text| {
