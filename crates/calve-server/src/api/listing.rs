@@ -3,23 +3,33 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use calve_core::MachineId;
 use calve_wire::machine::PortMapping;
+use tokio_util::sync::CancellationToken;
 
 use super::show::{self, Said};
+use crate::daemon;
 use crate::reconcile::records::Row;
 use crate::state::Revision;
 
 /// A piece is sent once it has this many bytes: some hundred machines, which take well below a millisecond to gather.
 const PIECE_BYTES: usize = 64 * 1024;
 
+/// What nobody asked for within this is forgotten at the latest within twice as long: whoever watches asks every few seconds,
+/// and an idle server is small.
+const ASKED_WITHIN: Duration = Duration::from_secs(8);
+
 /// What was last listed. Cloning gives another handle.
 #[derive(Clone, Default)]
 pub struct Listing {
     parts: Arc<Mutex<HashMap<MachineId, Part>>>,
+    /// Whether somebody asked since this was last looked at.
+    asked: Arc<AtomicBool>,
 }
 
 /// One machine's JSON and what it was made from.
@@ -39,12 +49,37 @@ impl Part {
 }
 
 impl Listing {
+    /// Nothing yet, and forgotten again while nobody asks; to be called within a tokio runtime.
+    pub fn start(shutdown: CancellationToken) -> Self {
+        let listing = Self::default();
+        let kept = listing.clone();
+        tokio::spawn(shutdown.run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(ASKED_WITHIN).await;
+                kept.forget_unasked().await;
+            }
+        }));
+        listing
+    }
+
+    async fn forget_unasked(&self) {
+        if self.asked.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let parts = std::mem::take(&mut *self.parts());
+        if !parts.is_empty() {
+            drop(parts);
+            let _ = tokio::task::spawn_blocking(daemon::trim).await;
+        }
+    }
+
     /// A JSON array of the summaries of `rows`, piece by piece, each made when it is asked for. `observe` tells what a
     /// machine's agent said last and which of its ports are published.
     pub fn pieces<F>(&self, rows: Vec<Row>, observe: F) -> impl Iterator<Item = Bytes> + use<F>
     where
         F: Fn(MachineId) -> (Said, Vec<PortMapping>),
     {
+        self.asked.store(true, Ordering::Relaxed);
         let listing = self.clone();
         let mut rows = rows.into_iter();
         let mut begun = false;
