@@ -25,7 +25,7 @@ use calve_wire::join::{USER_DATA_VERSION, UserData};
 
 use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
-use sight::{LIST_WAIT, Made, Sight};
+use sight::{LIST_WAIT, Made, Retag, Sight};
 pub use ssh::SshDriver;
 
 /// A lease that ends less than this from what the tags say is not written anew.
@@ -115,15 +115,8 @@ impl CloudDriver {
         let provider = self.provider()?;
         provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
         self.sight.gone(machine);
-        self.forget_tags(provider).await;
+        retag(&**provider, self.sight.retag(provider.describe().lists_lag)).await;
         Ok(())
-    }
-
-    /// Removes the tags that nothing needs any more. They go from the whole account, so that a twin which is not listed yet would
-    /// lose what it is known by: nobody would ever destroy it.
-    async fn forget_tags(&self, provider: &Arc<dyn Provider>) {
-        let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
-        reap::forget_tags(&**provider, &unused).await;
     }
 
     fn check(&self, name: &str, status: CheckStatus, found: String, mend: Option<&str>) -> Check {
@@ -216,12 +209,12 @@ impl Driver for CloudDriver {
         }
         let provider = self.provider()?;
         let found = self.sight.found(provider, self.key()?.owner()).await?;
-        let unused = self.sight.take_unused_tags(provider.describe().lists_lag);
-        if !unused.is_empty() {
+        let tags = self.sight.retag(provider.describe().lists_lag);
+        if !tags.unused.is_empty() || !tags.missing.is_empty() {
             let provider = provider.clone();
-            let forgotten = tokio::spawn(async move { reap::forget_tags(&*provider, &unused).await });
+            let retagged = tokio::spawn(async move { retag(&*provider, tags).await });
             // A slow provider does not hold up the loop.
-            let _ = tokio::time::timeout(LIST_WAIT, forgotten).await;
+            let _ = tokio::time::timeout(LIST_WAIT, retagged).await;
         }
         Ok(found)
     }
@@ -245,9 +238,9 @@ impl Driver for CloudDriver {
         provider.add_tag(&machine.provider_id, &tag).await.map_err(driver_error)?;
         let (old, mut tags): (Vec<_>, Vec<_>) =
             machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
-        tags.push(tag);
-        self.sight.changed(Made { until, tags, ..machine.clone() }, old);
-        self.forget_tags(provider).await;
+        tags.push(tag.clone());
+        self.sight.renewed(Made { until, tags, ..machine.clone() }, tag, old);
+        retag(&**provider, self.sight.retag(provider.describe().lists_lag)).await;
         Ok(())
     }
 
@@ -273,6 +266,18 @@ impl Driver for CloudDriver {
     fn console_log(&self, _: MachineId) -> Option<PathBuf> {
         None
     }
+}
+
+/// Gives machines the tags that they lack, and removes those that nothing needs any more. They go from the whole account, so
+/// that a twin which is not listed yet would lose what it is known by: nobody would ever destroy it. What fails here is seen
+/// again in a later list, or costs nothing.
+async fn retag(provider: &dyn Provider, tags: Retag) {
+    for (machine, tag) in &tags.missing {
+        if let Err(error) = provider.add_tag(machine, tag).await {
+            tracing::debug!(%error, machine, "a tag was not added");
+        }
+    }
+    reap::forget_tags(provider, &tags.unused).await;
 }
 
 fn close(a: Until, b: Until) -> bool {

@@ -175,6 +175,23 @@ async fn a_renewed_lease_is_written_on_the_machine_and_the_same_one_is_not() {
 }
 
 #[tokio::test]
+async fn a_lease_that_was_renewed_on_a_twin_is_said_by_the_machine_that_stays() {
+    let stage = Stage::set(Options { list_lag: Duration::from_secs(1), ..Options::default() }).await;
+    let driver = stage.driver_of(Pace { settle: Duration::ZERO, ..Pace::default() });
+    // No list shows the first when the second is made, which is the one that the driver knows.
+    driver.create(&order(1)).await.unwrap();
+    driver.create(&order(1)).await.unwrap();
+    driver.set_lease(order(1).id, Remaining { until_deadline_ms: None, ..HOUR }).await.unwrap();
+    assert_eq!(stage.emulator.droplets().len(), 2);
+    // One that says none would not be listed.
+    until("one machine is left, which says the new lease alone", async || {
+        let listed = driver.list().await.is_ok_and(|found| found.len() == 1);
+        listed && matches!(&stage.until_tags()[..], [one] if one.contains(":until:never:"))
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn without_credentials_nothing_is_made_and_nothing_is_taken_for_gone() {
     let stage = Stage::set(Options::default()).await;
     let without = stage.driver_with(Err("no credentials for digitalocean".to_owned()));

@@ -28,6 +28,8 @@ const LAG_MAX: Ms = 25_000;
 pub struct Account {
     machines: BTreeMap<u64, Machine>,
     last: u64,
+    /// By its key, the machine that joined: its join token is used up, and a twin stays outside.
+    joined: BTreeMap<String, u64>,
 }
 
 struct Machine {
@@ -52,11 +54,14 @@ impl Account {
         self.machines.values_mut().filter(|machine| machine.gone_until.is_none()).map(|it| &mut it.vm)
     }
 
-    /// The newest machine with this id whose agent is heard.
+    /// The machine with this id whose agent is heard, of the newest attempt: of twins the one that was there first.
     pub fn speaking(&mut self, id: MachineId, now: Ms) -> Option<&mut Vm> {
-        let mut machines = self.machines.values_mut().rev();
-        let found = machines.find(|it| it.id == id && it.gone_until.is_none() && it.vm.speaks(now));
-        found.map(|machine| &mut machine.vm)
+        let there = |it: &&Machine| it.id == id && it.gone_until.is_none();
+        let newest = self.machines.values().filter(there).map(|it| it.vm.attempt).max()?;
+        let heard = |it: &Machine| there(&it) && it.vm.attempt == newest && it.vm.speaks(now);
+        let first = self.machines.iter().filter(|(_, it)| heard(it)).min_by_key(|(_, it)| it.vm.boots_at)?;
+        let joined = *self.joined.entry(first.1.key.clone()).or_insert(*first.0);
+        self.machines.get_mut(&joined).filter(|it| heard(it)).map(|it| &mut it.vm)
     }
 
     fn shown(&self, now: Ms) -> impl Iterator<Item = (&u64, &Machine)> {
@@ -78,6 +83,11 @@ fn listed(number: u64, machine: &Machine) -> Listed {
         created_at: String::new(),
         dollars_per_hour: None,
     }
+}
+
+/// Without most of its signature.
+fn shortened(tag: &str) -> &str {
+    tag.get(..60).unwrap_or(tag)
 }
 
 fn number_of(id: &str) -> u64 {
@@ -226,6 +236,7 @@ impl Provider for SimProvider {
 
     async fn add_tag(&self, id: &str, tag: &str) -> Result<(), ProviderError> {
         self.ask().await?;
+        self.world.say(|| format!("provider tags {id} with {}", shortened(tag)));
         if let Some(machine) = self.world.inner().account.machines.get_mut(&number_of(id)) {
             machine.tags.push(tag.to_owned());
         }
@@ -234,6 +245,7 @@ impl Provider for SimProvider {
 
     async fn remove_tag(&self, tag: &str) -> Result<(), ProviderError> {
         self.ask().await?;
+        self.world.say(|| format!("provider removes the tag {}", shortened(tag)));
         for machine in self.world.inner().account.machines.values_mut() {
             machine.tags.retain(|known| known != tag);
         }

@@ -19,6 +19,12 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
     (Layer::Loop, 5_000_027, "the same"),
     (Layer::Loop, 5_000_009, "a record was closed before a list could show the twin of its machine"),
     (Layer::Loop, 5_000_094, "a twin lost its tags with its machine, and nobody knew it as ours"),
+    (
+        Layer::Loop,
+        40_002_279,
+        "a twin lost the lease that it said, as another machine had been given the new one",
+    ),
+    (Layer::Loop, 40_000_559, "of twins both joined, which join tokens rule out"),
 ];
 /// Machine lifecycles of the lower layer that every run of the tests tries.
 const PLAN_LIFECYCLES: u64 = 1_000;

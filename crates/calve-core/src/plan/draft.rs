@@ -43,7 +43,7 @@ impl<'a> Draft<'a> {
     pub fn new(world: &World<'a>, machine: &'a Machine, now: Timestamp) -> Self {
         let sight = world.sights.get(&machine.id).unwrap_or(&UNSEEN);
         let seen = match &machine.placement {
-            Some((_, driver)) => world.seen(machine.id, *driver, sight),
+            Some((_, driver)) => world.seen(machine.id, *driver, sight, machine.attempt),
             None => Seen::Unknown,
         };
         Self {

@@ -17,7 +17,8 @@ pub(super) fn plan(world: &World<'_>, now: Timestamp, plan: &mut Plan) {
                 continue;
             }
             let sight = world.sights.get(&id);
-            let fresh = world.seen(id, driver, sight.unwrap_or(&UNSEEN)) != Seen::Unknown;
+            // Nobody wants any of its creations.
+            let fresh = world.seen(id, driver, sight.unwrap_or(&UNSEEN), 0) != Seen::Unknown;
             let pause = sight.and_then(|sight| sight.pause_until).filter(|until| now < *until);
             plan.wake_at(pause);
             if fresh && pause.is_none() && !sight.is_some_and(|sight| sight.busy) {

@@ -491,6 +491,23 @@ fn what_a_list_does_not_show_yet_may_exist_all_the_same() {
             .insert(DriverName::DigitalOcean, List { whole: false, ..listed_at(5, Some((id(1), shown))) });
     });
     check(shown, "create attempt 1");
+    // It shows an earlier creation of it: the last one may live.
+    let earlier = |whole: bool| {
+        lags(Case::new(State::Booting)).but(|case| {
+            case.machine().attempt = 2;
+            let shown = Listed { attempt: 1, alive: true, ended: None };
+            let list = List { whole, ..listed_at(5, Some((id(1), shown))) };
+            case.lists.insert(DriverName::DigitalOcean, list);
+        })
+    };
+    check(earlier(false), "link\nset lease");
+    let lost = "the machine went away under its program: its processes were killed or its host was restarted";
+    check(
+        earlier(true),
+        &format!(
+            "write exit 125 machine-lost, end failed since 1000000 with 0 ms, \"{lost}\", draining\nlink\ndestroy in digitalocean"
+        ),
+    );
     let failed = lags(Case::new(State::Creating)).but(|case| {
         let fault = Fault { message: "no space".to_owned(), retry: true };
         case.machine().attempt = 2;

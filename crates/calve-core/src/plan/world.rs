@@ -166,15 +166,17 @@ pub enum Phase {
 }
 
 impl World<'_> {
-    /// What `driver`'s list says of a machine of which this is known.
-    pub fn seen(&self, id: MachineId, driver: DriverName, sight: &Sight) -> Seen {
+    /// What `driver`'s list says of a machine of which this is known, and which was made this often. Where the list may not
+    /// show the last of them yet, an earlier one that it shows says nothing about the last.
+    pub fn seen(&self, id: MachineId, driver: DriverName, sight: &Sight, attempt: u32) -> Seen {
         let Some(list) = self.lists.get(&driver).filter(|list| list.asked > sight.settled) else {
             return Seen::Unknown;
         };
+        let tells_all = list.whole || sight.ours;
         match list.machines.get(&id) {
-            Some(listed) => Seen::Listed(*listed),
-            None if list.whole || sight.ours => Seen::Absent,
-            None => Seen::Unknown,
+            Some(listed) if tells_all || listed.attempt >= attempt => Seen::Listed(*listed),
+            None if tells_all => Seen::Absent,
+            Some(_) | None => Seen::Unknown,
         }
     }
 }

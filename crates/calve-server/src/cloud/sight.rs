@@ -52,8 +52,19 @@ struct Noted {
     /// Tags of what was destroyed of it. Twins carry the same, and are known by them alone: they are removed once a list shows
     /// that there is no other.
     tags: Vec<String>,
-    /// Tags that it no longer needs; removed once there is no twin that still does.
+    /// The tag that says its lease now, and those that said it before. These go once it carries that one, also where it is the
+    /// twin of the machine that was given it: a machine that says no lease is no longer known as ours.
+    lease_tag: Option<String>,
     old_tags: Vec<String>,
+}
+
+/// What shall become of tags.
+#[derive(Default)]
+pub(super) struct Retag {
+    /// Nothing needs these any more.
+    pub unused: Vec<String>,
+    /// The machines with these numbers at the provider lack these.
+    pub missing: Vec<(String, String)>,
 }
 
 impl Noted {
@@ -164,7 +175,7 @@ impl Sight {
     /// A machine was made.
     pub fn made(&self, made: Made) {
         self.in_doubt(made.id, made.attempt);
-        self.changed(made, Vec::new());
+        self.changed(made);
     }
 
     /// The provider was asked for a machine, and nobody knows what came of it.
@@ -174,12 +185,23 @@ impl Sight {
         (noted.attempt, noted.made, noted.asked) = (attempt, None, Some(Instant::now()));
     }
 
-    /// A machine is otherwise than lists may say, and does not need these tags any more.
-    pub fn changed(&self, made: Made, old_tags: Vec<String>) {
+    /// A machine's lease is said by this tag now, among its others, and no longer by the old ones.
+    pub fn renewed(&self, made: Made, lease_tag: String, old_tags: Vec<String>) {
+        {
+            let mut noted = self.noted();
+            let noted = noted.entry(made.id).or_default();
+            noted.old_tags.extend(old_tags);
+            noted.old_tags.retain(|old| *old != lease_tag);
+            noted.lease_tag = Some(lease_tag);
+        }
+        self.changed(made);
+    }
+
+    /// A machine is otherwise than lists may say.
+    fn changed(&self, made: Made) {
         let mut noted = self.noted();
         let noted = noted.entry(made.id).or_default();
         (noted.attempt, noted.made) = (made.attempt, Some((Instant::now(), made)));
-        noted.old_tags.extend(old_tags);
     }
 
     /// This machine at the provider was destroyed: only later lists count for it.
@@ -196,24 +218,32 @@ impl Sight {
         }
     }
 
-    /// Tags that nothing needs any more, with this lag; each is given once.
-    pub fn take_unused_tags(&self, lag: Duration) -> Vec<String> {
+    /// What shall become of tags, with this lag; each that is unused is told once.
+    pub fn retag(&self, lag: Duration) -> Retag {
+        let mut retag = Retag::default();
         let latest = self.shared.listed().latest.clone();
-        let Some((at, machines)) = latest else { return Vec::new() };
-        let mut unused = Vec::new();
+        let Some((at, machines)) = latest else { return retag };
         for (id, noted) in self.noted().iter_mut() {
             if at < noted.asked.unwrap_or(self.since) + lag {
                 continue;
             }
-            let listed = machines.iter().filter(|machine| machine.id == *id).count();
-            if listed <= 1 {
-                unused.append(&mut noted.old_tags);
-            }
-            if listed == 0 && noted.made.is_none() {
-                unused.append(&mut noted.tags);
+            let mut listed = machines.iter().filter(|machine| machine.id == *id);
+            match (listed.next(), listed.next(), &noted.lease_tag) {
+                (None, _, _) if noted.made.is_none() => {
+                    retag.unused.append(&mut noted.tags);
+                    retag.unused.append(&mut noted.old_tags);
+                }
+                (Some(machine), None, Some(tag)) if !noted.old_tags.is_empty() => {
+                    if machine.tags.contains(tag) {
+                        retag.unused.append(&mut noted.old_tags);
+                    } else {
+                        retag.missing.push((machine.provider_id.clone(), tag.clone()));
+                    }
+                }
+                _ => {}
             }
         }
-        unused
+        retag
     }
 
     fn with_noted(&self, at: Instant, mut machines: Vec<Made>, lag: Duration) -> Vec<Made> {
@@ -235,7 +265,7 @@ impl Sight {
         if std::mem::replace(&mut self.shared.listed().under_way, true) {
             return;
         }
-        let (shared, provider) = (self.shared.clone(), provider.clone());
+        let (shared, provider, noted) = (self.shared.clone(), provider.clone(), self.noted.clone());
         tokio::spawn(async move {
             let at = Instant::now();
             let found = tokio::spawn(async move { list(&*provider, owner).await }).await;
@@ -243,7 +273,12 @@ impl Sight {
                 let mut listed = shared.listed();
                 listed.under_way = false;
                 match found {
-                    Ok(Ok(machines)) => (listed.latest, listed.failed) = (Some((at, machines)), None),
+                    Ok(Ok((machines, destroyed))) => {
+                        for noted in noted.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+                            noted.made.take_if(|(_, made)| destroyed.contains(&made.provider_id));
+                        }
+                        (listed.latest, listed.failed) = (Some((at, machines)), None);
+                    }
                     Ok(Err(error)) => listed.failed = Some(error),
                     Err(error) => tracing::error!(%error, "listing machines at a provider failed"),
                 }
@@ -263,17 +298,18 @@ impl Listed {
     }
 }
 
-/// The machines of `owner`. Of a machine that was made twice, the second is destroyed.
-async fn list(provider: &dyn Provider, owner: Owner) -> Result<Vec<Made>, ProviderError> {
+/// The machines of `owner`, and the numbers of those that were made twice: the second is destroyed.
+async fn list(provider: &dyn Provider, owner: Owner) -> Result<(Vec<Made>, Vec<String>), ProviderError> {
     let machines = provider.list(&owner.tag()).await?.machines;
     // At the first moment no lease has ended: the loop ends them, this only reads tags.
     let verdicts = reap::judge(&machines, Whose::Owner(owner), 0);
-    let mut made = Vec::new();
+    let (mut made, mut destroyed) = (Vec::new(), Vec::new());
     for (machine, verdict) in machines.into_iter().zip(verdicts) {
         let mark = match verdict {
             Verdict::Lives(mark) | Verdict::Expired(mark, _) => mark,
             Verdict::Doubled(..) => {
                 provider.destroy(&machine.id).await?;
+                destroyed.push(machine.id);
                 continue;
             }
             Verdict::Another(_) | Verdict::Unmarked(_) => continue,
@@ -282,5 +318,5 @@ async fn list(provider: &dyn Provider, owner: Owner) -> Result<Vec<Made>, Provid
         let (name, provider_id, tags) = (machine.name, machine.id, machine.tags);
         made.push(Made { id, attempt, name, provider_id, tags, until: mark.until });
     }
-    Ok(made)
+    Ok((made, destroyed))
 }

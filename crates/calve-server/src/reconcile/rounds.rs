@@ -40,8 +40,8 @@ const ROUND_SHORT: Duration = Duration::from_millis(4);
 const LONG_REST: u32 = 3;
 /// Steps that are begun before requests and other steps have their turn: together they take a millisecond or so.
 const BEGUN_AT_ONCE: usize = 32;
-/// A list is followed by a pause of at least so many times as long as it took: listing thousands of machines means looking
-/// at thousands of processes.
+/// A list is followed by a pause of so many times as long as it took, up to [`LIST_EVERY`]: listing thousands of machines
+/// means looking at thousands of processes.
 const LIST_REST: u32 = 10;
 /// Pause after the state could not be read.
 const STATE_PAUSE: Duration = Duration::from_secs(1);
@@ -306,7 +306,7 @@ impl Rounds {
         let mut waiting = plan.waits.iter().filter(|wait| wait.on == On::List);
         let wanted = lost || waiting.clone().any(|wait| self.known.settled(wait.id) > self.listing_tick);
         let unheard = unheard || waiting.next().is_some();
-        let soon = LIST_SOON.max(self.listing.took * LIST_REST);
+        let soon = self.listing.took + (self.listing.took * LIST_REST).clamp(LIST_SOON, LIST_EVERY);
         let due = match self.listing.began {
             None => now,
             Some(began) if self.listing.failed => began.after(soon),
