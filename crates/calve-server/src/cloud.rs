@@ -227,7 +227,9 @@ impl Driver for CloudDriver {
     async fn set_lease(&self, id: MachineId, remaining: Remaining) -> Result<(), DriverError> {
         let until = self.until(remaining);
         let seen = self.look().await?;
-        let Some(machine) = seen.iter().find(|machine| machine.id == id) else { return Ok(()) };
+        // A list that lags may still show what was made of it before.
+        let newest = seen.iter().filter(|machine| machine.id == id).max_by_key(|machine| machine.attempt);
+        let Some(machine) = newest else { return Ok(()) };
         if close(machine.until, until) {
             return Ok(());
         }

@@ -10,8 +10,6 @@ use sim::{Enough, Layer, Outcome, Plant, STEPS, Without, run_many, run_one, shri
 const SEEDS: u64 = 40;
 /// Steps of users in a world of the lower layer.
 const PLAN_STEPS: u64 = 100;
-/// Where the loop's worlds begin: of 3,000 fresh ones eight still fail (docs/STATUS.md), which is no news about a change.
-const LOOP_SEED: u64 = 8_000_000;
 /// Seeds that failed, each with what was wrong then: in the server, or in the simulator itself.
 const ONCE_FAILED: &[(Layer, u64, &str)] = &[
     (Layer::Loop, 553_945_790, "a slow removal from before it was quiet counted against a satisfied world"),
@@ -23,6 +21,11 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
         Layer::Loop,
         40_002_279,
         "a twin lost the lease that it said, as another machine had been given the new one",
+    ),
+    (
+        Layer::Loop,
+        40_004_843,
+        "a lease was said on an attempt that was gone but listed, which then counted as the machine",
     ),
     (Layer::Loop, 40_000_559, "of twins both joined, which join tokens rule out"),
 ];
@@ -107,9 +110,7 @@ fn no_seed_from_a_fresh_one_on_breaks_an_invariant() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
     let seed = from_env("SIM_SEED").unwrap_or(u64::from(now.subsec_nanos()));
     println!("from seed {seed} on; the same again: SIM_SEED={seed}");
-    let named = from_env("SIM_SEED").unwrap_or(LOOP_SEED);
     for (layer, lifecycles) in [(Layer::Plans, PLAN_LIFECYCLES), (Layer::Loop, LOOP_LIFECYCLES)] {
-        let seed = if layer == Layer::Loop { named } else { seed };
         let sum = run_many(layer, seed, steps(layer), Plant::None, Enough::Lifecycles(lifecycles));
         println!("{layer:?}: {sum:?}");
         if let Some(seed) = sum.failed.first() {
