@@ -12,6 +12,7 @@ use crate::failure::Outcome;
 
 /// Stops machines, where they still run, and removes their records and logs.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "calve rm [OPTIONS] <NAMES>...\n       calve rm [OPTIONS] --all")]
 pub struct Args {
     /// All machines, running or ended.
     #[arg(long, conflicts_with = "names")]
