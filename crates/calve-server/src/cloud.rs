@@ -115,8 +115,12 @@ impl CloudDriver {
         let provider = self.provider()?;
         provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
         self.sight.gone(machine);
-        retag(&**provider, self.sight.retag(provider.describe().lists_lag)).await;
+        self.retag(provider).await;
         Ok(())
+    }
+
+    async fn retag(&self, provider: &Arc<dyn Provider>) {
+        retag(&**provider, self.sight.retag(provider.describe().lists_lag)).await;
     }
 
     fn check(&self, name: &str, status: CheckStatus, found: String, mend: Option<&str>) -> Check {
@@ -242,7 +246,7 @@ impl Driver for CloudDriver {
             machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
         tags.push(tag.clone());
         self.sight.renewed(Made { until, tags, ..machine.clone() }, tag, old);
-        retag(&**provider, self.sight.retag(provider.describe().lists_lag)).await;
+        self.retag(provider).await;
         Ok(())
     }
 

@@ -68,6 +68,11 @@ pub(super) struct Retag {
 }
 
 impl Noted {
+    /// It is otherwise than lists may say.
+    fn is_now(&mut self, made: Made) {
+        (self.attempt, self.made) = (made.attempt, Some((Instant::now(), made)));
+    }
+
     /// Whether more of it may be there than a list shows that was begun at `at`.
     fn may_hide(&self, at: Instant, lag: Duration) -> bool {
         self.asked.is_some_and(|asked| at < asked + lag)
@@ -175,7 +180,7 @@ impl Sight {
     /// A machine was made.
     pub fn made(&self, made: Made) {
         self.in_doubt(made.id, made.attempt);
-        self.changed(made);
+        self.noted().entry(made.id).or_default().is_now(made);
     }
 
     /// The provider was asked for a machine, and nobody knows what came of it.
@@ -187,21 +192,12 @@ impl Sight {
 
     /// A machine's lease is said by this tag now, among its others, and no longer by the old ones.
     pub fn renewed(&self, made: Made, lease_tag: String, old_tags: Vec<String>) {
-        {
-            let mut noted = self.noted();
-            let noted = noted.entry(made.id).or_default();
-            noted.old_tags.extend(old_tags);
-            noted.old_tags.retain(|old| *old != lease_tag);
-            noted.lease_tag = Some(lease_tag);
-        }
-        self.changed(made);
-    }
-
-    /// A machine is otherwise than lists may say.
-    fn changed(&self, made: Made) {
         let mut noted = self.noted();
         let noted = noted.entry(made.id).or_default();
-        (noted.attempt, noted.made) = (made.attempt, Some((Instant::now(), made)));
+        noted.old_tags.extend(old_tags);
+        noted.old_tags.retain(|old| *old != lease_tag);
+        noted.lease_tag = Some(lease_tag);
+        noted.is_now(made);
     }
 
     /// This machine at the provider was destroyed: only later lists count for it.
