@@ -57,6 +57,8 @@ pub enum Runs {
     System,
     /// Nothing but the agent.
     Base,
+    /// Whatever ran on it before: somebody else made the machine, it was adopted, and no agent of ours is in it.
+    Adopted,
 }
 
 /// The life of a machine. Owner: the loop ([`crate::plan`]) alone writes it.

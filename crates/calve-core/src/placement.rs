@@ -17,6 +17,10 @@ pub enum Choice {
 /// Chooses a driver for `machine`: the wanted one, else the first usable one of [`preference`].
 pub fn choose(machine: &Machine, drivers: &Drivers) -> Choice {
     if let Some(wanted) = machine.wanted_driver {
+        if machine.runs == Runs::Adopted {
+            // It is there already: what making one takes does not matter.
+            return Choice::Driver(wanted);
+        }
         return choose_wanted(machine, wanted, drivers);
     }
     let preferred = preference(machine.runs);
@@ -38,6 +42,8 @@ pub fn preference(runs: Runs) -> &'static [DriverName] {
         Runs::Program => &[DriverName::Sandbox, DriverName::Qemu],
         Runs::System => &[DriverName::Qemu],
         Runs::Base => &[DriverName::Qemu, DriverName::Sandbox],
+        // Only the driver that has it already.
+        Runs::Adopted => &[],
     }
 }
 

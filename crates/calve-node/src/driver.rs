@@ -14,7 +14,7 @@ use calve_core::{DriverName, MachineId, MachineName};
 use calve_store::Closure;
 use calve_wire::agent::Remaining;
 use calve_wire::doctor::Check;
-use calve_wire::machine::MachineSpec;
+use calve_wire::machine::{MachineSpec, Place};
 
 /// Everything that a driver needs to make one machine; nothing is left to choose.
 #[derive(Debug, Clone)]
@@ -61,6 +61,13 @@ pub trait Driver: Send + Sync {
 
     /// Makes the machine; on return its agent can be reached at [`Driver::agent_socket`].
     async fn create(&self, order: &Order) -> Result<(), DriverError>;
+
+    /// Where the machine with this id at the driver's provider is, and how large, if it may be adopted: an order whose workload is
+    /// [`calve_wire::machine::Workload::Adopted`] makes it this server's by [`Driver::create`].
+    async fn adoptable(&self, machine: &str) -> Result<Place, DriverError> {
+        let message = format!("the driver {} has no machine {machine} that could be adopted", self.name());
+        Err(DriverError::new(DriverErrorKind::Unusable, message))
+    }
 
     /// Every machine of this driver that has anything left on this node, alive or not.
     async fn list(&self) -> Result<Vec<Found>, DriverError>;

@@ -20,7 +20,7 @@ use crate::{
     Account, Credentials, CredentialsError, Description, ErrorKind, Image, Listed, Listing, Order, Pace,
     Provider, ProviderError, Region, Size,
 };
-use answers::{AccountAnswer, Created, Droplet, Droplets, ImageAnswer, Images, Page, Regions, Sizes};
+use answers::{AccountAnswer, Droplet, Droplets, ImageAnswer, Images, One, Page, Regions, Sizes};
 
 /// Its name as users type it.
 pub const NAME: &str = "digitalocean";
@@ -169,8 +169,7 @@ impl Provider for DigitalOcean {
         });
         let mut attempt = 1;
         loop {
-            let asked =
-                self.api.ask::<Created>(Method::POST, "v2/droplets", Some(&body), Repeat::OnlyIfRefused);
+            let asked = self.api.ask::<One>(Method::POST, "v2/droplets", Some(&body), Repeat::OnlyIfRefused);
             let error = match asked.await {
                 Ok(created) => return Ok(created.body.droplet.into()),
                 Err(error) => error,
@@ -185,6 +184,19 @@ impl Provider for DigitalOcean {
                 return Err(error);
             }
             attempt += 1;
+        }
+    }
+
+    async fn machine(&self, id: &str) -> Result<Option<Listed>, ProviderError> {
+        // Anything else would be another path of the API.
+        if id.parse::<u64>().is_err() {
+            let message = format!("{id:?} is not a droplet's number");
+            return Err(self.api.error(ErrorKind::Refused, message, None));
+        }
+        match self.get::<One>(&format!("v2/droplets/{id}")).await {
+            Ok(answer) => Ok(Some(answer.body.droplet.into())),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -8,8 +8,9 @@
 //! machines whose lease has ended, with every other state lost.
 //!
 //! *Invariant*: decides nothing about machines beyond [`reap::judge`], stores nothing, and never touches a machine that
-//! does not carry our tags. Credentials are in no `Debug`, error or argument.
+//! does not carry our tags, but to give it those ([`mod@adopt`]). Credentials are in no `Debug`, error or argument.
 
+pub mod adopt;
 mod credentials;
 pub mod digitalocean;
 mod error;
@@ -179,6 +180,14 @@ pub trait Provider: Send + Sync {
 
     /// Makes the machine, or finds the one that carries its key.
     async fn create(&self, order: &Order) -> Result<Listed, ProviderError>;
+
+    /// The machine with this id, whoever made it; none where there is none. Unlike a list it does not lag. What may not be
+    /// destroyed is refused.
+    async fn machine(&self, id: &str) -> Result<Option<Listed>, ProviderError> {
+        let _ = id;
+        let message = "it shows no machines but those that calve made, so that none can be adopted";
+        Err(ProviderError::new(self.describe().name, ErrorKind::Refused, message))
+    }
 
     /// Every machine that carries this tag.
     async fn list(&self, tag: &str) -> Result<Listing, ProviderError>;

@@ -23,6 +23,12 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 /// On every machine that calve made.
 pub const TAG: &str = "calve";
+/// Begins the tag that says whose it is.
+pub(crate) const OWNERS: &str = "calve:owner:";
+/// Begins the key.
+pub(crate) const KEYS: &str = "calve:machine:";
+/// Begins the tag that says its lease.
+pub const UNTILS: &str = "calve:until:";
 /// Begins what is signed, so that the key's signatures mean nothing elsewhere.
 const SIGNED_PREFIX: &str = "calve machine 1";
 
@@ -51,7 +57,7 @@ impl FromStr for Owner {
 impl Owner {
     /// The tag of all of its machines.
     pub fn tag(&self) -> String {
-        format!("{TAG}:owner:{self}")
+        format!("{OWNERS}{self}")
     }
 }
 
@@ -109,7 +115,7 @@ impl OwnerKey {
     /// The tag that says how long a machine may live.
     pub fn until_tag(&self, subject: &Subject, until: Until) -> String {
         let signature = self.0.sign(signed(self.owner(), subject, until).as_bytes());
-        format!("{TAG}:until:{until}:{}", to_hex(signature.as_ref()))
+        format!("{UNTILS}{until}:{}", to_hex(signature.as_ref()))
     }
 }
 
@@ -127,7 +133,7 @@ pub struct Subject {
 impl Subject {
     /// The tag that no other machine carries.
     pub fn key(&self) -> String {
-        format!("{TAG}:machine:{}:{}", self.id, self.attempt)
+        format!("{KEYS}{}:{}", self.id, self.attempt)
     }
 }
 
@@ -188,18 +194,16 @@ impl Mark {
     /// Reads the tags of the machine with this name. Of several leases with a good signature the longest counts: while a
     /// lease is renewed, a machine carries two.
     pub fn read(name: &str, tags: &[String]) -> Result<Self, Unmarked> {
-        let all = |prefix: &'static str| {
-            tags.iter().filter_map(move |tag| tag.strip_prefix(TAG)?.strip_prefix(prefix))
-        };
+        let all = |prefix: &'static str| tags.iter().filter_map(move |tag| tag.strip_prefix(prefix));
         if !tags.iter().any(|tag| tag == TAG) {
             return Err(Unmarked::NotOurs);
         }
-        let owner: Owner = one(all(":owner:"))?.parse().map_err(|_| Unmarked::NotOurs)?;
-        let (id, attempt) = one(all(":machine:"))?.split_once(':').ok_or(Unmarked::NotOurs)?;
+        let owner: Owner = one(all(OWNERS))?.parse().map_err(|_| Unmarked::NotOurs)?;
+        let (id, attempt) = one(all(KEYS))?.split_once(':').ok_or(Unmarked::NotOurs)?;
         let id = id.parse().map_err(|_| Unmarked::NotOurs)?;
         let attempt = attempt.parse().map_err(|_| Unmarked::NotOurs)?;
         let subject = Subject { id, attempt, name: name.to_owned() };
-        let until = all(":until:").filter_map(|text| verified(owner, &subject, text)).max();
+        let until = all(UNTILS).filter_map(|text| verified(owner, &subject, text)).max();
         Ok(Self { owner, until: until.ok_or(Unmarked::Unsigned)?, subject })
     }
 }

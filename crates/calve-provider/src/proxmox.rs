@@ -177,6 +177,14 @@ impl Provider for Proxmox {
         self.make(order).await
     }
 
+    async fn machine(&self, id: &str) -> Result<Option<Listed>, ProviderError> {
+        let Some((vmid, _)) = find::parse_id(id) else {
+            let message = format!("{id:?} is not a virtual machine's number");
+            return Err(self.api.error(ErrorKind::Refused, message, None));
+        };
+        self.shown(vmid).await
+    }
+
     async fn list(&self, tag: &str) -> Result<Listing, ProviderError> {
         let resources = self.resources().await?;
         let machines = self.tagged(&resources.body, tag).await?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::mark::{Mark, Owner, TAG, Unmarked, Until};
+use crate::mark::{KEYS, Mark, Owner, TAG, UNTILS, Unmarked, Until};
 use crate::{Listed, Listing, Provider, ProviderError};
 
 /// Whose machines are judged.
@@ -129,8 +129,7 @@ pub async fn forget_tags(provider: &dyn Provider, tags: &[String]) {
 
 /// Whether a tag is one that only one machine carries, and its twins.
 fn is_of_one(tag: &str) -> bool {
-    let of_one = [":machine:", ":until:"];
-    tag.strip_prefix(TAG).is_some_and(|rest| of_one.iter().any(|prefix| rest.starts_with(prefix)))
+    tag.starts_with(KEYS) || tag.starts_with(UNTILS)
 }
 
 #[cfg(test)]

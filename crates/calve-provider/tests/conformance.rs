@@ -14,7 +14,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use calve_core::{MachineId, Timestamp};
-use calve_provider::mark::{OwnerKey, Subject, TAG, Until};
+use calve_provider::adopt::{self, AdoptError};
+use calve_provider::mark::{Mark, OwnerKey, Subject, TAG, Until};
 use calve_provider::reap::{self, Verdict, Whose};
 use calve_provider::{ErrorKind, Order, Pace};
 use stage::{Stage, every, names, pace};
@@ -196,6 +197,67 @@ async fn a_renewed_lease_counts_at_every_moment() {
 }
 
 /// An order that is otherwise in one thing.
+#[tokio::test]
+async fn a_machine_that_somebody_else_made_is_adopted_once_and_keeps_what_it_has() {
+    use digitalocean_emulator::faults::FaultKind::LoseReply;
+    for stage in every(Pace { attempts: 1, ..pace() }).await {
+        let (provider, ours) = (&*stage.provider, &stage.ours);
+        let made = provider.create(&stage.stranger(1, &["web"])).await.unwrap();
+        let other = provider.create(&stage.stranger(2, &["web"])).await.unwrap();
+        let shown = provider.machine(&made.id).await;
+        if provider.describe().name == calve_provider::exec::NAME {
+            let refused = shown.unwrap_err().to_string();
+            assert!(refused.contains("none can be adopted"), "{refused}");
+            continue;
+        }
+        let shown = shown.unwrap().unwrap();
+        assert_eq!((&shown.id, &shown.name, &shown.region), (&made.id, &made.name, &made.region));
+        assert_eq!(shown.tags, ["web"]);
+        assert_eq!(provider.machine("4294967295").await.unwrap(), None);
+        assert_eq!(provider.machine("../x").await.unwrap_err().kind, ErrorKind::Refused);
+
+        // Whatever is lost on the way: it is nobody's, or ours, and the next attempt makes it ours.
+        let id = MachineId::new(Timestamp(1), 77);
+        let adopt = async |attempt: u32| {
+            let until = Until::Unix(1000 + u64::from(attempt));
+            let adopted = adopt::adopt(provider, &made.id, ours, (id, attempt), until).await;
+            if adopted.is_ok() {
+                let shown = provider.machine(&made.id).await.unwrap().unwrap();
+                let subject = Subject { id, attempt, name: made.name.clone() };
+                let mark = Mark { owner: ours.owner(), subject, until };
+                assert_eq!(Mark::read(&shown.name, &shown.tags), Ok(mark));
+            }
+            adopted
+        };
+        for attempt in 1..=3 {
+            stage.behind.fault(stage::Call::Tag, LoseReply, 1);
+            match adopt(attempt).await {
+                Err(AdoptError::Provider(error)) => assert!(error.is_uncertain(), "{error}"),
+                adopted => panic!("{adopted:?}"),
+            }
+        }
+        adopt(4).await.unwrap();
+        // Its answer was lost as well.
+        let machine = adopt(5).await.unwrap();
+        assert!(machine.tags.contains(&"web".to_owned()), "{machine:?}");
+        let of_one = |tag: &&String| tag.starts_with("calve:machine:") || tag.starts_with("calve:until:");
+        assert_eq!(machine.tags.iter().filter(of_one).count(), 2, "{machine:?}");
+
+        let looked = async |owner: &OwnerKey, id| adopt::look(provider, &made.id, owner.owner(), id).await;
+        assert!(looked(ours, Some(id)).await.is_ok());
+        assert!(matches!(looked(ours, None).await, Err(AdoptError::Ours { id: found, .. }) if found == id));
+        let theirs = OwnerKey::from_seed(&[2; 32]);
+        assert!(matches!(looked(&theirs, None).await, Err(AdoptError::Another { .. })));
+        provider.add_tag(&other.id, &theirs.owner().tag()).await.unwrap();
+        let odd = adopt::look(provider, &other.id, ours.owner(), None).await.unwrap_err();
+        assert!(matches!(&odd, AdoptError::Odd { tag, .. } if *tag == theirs.owner().tag()), "{odd}");
+
+        let reaped = reap::reap(provider, Whose::Owner(ours.owner()), 5000, false).await.unwrap();
+        assert_eq!(names(&reaped), ["stranger-1"]);
+        assert_eq!(stage.names(), BTreeSet::from(["stranger-2".to_owned()]));
+    }
+}
+
 fn but(order: &Order, change: impl FnOnce(&mut Order)) -> Order {
     let mut order = order.clone();
     change(&mut order);

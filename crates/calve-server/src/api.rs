@@ -3,6 +3,7 @@
 
 #![allow(unused_qualifications, reason = "utoipa's attribute writes out paths that are imported as well")]
 
+mod adoptions;
 mod attach;
 mod check;
 mod events;
@@ -140,6 +141,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(machines::list, machines::create))
+        .routes(routes!(adoptions::adopt))
         .routes(routes!(machines::get, life::remove))
         .routes(routes!(life::stop))
         .routes(routes!(life::extend))

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  create ─▶ owner key, tags, user data ─▶ Provider::create ─▶ machine boots, its agent dials the door for agents
+//!  adopt  ─▶ the same tags for a machine that is there
 //!  list   ─▶ what was seen last, renewed in the background ─▶ marks ─▶ machines; twins are destroyed
 //! ```
 //! Its memory is the provider's list. What it holds besides bridges the time in which that list lags.
@@ -17,11 +18,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use calve_core::{DriverName, MachineId, Timestamp};
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
-use calve_provider::mark::{OwnerKey, Subject, Until};
-use calve_provider::{ErrorKind, Provider, ProviderError, reap};
+use calve_provider::adopt::{self, AdoptError};
+use calve_provider::mark::{OwnerKey, Subject, UNTILS, Until};
+use calve_provider::{ErrorKind, Listed, Provider, ProviderError, reap};
 use calve_wire::agent::Remaining;
 use calve_wire::doctor::{Check, CheckStatus};
 use calve_wire::join::{USER_DATA_VERSION, UserData};
+use calve_wire::machine::{Place, Workload};
+use tokio::sync::Mutex;
 
 use crate::joins::{self, JOIN_MAX};
 use crate::world::now;
@@ -49,6 +53,7 @@ pub struct CloudDriver {
     key: OnceLock<OwnerKey>,
     door: Arc<OnceLock<Door>>,
     sight: Sight,
+    adopting: Mutex<()>,
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
@@ -62,7 +67,7 @@ impl CloudDriver {
         door: Arc<OnceLock<Door>>,
     ) -> Self {
         let (key, sight, clock) = (OnceLock::new(), Sight::new(), Arc::new(now));
-        Self { name, provider, key_file, key, door, sight, clock }
+        Self { name, provider, key_file, key, door, sight, adopting: Mutex::default(), clock }
     }
 
     /// The same with another clock than the host's: a simulator's.
@@ -119,6 +124,24 @@ impl CloudDriver {
         Ok(())
     }
 
+    /// Makes a machine that is there this server's.
+    async fn adopt(&self, order: &Order, machine: &str) -> Result<(), DriverError> {
+        let (provider, key) = (self.provider()?, self.key()?);
+        // Of two that want the same machine the second sees that it is taken.
+        let _turn = self.adopting.lock().await;
+        let until = self.until(order.remaining);
+        let adopted = adopt::adopt(&**provider, machine, key, (order.id, order.attempt), until).await;
+        let found = adopted.map_err(|error| {
+            if matches!(&error, AdoptError::Provider(error) if error.is_uncertain()) {
+                self.sight.in_doubt(order.id, order.attempt);
+            }
+            adopt_error(error)
+        })?;
+        let Listed { id: provider_id, name, tags, .. } = found;
+        self.sight.adopted(Made { id: order.id, attempt: order.attempt, name, provider_id, tags, until });
+        Ok(())
+    }
+
     async fn retag(&self, provider: &Arc<dyn Provider>) {
         retag(&**provider, self.sight.retag(provider.describe().lists_lag)).await;
     }
@@ -160,6 +183,9 @@ impl Driver for CloudDriver {
     }
 
     async fn create(&self, order: &Order) -> Result<(), DriverError> {
+        if let Workload::Adopted { machine } = &order.spec.workload {
+            return self.adopt(order, machine).await;
+        }
         let (provider, key, door) = (self.provider()?, self.key()?, self.door()?);
         let wish = order.spec.place.as_ref().ok_or_else(|| {
             DriverError::new(DriverErrorKind::Unusable, "the order does not say where and how large")
@@ -207,6 +233,13 @@ impl Driver for CloudDriver {
         Ok(())
     }
 
+    async fn adoptable(&self, machine: &str) -> Result<Place, DriverError> {
+        let provider = self.provider()?;
+        let found = adopt::look(&**provider, machine, self.key()?.owner(), None).await;
+        let Listed { region, size, .. } = found.map_err(adopt_error)?;
+        Ok(Place { region, size, image: None, host_key: None })
+    }
+
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
         if !self.key_file.exists() {
             return Ok(Vec::new());
@@ -243,7 +276,7 @@ impl Driver for CloudDriver {
         // The new one first: at every moment there is one, and the longer one counts.
         provider.add_tag(&machine.provider_id, &tag).await.map_err(driver_error)?;
         let (old, mut tags): (Vec<_>, Vec<_>) =
-            machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with("calve:until:"));
+            machine.tags.iter().cloned().partition(|it| it != &tag && it.starts_with(UNTILS));
         tags.push(tag.clone());
         self.sight.renewed(Made { until, tags, ..machine.clone() }, tag, old);
         self.retag(provider).await;
@@ -284,6 +317,18 @@ async fn retag(provider: &dyn Provider, tags: Retag) {
         }
     }
     reap::forget_tags(provider, &tags.unused).await;
+}
+
+fn adopt_error(error: AdoptError) -> DriverError {
+    match error {
+        AdoptError::Provider(error) => driver_error(error),
+        AdoptError::Ours { id, .. } => DriverError::new(DriverErrorKind::Unusable, error.to_string())
+            .hint(format!("see `calve status {id}`")),
+        AdoptError::Another { .. } => DriverError::new(DriverErrorKind::Unusable, error.to_string())
+            .hint("it is let go of there, or ends with its lease there"),
+        AdoptError::Odd { .. } => DriverError::new(DriverErrorKind::Unusable, error.to_string())
+            .hint("take its tags that begin with `calve` away at the provider, if it is nobody's"),
+    }
 }
 
 fn close(a: Until, b: Until) -> bool {

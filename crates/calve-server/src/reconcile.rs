@@ -29,7 +29,7 @@ use records::View;
 
 /// Runs the loop until `shutdown`; dropped or shut down, it leaves whatever it was doing to the next loop.
 ///
-/// It first adopts what there is: links every machine that has not ended, and lists the drivers.
+/// It first takes over what there is: links every machine that has not ended, and lists the drivers.
 pub async fn run(
     state: Arc<dyn State>,
     view: View,

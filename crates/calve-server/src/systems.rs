@@ -137,6 +137,8 @@ impl Systems {
 pub fn desired(record: &SystemRecord, machine: &MachineRecord) -> Option<String> {
     record.desired.clone().or_else(|| match &machine.spec.workload {
         calve_wire::machine::Workload::System { toplevel } => Some(toplevel.to_string()),
-        calve_wire::machine::Workload::Program(_) | calve_wire::machine::Workload::Base => None,
+        calve_wire::machine::Workload::Program(_)
+        | calve_wire::machine::Workload::Base
+        | calve_wire::machine::Workload::Adopted { .. } => None,
     })
 }

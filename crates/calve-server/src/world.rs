@@ -23,7 +23,7 @@ use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Remaining, ToAgent};
 use calve_wire::doctor::Check;
 use calve_wire::event::{Event, What};
-use calve_wire::machine::{MachineSpec, PortMapping, StoreDelivery, Workload};
+use calve_wire::machine::{MachineSpec, Place, PortMapping, StoreDelivery, Workload};
 use calve_wire::record::MachineRecord;
 use futures_util::future::join_all;
 use memchr::memmem;
@@ -161,6 +161,13 @@ impl World {
         self.preflights.state(driver).await
     }
 
+    /// Where a machine is that a provider has, and how large, if it may be adopted.
+    pub async fn adoptable(&self, driver: DriverName, machine: &str) -> Result<Place, DriverError> {
+        let none =
+            || DriverError::new(DriverErrorKind::Unusable, format!("this server has no driver {driver}"));
+        self.drivers.get(&driver).ok_or_else(none)?.adoptable(machine).await
+    }
+
     /// Every driver's preflight, done anew.
     pub async fn preflight(&self) -> Vec<Check> {
         self.preflights.run_all().await
@@ -249,7 +256,7 @@ pub fn roots(spec: &MachineSpec) -> Vec<StorePath> {
             own.into_iter().chain(program.extra_roots.iter().chain(&program.work_tree).cloned()).collect()
         }
         Workload::System { toplevel } => vec![toplevel.clone()],
-        Workload::Base => Vec::new(),
+        Workload::Base | Workload::Adopted { .. } => Vec::new(),
     }
 }
 
@@ -388,7 +395,7 @@ impl Effects for World {
     async fn start(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let program = match &record.spec.workload {
             Workload::Program(program) => Some(program.clone()),
-            Workload::System { .. } | Workload::Base => None,
+            Workload::System { .. } | Workload::Base | Workload::Adopted { .. } => None,
         };
         let (restart, health) = (record.spec.restart, record.spec.health.clone());
         let start = ToAgent::Start { program, restart, health };

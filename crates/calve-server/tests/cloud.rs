@@ -13,6 +13,7 @@ use calve_wire::agent::Remaining;
 use calve_wire::doctor::CheckStatus;
 use calve_wire::join::UserData;
 use calve_wire::machine::{MachineSpec, Place, Workload};
+use digitalocean_emulator::faults::{Fault, FaultKind};
 use digitalocean_emulator::{Emulator, Options, TOKEN};
 
 const HOUR: Remaining = Remaining { until_deadline_ms: Some(3_600_000), grace_ms: 10_000 };
@@ -34,13 +35,16 @@ impl Stage {
     }
 
     fn driver_of(&self, pace: Pace) -> CloudDriver {
+        self.driver_with(Ok(self.provider_of(pace)))
+    }
+
+    fn provider_of(&self, pace: Pace) -> Arc<dyn Provider> {
         let variables = |name: &str| match name {
             "DIGITALOCEAN_API_URL" => Some(self.emulator.url.clone()),
             _ => Some(TOKEN.to_owned()),
         };
         let settings = Settings::from_environment(&variables).unwrap();
-        let provider = DigitalOcean::new(settings, pace).unwrap();
-        self.driver_with(Ok(Arc::new(provider)))
+        Arc::new(DigitalOcean::new(settings, pace).unwrap())
     }
 
     fn driver_with(&self, provider: Result<Arc<dyn Provider>, String>) -> CloudDriver {
@@ -191,6 +195,53 @@ async fn a_lease_that_was_renewed_on_a_twin_is_said_by_the_machine_that_stays() 
         listed && matches!(&stage.until_tags()[..], [one] if one.contains(":until:never:"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_there_becomes_one_of_this_server_and_of_one_record() {
+    let stage = Stage::set(Options { list_lag: Duration::from_secs(3600), ..Options::default() }).await;
+    let provider = stage.provider_of(Pace { settle: Duration::ZERO, attempts: 1, ..Pace::default() });
+    let asked = calve_provider::Order {
+        name: "web-7".to_owned(),
+        key: "nobody's".to_owned(),
+        tags: vec!["web".to_owned()],
+        region: "nyc3".to_owned(),
+        size: "s-1vcpu-1gb".to_owned(),
+        image: "debian-13-x64".to_owned(),
+        user_data: String::new(),
+    };
+    let machine = provider.create(&asked).await.unwrap().id;
+    // Nobody dials, so that no door is needed.
+    let key = stage.dir.path().join("owner.key");
+    let driver = CloudDriver::new(DriverName::DigitalOcean, Ok(provider), key, Arc::default());
+    let place = driver.adoptable(&machine).await.unwrap();
+    assert_eq!((place.region.as_str(), place.size.as_str()), ("nyc3", "s-1vcpu-1gb"));
+    assert!(driver.adoptable("1").await.unwrap_err().message.contains("there is no machine 1"));
+    let of = |number: u128, attempt: u32| {
+        let mut order = order(attempt);
+        (order.id, order.spec.workload) =
+            (MachineId::new(Timestamp(1), number), Workload::Adopted { machine: machine.clone() });
+        order
+    };
+    // The first attempt fails half way, and leaves a machine that nobody would end.
+    let fault =
+        Fault { method: "POST", path: "/v2/tags/calve:until", kind: FaultKind::FailBefore(500), times: 1 };
+    stage.emulator.fault(fault);
+    let failed = driver.create(&of(1, 1)).await.unwrap_err();
+    assert_eq!(failed.kind, DriverErrorKind::Failed);
+    driver.destroy(of(1, 1).id).await.unwrap();
+    assert_eq!(stage.emulator.droplets().len(), 1);
+    driver.create(&of(1, 2)).await.unwrap();
+    driver.create(&of(1, 2)).await.unwrap();
+    assert_eq!(driver.list().await.unwrap(), [Found { id: of(1, 2).id, attempt: 2 }]);
+    let taken = driver.create(&of(2, 1)).await.unwrap_err();
+    assert_eq!(taken.kind, DriverErrorKind::Unusable);
+    assert!(taken.hint.unwrap().contains(&of(1, 2).id.to_string()));
+    driver.destroy(of(2, 1).id).await.unwrap();
+    driver.set_lease(of(1, 2).id, Remaining { until_deadline_ms: None, ..HOUR }).await.unwrap();
+    assert!(stage.until_tags().iter().any(|tag| tag.contains(":until:never:")));
+    driver.destroy(of(1, 2).id).await.unwrap();
+    assert!(stage.emulator.droplets().is_empty());
 }
 
 #[tokio::test]

@@ -34,6 +34,33 @@ pub struct CreateMachine {
     pub hold: bool,
 }
 
+/// Adopts a machine that somebody else made: it gets a lease, and is destroyed when that ends. Nothing is put into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct AdoptMachine {
+    /// As of [`CreateMachine`].
+    #[serde(default, with = "crate::text::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub id: Option<MachineId>,
+    /// Its name here; `run-<n>` with the smallest free number where none is given.
+    #[serde(default, with = "crate::text::option")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub name: Option<MachineName>,
+    /// The provider that has it.
+    #[serde(with = "crate::text")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub provider: DriverName,
+    /// The provider's id of it.
+    pub machine: String,
+    /// Length of its lease; null for none.
+    pub ttl_ms: Option<u64>,
+    /// Time between its stop and its destruction, in which whoever has the provider's credentials leaves it alone; the server's
+    /// default where none is given.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
+}
+
 /// A machine as `ps` lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

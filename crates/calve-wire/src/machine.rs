@@ -23,6 +23,12 @@ pub enum Workload {
     },
     /// Nothing but the agent, to exec into.
     Base,
+    /// Whatever ran on it before: somebody else made the machine and it was adopted, by `POST /v1/adoptions` alone. There is no
+    /// agent in it.
+    Adopted {
+        /// The provider's id of it.
+        machine: String,
+    },
 }
 
 /// A program with everything that it is started with.

@@ -160,6 +160,7 @@ impl MachineRecord {
                 Workload::Program(_) => Runs::Program,
                 Workload::System { .. } => Runs::System,
                 Workload::Base => Runs::Base,
+                Workload::Adopted { .. } => Runs::Adopted,
             },
             state: self.state,
             goal: self.stop.map_or(Goal::Run, |stop| Goal::Stop {

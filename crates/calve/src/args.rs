@@ -10,7 +10,8 @@ mod words;
 
 pub use cpus::parse_cpus;
 pub use duration::{
-    Ttl, parse_duration, parse_ttl, show as show_duration, show_behind as show_duration_behind,
+    Ttl, as_ms, parse_duration, parse_grace, parse_ttl, show as show_duration,
+    show_behind as show_duration_behind,
 };
 pub use environment::gather as gather_environment;
 pub use ports::{Forward, HttpProbe, parse_forward, parse_http_probe, parse_port_mapping};

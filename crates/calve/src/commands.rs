@@ -1,5 +1,6 @@
 //! The commands: one file each; this is their table of contents.
 
+mod adopt;
 mod cache;
 mod closure;
 mod completions;
@@ -93,6 +94,7 @@ enum Command {
     Diff(diff::Args),
     Cache(cache::Args),
     Provider(provider::Args),
+    Adopt(adopt::Args),
     Image(image::Args),
     Reap(reap::Args),
     Cost(cost::Args),
@@ -138,6 +140,7 @@ pub fn dispatch(cli: Cli) -> Outcome {
             Command::Diff(args) => diff::run(args).await,
             Command::Cache(args) => cache::run(args).await,
             Command::Provider(args) => provider::run(args).await,
+            Command::Adopt(args) => adopt::run(args).await,
             Command::Image(args) => image::run(args).await,
             Command::Reap(args) => reap::run(args).await,
             Command::Cost(args) => cost::run(args).await,

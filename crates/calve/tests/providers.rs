@@ -40,6 +40,15 @@ impl Stage {
     async fn machine(&self, key: &OwnerKey, number: u128, until: Until) {
         let subject =
             Subject { id: MachineId::new(Timestamp(1), number), attempt: 1, name: format!("run-{number}") };
+        self.make(subject.key(), subject.name.clone(), key.tags(&subject, until)).await;
+    }
+
+    /// A machine that calve has nothing to do with; gives its number.
+    async fn stranger(&self, name: &str) -> String {
+        self.make(format!("stranger:{name}"), name.to_owned(), vec!["web".to_owned()]).await
+    }
+
+    async fn make(&self, key: String, name: String, tags: Vec<String>) -> String {
         let variables = |name: &str| match name {
             "DIGITALOCEAN_API_URL" => Some(self.emulator.url.clone()),
             _ => Some(TOKEN.to_owned()),
@@ -47,15 +56,15 @@ impl Stage {
         let settings = digitalocean::Settings::from_environment(&variables).unwrap();
         let provider = digitalocean::DigitalOcean::new(settings, calve_provider::Pace::default()).unwrap();
         let order = Order {
-            key: subject.key(),
-            tags: key.tags(&subject, until),
-            name: subject.name,
+            key,
+            tags,
+            name,
             region: "ams3".to_owned(),
             size: "s-1vcpu-1gb".to_owned(),
             image: "debian-13-x64".to_owned(),
             user_data: String::new(),
         };
-        provider.create(&order).await.unwrap();
+        provider.create(&order).await.unwrap().id
     }
 
     fn names(&self) -> Vec<String> {
@@ -139,6 +148,61 @@ async fn reap_destroys_what_has_expired_and_nothing_else() {
     stage.json(&[&reap[..], &["--owner", &owner]].concat());
     assert_eq!(stage.names(), ["run-2"]);
     assert!(!stage.emulator.tags().iter().any(|tag| tag.starts_with(&format!("{TAG}:until:1000:"))));
+}
+
+/// Ends the server that a command has started.
+struct Served<'a>(&'a Stage);
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        self.0.calve(&["server", "stop"], TOKEN);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_there_is_adopted_by_number_and_goes_when_its_lease_ends() {
+    let stage = Stage::set().await;
+    let _served = Served(&stage);
+    let (web, other) = (stage.stranger("web").await, stage.stranger("other").await);
+    stage.machine(&OwnerKey::from_seed(&[2; 32]), 3, Until::Never).await;
+    let theirs = stage.emulator.droplets().last().unwrap().id.to_string();
+    let at = |number: &str| format!("digitalocean/{number}");
+    let refused = |arguments: &[&str], status: i32, word: &str| {
+        let output = stage.calve(arguments, TOKEN);
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        assert!(text(&output).contains(word), "{arguments:?}: {}", text(&output));
+    };
+    // How long somebody else's machine shall live is said, not guessed.
+    refused(&["adopt", &at(&web)], 2, "--ttl");
+    refused(&["adopt", &web, "--ttl", "1h"], 2, "PROVIDER/ID");
+    refused(&["adopt", "sandbox/1", "--ttl", "1h"], 2, "no provider");
+    refused(&["adopt", "digitalocean/x/y", "--ttl", "1h"], 2, "no provider's id of a machine");
+    refused(&["adopt", "digitalocean/x", "--ttl", "1h"], 125, "not a droplet's number");
+    refused(&["adopt", "digitalocean/1", "--ttl", "1h"], 125, "there is no machine 1");
+    refused(&["adopt", &at(&theirs), "--ttl", "1h"], 125, "of another calve server");
+
+    let adopted = stage.json(&["adopt", &at(&web), "--ttl", "1h", "--name", "kept"]);
+    assert_eq!(
+        (&adopted["state"], &adopted["spec"]["workload"]["machine"]),
+        (&"running".into(), &web.clone().into())
+    );
+    assert_eq!(adopted["spec"]["place"]["size"], "s-1vcpu-1gb");
+    refused(&["adopt", &at(&web), "--ttl", "1h"], 125, "of this server already");
+    refused(&["exec", "kept", "--", "true"], 125, "it was adopted");
+    let extended = stage.calve(&["extend", "kept", "30m"], TOKEN);
+    assert!(extended.status.success() && text(&extended).contains("kept until"), "{extended:?}");
+    let dry = stage.json(&["reap", "--provider", "digitalocean", "--dry-run"]);
+    assert_eq!((&dry[0]["name"], &dry[0]["outcome"]), (&"web".into(), &"lives".into()));
+
+    // One whose lease ends, and one that is let go of; nobody else's.
+    let shown = stage.calve(&["adopt", &at(&other), "--ttl", "3s", "--name", "short"], TOKEN);
+    assert!(shown.status.success() && text(&shown).contains("short until"), "{shown:?}");
+    let ended = stage.calve(&["wait", "short"], TOKEN);
+    assert!(text(&ended).contains("short ended with its lease"), "{ended:?}");
+    assert_eq!(stage.names(), ["web", "run-3"]);
+    assert!(stage.calve(&["rm", "kept"], TOKEN).status.success());
+    assert_eq!(stage.names(), ["run-3"]);
+    assert!(stage.emulator.tags().contains(&"web".to_owned()), "a tag of others was taken away");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,7 +37,7 @@ fn not_yet(draft: &Draft<'_>) -> Option<Because> {
     let by = |until: Timestamp| lease_end.map_or(until, |end| until.min(end));
     let time_up = by(since.after(grace).after(STOP_MARGIN));
     match draft.phase() {
-        None if draft.never_heard() => None,
+        None if draft.never_heard() || draft.is_adopted() => None,
         None => Some((On::Agent, time_up)),
         Some(Phase::Waiting) if !draft.handed_over() => None,
         Some(Phase::Waiting | Phase::Running | Phase::BackingOff | Phase::Stopping) => {

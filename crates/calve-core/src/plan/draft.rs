@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Action, Change, Ended, On, Plan, Seen, Sight, Wait, World};
 use crate::plan::Phase;
-use crate::{DriverName, Goal, Machine, MachineId, State, StopReason, Timestamp};
+use crate::{DriverName, Goal, Machine, MachineId, Runs, State, StopReason, Timestamp};
 
 /// A machine of which nothing is known beyond its record.
 pub(super) static UNSEEN: Sight = Sight {
@@ -80,6 +80,11 @@ impl<'a> Draft<'a> {
     /// Whether an earlier server may have begun the creation that its record speaks of, and nobody knows how far it came.
     pub fn creation_is_in_doubt(&self) -> bool {
         self.stored == State::Creating && self.sight.created.is_none() && self.seen == Seen::Unknown
+    }
+
+    /// Whether it was adopted: there is no agent of ours in it.
+    pub fn is_adopted(&self) -> bool {
+        self.machine.runs == Runs::Adopted
     }
 
     /// Whether its agent never spoke, so that nothing can have been started.

@@ -23,6 +23,10 @@ pub(super) fn end(draft: &mut Draft<'_>) {
         None => Some("the system is no longer up: it was powered off, or its machine was killed"),
         Some(Ended::Killed) => None,
     };
+    let powered_off = match draft.is_adopted() {
+        true => Some("the machine is gone from its provider, or somebody took its tags away"),
+        false => powered_off,
+    };
     match powered_off {
         Some(sentence) if up => {
             draft.end(draft.now, Duration::ZERO, StopReason::Exited);

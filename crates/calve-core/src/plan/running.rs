@@ -13,6 +13,10 @@ pub(super) fn advance(draft: &mut Draft<'_>) {
     if draft.machine.state == State::Creating && made {
         draft.state(State::Booting);
     }
+    // Nobody speaks in it.
+    if draft.machine.state == State::Booting && draft.is_adopted() {
+        draft.state(State::Running);
+    }
     let Some(phase) = draft.phase() else { return };
     if draft.machine.state == State::Booting {
         draft.state(State::Seeding);

@@ -308,7 +308,7 @@ fn a_satisfied_world_plans_nothing() {
 }
 
 #[test]
-fn an_adopted_machine_is_linked_and_told_its_lease() {
+fn a_machine_of_an_earlier_server_is_linked_and_told_its_lease() {
     check(Case::new(State::Running), "link\nset lease");
     check(
         Case::new(State::Draining).stopping(StopReason::Requested),
@@ -515,6 +515,59 @@ fn what_a_list_does_not_show_yet_may_exist_all_the_same() {
         case.sight().created = Some(Created { attempt: 1, result: Err(fault) });
     });
     check(failed, "create attempt 2");
+}
+
+#[test]
+fn a_machine_that_was_adopted_runs_without_an_agent_and_ends_with_its_lease() {
+    let adopted = |state| {
+        Case::new(state).but(|case| {
+            let machine = case.machine();
+            (machine.kind, machine.runs) = (Kind::System, Runs::Adopted);
+            machine.placement = Some(("local".parse().unwrap(), DriverName::DigitalOcean));
+            let (lease_told, attempt) = (Some(machine.lease), machine.attempt);
+            *case.sight() = Sight { lease_told, ..Sight::default() };
+            let there = Listed { attempt, alive: true, ended: None };
+            case.lists.insert(DriverName::Sandbox, listed_at(5, None));
+            case.lists.insert(DriverName::DigitalOcean, listed_at(5, Some((id(1), there))));
+        })
+    };
+    let created = |result: Result<(), bool>, attempt| {
+        adopted(State::Creating).but(|case| {
+            let fault = |retry| Fault { message: "not now".to_owned(), retry };
+            case.machine().attempt = attempt;
+            case.sight().created = Some(Created { attempt, result: result.map_err(fault) });
+        })
+    };
+    let declared = adopted(State::Declared).but(|case| {
+        case.machine().placement = None;
+        case.machine().wanted_driver = Some(DriverName::DigitalOcean);
+        // Nothing is made: no door for agents is needed.
+        case.drivers.usable.insert(DriverName::DigitalOcean, Err("no door".to_owned()));
+    });
+    check(declared, "write placed on local with digitalocean, creating 1\ncreate attempt 1");
+    check(created(Ok(()), 1), "write booting, running");
+    check(adopted(State::Running), "");
+    check(
+        adopted(State::Running).at(60_000),
+        "write end expired since 1060000 with 10000 ms, draining\ndestroy in digitalocean",
+    );
+    let stopped = adopted(State::Running).stopping(StopReason::Requested);
+    check(stopped, "write draining\ndestroy in digitalocean");
+    // Where it has become ours and nobody heard so, its end would be the end of what somebody else made.
+    let again =
+        "write creating 9, \"attempt 8 failed: not now\"\nwaits for the pause after a failure until 4000";
+    check(created(Err(true), 8), again);
+    check(
+        created(Err(false), 1),
+        "write end failed since 1000000 with 0 ms, \"not now\", draining\ndestroy in digitalocean",
+    );
+    let gone = adopted(State::Running)
+        .but(|case| drop(case.lists.insert(DriverName::DigitalOcean, listed_at(5, None))));
+    let why = "the machine is gone from its provider, or somebody took its tags away";
+    check(
+        gone,
+        &format!("write end exited since 1000000 with 0 ms, \"{why}\", draining\ndestroy in digitalocean"),
+    );
 }
 
 #[test]

@@ -52,8 +52,9 @@ struct Meta {
     total: Option<usize>,
 }
 
+/// One droplet, made or shown.
 #[derive(Deserialize)]
-pub(super) struct Created {
+pub(super) struct One {
     pub droplet: Droplet,
 }
 

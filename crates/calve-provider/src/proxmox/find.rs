@@ -8,7 +8,7 @@ use super::answers::{Config, Resource};
 use super::size::Wish;
 use super::{Proxmox, marks};
 use crate::http::Answer;
-use crate::{Listed, ProviderError};
+use crate::{ErrorKind, Listed, ProviderError};
 
 /// How long a machine without our tags is known to be somebody else's: its VMID may be given to one of ours later.
 const FOREIGN_MAX: Duration = Duration::from_secs(3600);
@@ -128,6 +128,23 @@ impl Proxmox {
             found.extend(listed.filter(|it| it.tags.iter().any(|it| it == tag)));
         }
         Ok(found)
+    }
+
+    /// The machine with this VMID, whoever made it.
+    pub(super) async fn shown(&self, vmid: u64) -> Result<Option<Listed>, ProviderError> {
+        let resources = self.resources().await?.body;
+        let Some(resource) = resources.iter().find(|it| it.vmid == vmid) else { return Ok(None) };
+        let Some(config) = self.config(&resource.node, vmid).await? else { return Ok(None) };
+        if resource.template == 1 {
+            let message = format!("VM {vmid} is a template");
+            return Err(self.api.error(ErrorKind::Refused, message, None));
+        }
+        if config.text("protection").is_some_and(|it| it == "1") {
+            let message = format!("VM {vmid} is protected against removal");
+            return Err(self.api.error(ErrorKind::Refused, message, None));
+        }
+        let name = config.text("name").or_else(|| resource.name.clone()).unwrap_or_default();
+        Ok(Some(listed(resource, name, carried(&config))))
     }
 
     /// A machine that has its tags.

@@ -56,11 +56,12 @@ impl Behind for DigitalOceanBehind {
     }
 
     fn fault(&self, call: Call, kind: FaultKind, times: u32) {
-        let method = match call {
-            Call::Create => "POST",
-            Call::Destroy => "DELETE",
+        let (method, path) = match call {
+            Call::Create => ("POST", "/v2/droplets"),
+            Call::Destroy => ("DELETE", "/v2/droplets"),
+            Call::Tag => ("POST", "/v2/tags/"),
         };
-        self.0.fault(Fault { method, path: "/v2/droplets", kind, times });
+        self.0.fault(Fault { method, path, kind, times });
     }
 
     fn place(&self) -> [&'static str; 3] {

@@ -85,6 +85,7 @@ impl Behind for ExecBehind {
         let what = match call {
             Call::Create => "create",
             Call::Destroy => "destroy",
+            Call::Tag => "tag",
         };
         let words = match kind {
             FaultKind::FailBefore(code) => format!("before {code}"),

@@ -69,6 +69,7 @@ impl Behind for ProxmoxBehind {
         let (method, path) = match call {
             Call::Create => ("POST", "/api2/json/nodes/pve1/qemu/9000/clone"),
             Call::Destroy => ("DELETE", "/api2/json/nodes/pve1/qemu/"),
+            Call::Tag => ("PUT", "/api2/json/nodes/pve1/qemu/"),
         };
         self.0.fault(Fault { method, path, kind, times });
     }

@@ -15,6 +15,7 @@ use digitalocean_emulator::faults::FaultKind;
 pub enum Call {
     Create,
     Destroy,
+    Tag,
 }
 
 /// A machine, whatever lists show.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use calve_core::limits::{ARG_MAX_BYTES, ENV_MAX_BYTES, GRACE_MAX, PORTS_MAX, TTL_MAX, TTL_MIN};
-use calve_core::{DriverName, Kind, MachineId};
+use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_nix::StorePath;
 use calve_provider::ssh::{HostKey, Target};
-use calve_wire::api::CreateMachine;
+use calve_wire::api::{AdoptMachine, CreateMachine};
 use calve_wire::machine::{
     HealthCheck, Limits, MachineSpec, Network, PortMapping, Probe, Program, Restart, StoreDelivery, Workload,
 };
@@ -33,12 +33,7 @@ const SOURCE_MAX_BYTES: usize = 16 * 1024;
 
 /// Refuses what no machine can be.
 pub fn check(request: &CreateMachine) -> ApiResult<()> {
-    if let Some(name) = &request.name
-        && name.as_str().parse::<MachineId>().is_ok()
-    {
-        return Err(ApiError::bad_request(format!("the name {name} looks like a machine's id"))
-            .hint("choose a name that is not 32 hexadecimal digits"));
-    }
+    name(request.name.as_ref())?;
     lease(request.ttl_ms, request.grace_ms)?;
     let spec = &request.spec;
     workload(spec)?;
@@ -57,6 +52,35 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
         return Err(ApiError::bad_request(format!("`source` has over {SOURCE_MAX_BYTES} bytes")));
     }
     record_size(spec)
+}
+
+/// Refuses what cannot be adopted.
+pub fn adoption(request: &AdoptMachine) -> ApiResult<()> {
+    name(request.name.as_ref())?;
+    lease(request.ttl_ms, request.grace_ms)?;
+    if !request.provider.is_provider() {
+        let message = format!("the driver {} has no machines that could be adopted", request.provider);
+        return Err(ApiError::bad_request(message)
+            .hint("adopt a provider's; a host that is reached over SSH is borrowed: `calve run --on ssh://root@HOST X`"));
+    }
+    // It stands in paths of the provider's API.
+    let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    let machine = &request.machine;
+    if machine.is_empty() || machine.len() > PLACE_NAME_MAX_BYTES || !machine.bytes().all(plain) {
+        return Err(ApiError::bad_request(format!("{machine:?} is no provider's id of a machine"))
+            .hint("its console or its own client shows it"));
+    }
+    Ok(())
+}
+
+fn name(name: Option<&MachineName>) -> ApiResult<()> {
+    match name {
+        Some(name) if name.as_str().parse::<MachineId>().is_ok() => {
+            Err(ApiError::bad_request(format!("the name {name} looks like a machine's id"))
+                .hint("choose a name that is not 32 hexadecimal digits"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Longest name of a region, size or image, in bytes: providers' have some twenty.
@@ -184,6 +208,10 @@ fn workload(spec: &MachineSpec) -> ApiResult<()> {
             return Err(ApiError::bad_request("a machine of kind system runs a system, not a program")
                 .hint("use the kind job or service, or give a system's store path"));
         }
+        (Workload::Adopted { .. }, _) => {
+            return Err(ApiError::bad_request("a machine that is there already is not made but adopted")
+                .hint("ask at /v1/adoptions, as `calve adopt` does"));
+        }
         (Workload::System { .. } | Workload::Base, Kind::Job | Kind::Service) => {
             return Err(ApiError::bad_request(format!("a machine of kind {} runs a program", spec.kind))
                 .hint("use the kind system, or name a program"));
@@ -206,7 +234,7 @@ fn workload(spec: &MachineSpec) -> ApiResult<()> {
     }
     match &spec.workload {
         Workload::Program(program) => self::program(program),
-        Workload::System { .. } | Workload::Base => Ok(()),
+        Workload::System { .. } | Workload::Base | Workload::Adopted { .. } => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use calve_core::MachineId;
 use calve_core::limits::GRACE_DEFAULT;
 use calve_nix::StorePath;
 use calve_store::{Closure, ProgramError, Store, StoreError, TransferError};
@@ -69,13 +70,29 @@ pub async fn create(
     JsonBody(request): JsonBody<CreateMachine>,
 ) -> ApiResult<(StatusCode, Json<MachineView>)> {
     check::check(&request)?;
-    if let Some(id) = request.id
-        && let Ok(record) = records::get(&*api.state, &api.view, &id.to_string()).await
-    {
-        return Ok((StatusCode::CREATED, Json(api.show(&record))));
+    if let Some(there) = asked_before(&api, request.id).await {
+        return Ok(there);
     }
     check_closure(&api, &request.spec).await?;
     check_driver(&api, &request.spec).await?;
+    declare(&api, &by, request).await
+}
+
+/// The machine that was asked for under this id before: the answer was lost.
+pub(super) async fn asked_before(
+    api: &Api,
+    id: Option<MachineId>,
+) -> Option<(StatusCode, Json<MachineView>)> {
+    let record = records::get(&*api.state, &api.view, &id?.to_string()).await.ok()?;
+    Some((StatusCode::CREATED, Json(api.show(&record))))
+}
+
+/// Writes the record of a machine in which everything was checked.
+pub(super) async fn declare(
+    api: &Api,
+    by: &Principal,
+    request: CreateMachine,
+) -> ApiResult<(StatusCode, Json<MachineView>)> {
     let id = request.id.unwrap_or_else(|| api.new_id());
     let new = NewMachine {
         id,
@@ -88,17 +105,17 @@ pub async fn create(
     };
     let mut announced = None;
     let announce = |record: &MachineRecord| {
-        api.audit(&by, record, What::Declared);
+        api.audit(by, record, What::Declared);
         announced = Some(record.clone());
     };
     let (state, now) = (&*api.state, crate::world::now());
     let created = records::create_announced(state, &api.view, new, now, announce).await;
     if let (Err(_), Some(record)) = (&created, announced) {
-        api.audit(&by, &record, What::Removed);
+        api.audit(by, &record, What::Removed);
     }
     let record = created?;
     if record.held {
-        holds::expect(&api, record.id);
+        holds::expect(api, record.id);
     }
     Ok((StatusCode::CREATED, Json(api.show(&record))))
 }
@@ -108,7 +125,7 @@ pub(super) async fn check_closure(api: &Api, spec: &MachineSpec) -> ApiResult<()
     let roots = crate::world::roots(spec);
     let program = match &spec.workload {
         Workload::Program(program) => Some(program.path.clone()),
-        Workload::System { .. } | Workload::Base => None,
+        Workload::System { .. } | Workload::Base | Workload::Adopted { .. } => None,
     };
     if spec.store == Some(StoreDelivery::Lazy) {
         let closure = api.world.lazy_closure(&roots).ok_or_else(|| {

@@ -71,5 +71,6 @@ fn runs(workload: &Workload) -> String {
         Workload::Program(program) => program.path.clone(),
         Workload::System { toplevel } => toplevel.to_string(),
         Workload::Base => "base".to_owned(),
+        Workload::Adopted { machine } => format!("adopted {machine}"),
     }
 }

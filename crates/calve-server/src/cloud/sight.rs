@@ -183,6 +183,11 @@ impl Sight {
         self.noted().entry(made.id).or_default().is_now(made);
     }
 
+    /// A machine that was there was adopted: the provider was not asked to make any.
+    pub fn adopted(&self, made: Made) {
+        self.noted().entry(made.id).or_default().is_now(made);
+    }
+
     /// The provider was asked for a machine, and nobody knows what came of it.
     pub fn in_doubt(&self, id: MachineId, attempt: u32) {
         let mut noted = self.noted();

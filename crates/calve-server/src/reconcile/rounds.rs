@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calve_core::plan::{Action, Change, Drivers, List, Listed, On, Plan, Tick, World, plan};
-use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
+use calve_core::{DriverName, Goal, MachineId, NodeName, Runs, State as MachineState, Timestamp};
 use calve_wire::event::What;
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -119,7 +119,7 @@ impl Rounds {
     }
 
     pub async fn run(&mut self) {
-        while let Err(error) = self.adopt().await {
+        while let Err(error) = self.mend().await {
             tracing::error!(error = &error as &dyn std::error::Error, "the state cannot be read");
             tokio::time::sleep(STATE_PAUSE).await;
         }
@@ -145,7 +145,7 @@ impl Rounds {
     }
 
     /// Mends what a crash left behind: claimed names without machines, and ends that were not announced.
-    async fn adopt(&mut self) -> Result<(), records::RecordsError> {
+    async fn mend(&mut self) -> Result<(), records::RecordsError> {
         self.view.refresh(&*self.state).await?;
         records::sweep(&*self.state, &self.view, self.effects.now()).await?;
         let ended: Vec<_> = {
@@ -191,9 +191,11 @@ impl Rounds {
             };
             let mut plan = plan(&world, now);
             let living = machines.values().filter(|machine| !machine.state.is_terminal());
-            let unheard = living
-                .clone()
-                .any(|machine| machine.state >= MachineState::Booting && !self.known.is_heard(machine.id));
+            // Of those in which somebody should speak.
+            let unheard = living.clone().any(|machine| {
+                let speaks = machine.state >= MachineState::Booting && machine.runs != Runs::Adopted;
+                speaks && !self.known.is_heard(machine.id)
+            });
             let living = living.count() > 0;
             // The very records that were planned for: a newer one must lose its compare-and-set.
             let chosen = self.choose(std::mem::take(&mut plan.actions));

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use calve_core::limits::{TTL_MAX, TTL_MIN};
+use calve_core::limits::{GRACE_MAX, TTL_MAX, TTL_MIN};
 
 /// The units, longest first, in milliseconds.
 const UNITS: [(&str, u64); 6] =
@@ -68,6 +68,29 @@ pub fn parse_ttl(text: &str) -> Result<Ttl, String> {
         ));
     }
     Ok(Ttl::For(ttl))
+}
+
+impl Ttl {
+    /// As requests say it, in milliseconds.
+    pub fn as_ms(self) -> Option<u64> {
+        match self {
+            Self::For(ttl) => Some(as_ms(ttl)),
+            Self::None => None,
+        }
+    }
+}
+
+/// Parses the time between a stop and a destruction.
+pub fn parse_grace(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        grace if grace <= GRACE_MAX => Ok(grace),
+        _ => Err(format!("a grace is at most {}", show(GRACE_MAX))),
+    }
+}
+
+/// A duration as requests say it, in milliseconds.
+pub fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A duration for people, in its two largest units: `1h30m`, `45s`, `0s`.

@@ -5,7 +5,7 @@ use calve_wire::api::{ExtendLease, MachineView};
 use clap_complete::ArgValueCompleter;
 
 use super::{logs, names};
-use crate::args::{parse_duration, parse_name};
+use crate::args::{as_ms, parse_duration, parse_name};
 use crate::client::Client;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::ui;
@@ -29,16 +29,22 @@ pub async fn run(args: Args) -> Outcome {
         return Err(Failure::usage("a lease cannot be extended by nothing"));
     }
     let client = Client::connect().await?;
-    let by_ms = u64::try_from(args.by.as_millis()).unwrap_or(u64::MAX);
+    let by_ms = as_ms(args.by);
     let path = names::path(&args.name, "/extend");
     if args.json {
         ui::json(&client.submit(hyper::Method::POST, &path, &ExtendLease { by_ms }).await?)?;
         return Ok(ExitStatus::Success);
     }
     let machine: MachineView = client.post(&path, &ExtendLease { by_ms }).await?;
-    ui::line(&match machine.summary.deadline_unix_ms {
-        Some(deadline) => format!("{} until {}", machine.summary.name, logs::show_time(deadline)),
-        None => format!("{} has a lease without an end", machine.summary.name),
-    })?;
+    ui::line(&lease(&machine))?;
     Ok(ExitStatus::Success)
+}
+
+/// Until when a machine may live, for people.
+pub fn lease(machine: &MachineView) -> String {
+    let name = &machine.summary.name;
+    match machine.summary.deadline_unix_ms {
+        Some(deadline) => format!("{name} until {}", logs::show_time(deadline)),
+        None => format!("{name} has a lease without an end"),
+    }
 }

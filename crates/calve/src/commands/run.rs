@@ -99,7 +99,7 @@ fn refused(failure: Failure, request: &CreateMachine) -> Failure {
         Workload::Program(program) if failure.status == ExitStatus::Usage => {
             resolve::unstartable(program).unwrap_or(failure)
         }
-        Workload::Program(_) | Workload::System { .. } | Workload::Base => failure,
+        _ => failure,
     }
 }
 
@@ -120,9 +120,9 @@ impl Attached {
         // What a system says, it says on its console; beside a program's output the boot is noise.
         let (reads, console) = match &spec.workload {
             Workload::Program(program) => (program.stdin, None),
-            Workload::System { .. } | Workload::Base => (false, Some(OutputStream::Stdout)),
+            _ => (false, Some(OutputStream::Stdout)),
         };
-        if matches!(spec.workload, Workload::Base | Workload::System { .. }) {
+        if console.is_some() {
             let name = &self.machine.summary.name;
             ui::note(&format!(
                 "{name} is being started; Ctrl-C lets go of it; calve exec -it {name} -- sh looks inside"

@@ -6,7 +6,7 @@ use clap_complete::ArgValueCompleter;
 use hyper::Method;
 
 use super::names;
-use crate::args::{parse_duration, parse_name};
+use crate::args::{as_ms, parse_duration, parse_name};
 use crate::client::Client;
 use crate::failure::Outcome;
 
@@ -36,5 +36,5 @@ pub async fn run(args: Args) -> Outcome {
 
 /// What a stop says.
 pub fn stop_body(grace: Option<Duration>) -> StopMachine {
-    StopMachine { grace_ms: grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)) }
+    StopMachine { grace_ms: grace.map(as_ms) }
 }

@@ -60,6 +60,10 @@ fn gather_blocking(
                 Mode::System { params: system.params, toplevel: system.toplevel },
             )
         }
+        Workload::Adopted { .. } => {
+            let message = "a machine that is there already is not made";
+            return Err(DriverError::new(DriverErrorKind::Unusable, message));
+        }
         Workload::Program(_) | Workload::Base => (kernel_for_guests(options)?, None, Mode::Bare),
     };
     let (store, place) = store(options, order)?.unzip();
@@ -70,7 +74,7 @@ fn gather_blocking(
     let initrd = initrd_for(options, &kernel, &devices, busybox.as_deref(), system_initrd.as_deref())?;
     let start = match &order.spec.workload {
         Workload::Program(program) => start::encode(program, order.spec.restart, order.spec.health.as_ref()),
-        Workload::System { .. } | Workload::Base => None,
+        Workload::System { .. } | Workload::Base | Workload::Adopted { .. } => None,
     };
     let parameters = Parameters {
         mode,

@@ -66,7 +66,7 @@ impl Effects for Still {
 async fn what_a_request_has_read_since_the_plan_still_wakes_the_loop() {
     let (state, view) = (Arc::new(MemoryState::default()), View::default());
     let mut rounds = Rounds::new(state.clone(), view.clone(), Arc::new(Still));
-    rounds.adopt().await.unwrap();
+    rounds.mend().await.unwrap();
     let wake = rounds.round(Woken::Bell).await.unwrap();
     while !rounds.tasks.is_empty() {
         rounds.wait(wake).await;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use calve_core::ids::IdError;
-use calve_core::limits::{GRACE_MAX, TTL_DEFAULT};
+use calve_core::limits::TTL_DEFAULT;
 use calve_core::{DriverName, Kind, MachineId, MachineName};
 use calve_provider::ssh::HostKey;
 use calve_server::cloud::place::{On, OnError};
@@ -20,8 +20,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::anywhere::{self, parse_price};
 use super::health::HealthArgs;
 use crate::args::{
-    Ttl, gather_environment, parse_cpus, parse_duration, parse_name, parse_port_mapping, parse_size,
-    parse_ttl, show_duration,
+    Ttl, as_ms, gather_environment, parse_cpus, parse_grace, parse_name, parse_port_mapping, parse_size,
+    parse_ttl,
 };
 use crate::commands::ps;
 use crate::failure::{Failure, Outcome};
@@ -185,13 +185,6 @@ where
     PossibleValuesParser::new(words).try_map(|word| word.parse())
 }
 
-fn parse_grace(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
-        grace if grace <= GRACE_MAX => Ok(grace),
-        _ => Err(format!("a grace is at most {}", show_duration(GRACE_MAX))),
-    }
-}
-
 impl Args {
     /// The request for the machine. Builds or adds what runs; `stdin` says whether standard input can be passed on.
     pub fn to_request(&self, stdin: bool) -> Outcome<CreateMachine> {
@@ -233,17 +226,12 @@ impl Args {
             ports: self.publish.clone(),
             source: resolved.source,
         };
-        let ttl = match self.ttl {
-            None => Some(TTL_DEFAULT),
-            Some(Ttl::For(ttl)) => Some(ttl),
-            Some(Ttl::None) => None,
-        };
         Ok(CreateMachine {
             id: Some(MachineId::new(ps::now(), calve_server::random::u128())),
             name: self.name.clone(),
             spec,
-            ttl_ms: ttl.map(ms),
-            grace_ms: self.grace.map(ms),
+            ttl_ms: self.ttl.unwrap_or(Ttl::For(TTL_DEFAULT)).as_ms(),
+            grace_ms: self.grace.map(as_ms),
             hold: !self.detach,
         })
     }
@@ -367,7 +355,7 @@ impl Args {
                 program.stdin = stdin;
                 Ok((kind, Workload::Program(program)))
             }
-            system @ (Workload::System { .. } | Workload::Base) => {
+            system => {
                 if let Some(kind @ (Kind::Job | Kind::Service)) = self.kind {
                     return Err(Failure::usage(format!("a system cannot be run as a {kind}")));
                 }
@@ -387,10 +375,6 @@ impl Args {
             (Some(RestartWord::Always), _) | (None, Kind::Service) => Restart::Always,
         }
     }
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
