@@ -8,7 +8,7 @@
 
 use calve_core::MachineId;
 
-use crate::mark::{KEYS, Mark, OWNERS, Owner, OwnerKey, Subject, UNTILS, Unmarked, Until};
+use crate::mark::{ADOPTED, KEYS, Mark, OWNERS, Owner, OwnerKey, Subject, UNTILS, Unmarked, Until};
 use crate::{ErrorKind, Listed, Provider, ProviderError};
 
 /// Why a machine is not adopted.
@@ -83,6 +83,19 @@ fn judge(machine: &Listed, owner: Owner, as_id: Option<MachineId>) -> Result<(),
     }
 }
 
+/// Whether the machine with this id of the provider's is there, and the machine `as_id` of this server's, now: a list may lag behind
+/// an adoption that was taken back.
+pub async fn is_ours(
+    provider: &dyn Provider,
+    machine: &str,
+    owner: Owner,
+    as_id: MachineId,
+) -> Result<bool, ProviderError> {
+    let Some(found) = provider.machine(machine).await? else { return Ok(false) };
+    let mark = Mark::read(&found.name, &found.tags);
+    Ok(mark.is_ok_and(|mark| mark.owner == owner && mark.subject.id == as_id))
+}
+
 /// Gives the machine with this id of the provider's our tags, as this attempt of the machine `id`, and shows it as it is then.
 /// What an earlier attempt left is taken away first: a machine with two keys is nobody's.
 pub async fn adopt(
@@ -94,7 +107,8 @@ pub async fn adopt(
 ) -> Result<Listed, AdoptError> {
     let mut found = look(provider, machine, key.owner(), Some(id)).await?;
     let subject = Subject { id, attempt, name: found.name.clone() };
-    let wanted = key.tags(&subject, until);
+    let mut wanted = key.tags(&subject, until);
+    wanted.push(ADOPTED.to_owned());
     let is_left = |tag: &&String| (tag.starts_with(KEYS) || tag.starts_with(UNTILS)) && !wanted.contains(tag);
     let left: Vec<&String> = found.tags.iter().filter(is_left).collect();
     for tag in &left {

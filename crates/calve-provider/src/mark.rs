@@ -5,6 +5,7 @@
 //!  calve:owner:<public key>                  every machine of one server; 64 hexadecimal digits
 //!  calve:machine:<id>:<attempt>              the key: no other machine carries it
 //!  calve:until:<unix s | never>:<signature>  its lease; 128 hexadecimal digits over owner, id, attempt, name and end
+//!  calve:adopted                             a machine that somebody else made
 //! ```
 //! The signature (ed25519) binds a lease to one machine of one owner: tags that a person typed, that came along with a
 //! copied machine of another name, or that a stranger made are no reason to destroy anything. The public key stands beside
@@ -23,6 +24,8 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 /// On every machine that calve made.
 pub const TAG: &str = "calve";
+/// On machines that were adopted: they are looked at once more before they are destroyed.
+pub const ADOPTED: &str = "calve:adopted";
 /// Begins the tag that says whose it is.
 pub(crate) const OWNERS: &str = "calve:owner:";
 /// Begins the key.

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use calve_core::{DriverName, MachineId, Timestamp};
 use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
 use calve_provider::adopt::{self, AdoptError};
-use calve_provider::mark::{OwnerKey, Subject, UNTILS, Until};
+use calve_provider::mark::{ADOPTED, OwnerKey, Subject, UNTILS, Until};
 use calve_provider::{ErrorKind, Listed, Provider, ProviderError, reap};
 use calve_wire::agent::Remaining;
 use calve_wire::doctor::{Check, CheckStatus};
@@ -118,7 +118,14 @@ impl CloudDriver {
 
     async fn end(&self, machine: &Made) -> Result<(), DriverError> {
         let provider = self.provider()?;
-        provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
+        // Somebody else made it, and a list may show an adoption that is just being taken back.
+        let ours = match machine.tags.iter().any(|tag| tag == ADOPTED) {
+            true => adopt::is_ours(&**provider, &machine.provider_id, self.key()?.owner(), machine.id).await,
+            false => Ok(true),
+        };
+        if ours.map_err(driver_error)? {
+            provider.destroy(&machine.provider_id).await.map_err(driver_error)?;
+        }
         self.sight.gone(machine);
         self.retag(provider).await;
         Ok(())

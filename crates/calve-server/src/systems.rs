@@ -19,22 +19,24 @@ use std::time::Duration;
 
 use calve_core::MachineId;
 use calve_wire::record::MachineRecord;
-use calve_wire::system::{HostFacts, HostSwitch, PendingSwitch, SwitchView, SystemRecord};
+use calve_wire::system::{HostFacts, PendingSwitch, SwitchView, SystemRecord};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::state::State;
-use crate::world::World;
 
 pub use drift::drift;
-pub use host::HostError;
+pub use host::{HostError, Hosts};
 pub use records::SystemsError;
+
+/// Pause after the state could not be read or written.
+const STATE_PAUSE: Duration = Duration::from_secs(3);
 
 /// The switches of all machines. Cloning the `Arc` gives another handle.
 pub struct Systems {
     state: Arc<dyn State>,
-    world: Arc<World>,
+    hosts: Arc<dyn Hosts>,
     shutdown: CancellationToken,
     driving: Mutex<BTreeMap<MachineId, AbortOnDropHandle<()>>>,
     /// Counts changes of the records.
@@ -43,18 +45,24 @@ pub struct Systems {
 
 impl Systems {
     /// Goes on with what a former server began. To be called within a tokio runtime.
-    pub fn start(state: Arc<dyn State>, world: Arc<World>, shutdown: CancellationToken) -> Arc<Self> {
+    pub fn start(state: Arc<dyn State>, hosts: Arc<dyn Hosts>, shutdown: CancellationToken) -> Arc<Self> {
         let changes = watch::Sender::new(0);
-        let systems = Arc::new(Self { state, world, shutdown, driving: Mutex::default(), changes });
+        let systems = Arc::new(Self { state, hosts, shutdown, driving: Mutex::default(), changes });
         let going_on = systems.clone();
         tokio::spawn(async move {
             if let Err(error) = records::sweep(&*going_on.state).await {
                 tracing::warn!(%error, "systems of machines that are gone are kept");
             }
-            match records::pending(&*going_on.state).await {
-                Ok(pending) => pending.into_iter().for_each(|id| going_on.drive(id)),
-                Err(error) => tracing::error!(%error, "switches of a former server are not known"),
-            }
+            let pending = loop {
+                match records::pending(&*going_on.state).await {
+                    Ok(pending) => break pending,
+                    Err(error) => {
+                        tracing::error!(%error, "switches of a former server are not known yet");
+                        tokio::time::sleep(STATE_PAUSE).await;
+                    }
+                }
+            };
+            pending.into_iter().for_each(|id| going_on.drive(id));
         });
         systems
     }
@@ -74,10 +82,17 @@ impl Systems {
         pending: PendingSwitch,
     ) -> Result<SwitchView, SystemsError> {
         let view = pending.view.clone();
-        records::begin(&*self.state, id, pending).await?;
-        self.changed();
-        self.drive(id);
-        Ok(view)
+        let systems = self.clone();
+        // Who asked may be gone in between; the record would then stand there with nobody who drives it.
+        let beginning = tokio::spawn(async move {
+            let begun = records::begin(&*systems.state, id, pending).await;
+            systems.changed();
+            // Also where it is not known whether that was written.
+            systems.drive(id);
+            begun
+        });
+        let begun = beginning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        begun.map(|()| view)
     }
 
     /// A switch as it stands, once that is not `known` any more, or after a while.
@@ -107,12 +122,7 @@ impl Systems {
 
     /// What the machine's system is like, asked now.
     pub async fn facts(&self, id: MachineId) -> Result<HostFacts, HostError> {
-        host::Host::new(self.world.agents(), id).facts().await
-    }
-
-    /// Has the host bring its former system back.
-    pub async fn recall(&self, id: MachineId, switch: &str, why: &str) -> Result<HostSwitch, HostError> {
-        host::Host::new(self.world.agents(), id).back(switch, why).await
+        self.hosts.facts(id).await
     }
 
     fn changed(&self) {
@@ -142,3 +152,6 @@ pub fn desired(record: &SystemRecord, machine: &MachineRecord) -> Option<String>
         | calve_wire::machine::Workload::Adopted { .. } => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

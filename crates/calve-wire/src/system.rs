@@ -302,8 +302,11 @@ pub struct PendingSwitch {
     /// The generation that the system is already, where an earlier one is wanted back.
     #[serde(default)]
     pub generation: Option<u64>,
-    /// Whether the host was told to begin.
+    /// Whether the host may have been told to begin: written before it is.
     pub ordered: bool,
+    /// Whether it may have been given the server's word, by which it stays where it is: written before it is.
+    #[serde(default)]
+    pub confirmed: bool,
 }
 
 /// `GET /v1/machines/{name}/system`.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use calve_core::{MachineId, MachineName};
 use calve_server::reconcile::records::View;
 use calve_wire::event::What;
+use calve_wire::system::{SwitchAction, SystemRecord};
 
 use crate::host::{Ms, OVERRUN_MAX, Vm};
 use crate::world::{Inner, SKEW_MAX, World};
@@ -30,7 +31,8 @@ impl World {
     /// Whether nothing is left of any machine, here and at the provider.
     pub fn is_empty(&self) -> bool {
         let inner = self.inner();
-        inner.host.is_empty() && inner.account.present().next().is_none()
+        let provider = &inner.account;
+        inner.host.is_empty() && provider.present().next().is_none() && provider.adopted().next().is_none()
     }
 
     /// Whether everything that was begun has come to its end: no effect is under way, no change of the state that was slow
@@ -86,6 +88,16 @@ impl World {
                     violations.push(format!("{id} outlives its lease by {} ms", now - end));
                 }
             }
+            for id in inner.account.adopted() {
+                let Some(truth) = inner.truth.get(&id) else { continue };
+                let lease_end = truth.deadline.map(|(_, deadline)| deadline + truth.grace);
+                // Nobody but a server ends it.
+                let (end, since) =
+                    (truth.promised_end.into_iter().chain(lease_end).min(), inner.server_since);
+                if end.zip(since).is_some_and(|(end, since)| since.max(end) + OVERRUN_MAX < now) {
+                    violations.push(format!("{id}, which was adopted, outlives its end"));
+                }
+            }
         }
         self.check_names(view);
         violations.into_iter().for_each(|violation| self.violation(violation));
@@ -110,6 +122,35 @@ impl World {
         doubled.into_iter().for_each(|violation| self.violation(violation));
     }
 
+    /// What a server says of switches is so on their hosts.
+    pub fn check_switches(&self, records: &[(MachineId, SystemRecord)]) {
+        let mut violations = Vec::new();
+        let now = self.now() + SKEW_MAX;
+        {
+            let inner = self.inner();
+            // Of a machine that ends nobody may have heard the end of its switch.
+            let lives = |id: &MachineId| {
+                let goes_on = inner.truth.get(id).is_some_and(|truth| !truth.may_end(now));
+                goes_on && inner.machines().any(|(there, vm)| there == *id && vm.alive)
+            };
+            let living = records.iter().filter(|(id, _)| lives(id));
+            for view in living.flat_map(|(_, record)| &record.ended) {
+                let truth = inner.switches.get(&view.id).copied().unwrap_or_default();
+                let dry = view.action == SwitchAction::DryActivate;
+                let belied = view.outcome.filter(|_| !dry).and_then(|said| Some((said, truth.belies(said)?)));
+                if let Some((said, why)) = belied {
+                    violations.push(format!(
+                        "switch {} is said to be {said:?}, but {why}: {:?}",
+                        view.id, view.message
+                    ));
+                }
+            }
+            let twice = inner.switches.iter().filter(|(_, truth)| truth.begun > 1);
+            violations.extend(twice.map(|(id, _)| format!("switch {id} was begun twice")));
+        }
+        violations.into_iter().for_each(|violation| self.violation(violation));
+    }
+
     /// Whether the end of every machine that has ended was said.
     pub fn has_announced(&self, view: &View) -> bool {
         let inner = self.inner();
@@ -127,6 +168,9 @@ impl World {
             }
             for (id, _) in inner.account.present() {
                 violations.push(format!("{id} is left at its provider"));
+            }
+            for id in inner.account.adopted() {
+                violations.push(format!("{id}, which was adopted, is left at its provider"));
             }
             for (id, truth) in inner.truth.iter().filter(|(_, truth)| truth.acknowledged) {
                 if !inner.events.contains_key(id) {

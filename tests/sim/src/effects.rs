@@ -1,7 +1,9 @@
 //! The loop's effects on the simulated host and provider.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use calve_server::cloud::{CloudDriver, Door};
 use calve_server::reconcile::{AgentReport, DriverState, EffectError, Effects};
 use calve_wire::agent::Remaining;
 use calve_wire::event::What;
+use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 
 use crate::aim::{How, When, Which};
@@ -52,18 +55,19 @@ pub struct SimEffects {
     cloud: CloudDriver,
 }
 
-/// The key that signs the machines of every simulated server; in a file, as the server has it.
-fn key_file() -> PathBuf {
-    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let dir = DIR.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a directory");
-        let seed = "07".repeat(32);
-        std::fs::write(dir.path().join("owner.key"), seed).expect("a file");
-        dir
-    });
-    let file = dir.path().join("owner.key");
-    debug_assert!(OwnerKey::load_or_make(&file).is_ok());
-    file
+/// The key that signs the machines of every simulated server; in a file, as the server has it. All processes of a user share one,
+/// as nobody would remove it behind the last world.
+fn key_file() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let user = std::fs::metadata("/proc/self").expect("this process is there").uid();
+        let mut made = tempfile::NamedTempFile::new().expect("a file");
+        made.write_all("07".repeat(32).as_bytes()).expect("written");
+        let file = std::env::temp_dir().join(format!("calve-sim-{user}.key"));
+        made.persist(&file).expect("it has its name");
+        debug_assert!(OwnerKey::load_or_make(&file).is_ok());
+        file
+    })
 }
 
 impl SimEffects {
@@ -72,8 +76,9 @@ impl SimEffects {
         let door = Door { address: "calve.example.org:7077".to_owned(), fingerprint: "0a".repeat(32) };
         let door = Arc::new(OnceLock::from(door));
         let clock = world.clone();
-        let cloud = CloudDriver::new(DriverName::DigitalOcean, Ok(Arc::new(provider)), key_file(), door)
-            .with_clock(Arc::new(move || clock.timestamp()));
+        let cloud =
+            CloudDriver::new(DriverName::DigitalOcean, Ok(Arc::new(provider)), key_file().to_owned(), door)
+                .with_clock(Arc::new(move || clock.timestamp()));
         Self { world, generation, cloud }
     }
 
@@ -348,7 +353,9 @@ impl Effects for SimEffects {
             )
             | None => Ok(()),
         };
+        let adopted = matches!(record.spec.workload, Workload::Adopted { .. });
         let result = match written {
+            Ok(()) if adopted => Ok(()),
             Ok(()) => self.talk(Which::SetLease, record.id, |vm, now, _| vm.tell_lease(lease, now)).await,
             Err(error) => Err(error),
         };

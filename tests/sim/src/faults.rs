@@ -40,11 +40,17 @@ pub enum Fault {
     ServerPauses,
     /// An agent stands still for a while, its lease with it.
     AgentPauses,
+    /// A step of a switch fails on its host.
+    SwitchFails,
+    /// What carries a switch out on its host is killed.
+    SwitchEnds,
+    /// A host is restarted, by somebody or for want of power.
+    HostRestarts,
 }
 
 impl Fault {
     /// Every one.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Crash,
         Self::Effect,
         Self::ForGood,
@@ -61,6 +67,9 @@ impl Fault {
         Self::HostDies,
         Self::ServerPauses,
         Self::AgentPauses,
+        Self::SwitchFails,
+        Self::SwitchEnds,
+        Self::HostRestarts,
     ];
 }
 
@@ -90,6 +99,10 @@ impl Chances {
                 Fault::HostDies => rng.pick(&[0, 0, 0, 20]),
                 Fault::ServerPauses => rng.pick(&[0, 0, 2]),
                 Fault::AgentPauses => rng.pick(&[0, 0, 100]),
+                // No chance is drawn for these: the others of a seed stay what they were before there were any switches.
+                Fault::SwitchFails => 30,
+                Fault::SwitchEnds => 20,
+                Fault::HostRestarts => 100,
             };
         }
         chances

@@ -1,5 +1,5 @@
 //! A provider: keeps the guarantees of [`Provider`], and no more. Requests get lost on the way or their answers on the way
-//! back, come twice, are refused for their rate; lists lag.
+//! back, come twice, are refused for their rate; lists lag. It also has machines that somebody else made.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use calve_core::MachineId;
+use calve_provider::mark::Mark;
 use calve_provider::{
     Account as Owner, Description, ErrorKind, Image, Listed, Listing, Order, Provider, ProviderError, Region,
     Size,
@@ -20,6 +21,8 @@ use crate::world::World;
 const NAME: &str = "simulated";
 /// The region and image that orders name.
 pub const REGION: &str = "ams3";
+/// The number of the first machine that somebody else made.
+const STRANGERS: u64 = 1_000_000;
 /// How long a list may show what was before.
 const LAG_MAX: Ms = 25_000;
 
@@ -28,6 +31,8 @@ const LAG_MAX: Ms = 25_000;
 pub struct Account {
     machines: BTreeMap<u64, Machine>,
     last: u64,
+    /// By their numbers, those that somebody else made.
+    strangers: BTreeMap<u64, Stranger>,
     /// By its key, the machine that joined: its join token is used up, and a twin stays outside.
     joined: BTreeMap<String, u64>,
 }
@@ -44,7 +49,48 @@ struct Machine {
     vm: Vm,
 }
 
+/// A machine that somebody else made, and that users adopt.
+struct Stranger {
+    name: String,
+    tags: Vec<String>,
+    /// From when on lists show it by the tags that it was given.
+    listed_from: Ms,
+    gone: bool,
+}
+
+impl Stranger {
+    /// Which machine it is, where it is there and ours.
+    fn adopted(&self) -> Option<MachineId> {
+        let mark = Mark::read(&self.name, &self.tags).ok()?;
+        (!self.gone).then_some(mark.subject.id)
+    }
+}
+
 impl Account {
+    /// Machines with the numbers from [`STRANGERS`] on that nobody has adopted yet.
+    pub fn with_strangers(many: u64) -> Self {
+        let stranger = |n| Stranger {
+            name: format!("stranger-{n}"),
+            tags: vec!["web".to_owned()],
+            listed_from: 0,
+            gone: false,
+        };
+        Self {
+            strangers: (STRANGERS..STRANGERS + many).map(|n| (n, stranger(n))).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The numbers of those that somebody else made, gone or not.
+    pub fn strangers(&self) -> impl Iterator<Item = u64> {
+        self.strangers.keys().copied()
+    }
+
+    /// The machines that were adopted and are there.
+    pub fn adopted(&self) -> impl Iterator<Item = MachineId> {
+        self.strangers.values().filter_map(Stranger::adopted)
+    }
+
     /// The machines that are there.
     pub fn present(&self) -> impl Iterator<Item = (MachineId, &Vm)> {
         self.machines.values().filter(|machine| machine.gone_until.is_none()).map(|it| (it.id, &it.vm))
@@ -79,6 +125,20 @@ fn listed(number: u64, machine: &Machine) -> Listed {
         region: REGION.to_owned(),
         size: String::new(),
         status: if machine.vm.alive { "active" } else { "off" }.to_owned(),
+        address: None,
+        created_at: String::new(),
+        dollars_per_hour: None,
+    }
+}
+
+fn listed_stranger(number: u64, stranger: &Stranger) -> Listed {
+    Listed {
+        id: number.to_string(),
+        name: stranger.name.clone(),
+        tags: stranger.tags.clone(),
+        region: REGION.to_owned(),
+        size: String::new(),
+        status: "active".to_owned(),
         address: None,
         created_at: String::new(),
         dollars_per_hour: None,
@@ -202,14 +262,30 @@ impl Provider for SimProvider {
         inner.account.machines.get(&number).map(|machine| listed(number, machine)).ok_or_else(gone)
     }
 
+    async fn machine(&self, id: &str) -> Result<Option<Listed>, ProviderError> {
+        self.ask().await?;
+        let found = {
+            let inner = self.world.inner();
+            let found = inner.account.strangers.get(&number_of(id)).filter(|it| !it.gone);
+            found.map(|stranger| listed_stranger(number_of(id), stranger))
+        };
+        self.answer().await?;
+        Ok(found)
+    }
+
     async fn list(&self, tag: &str) -> Result<Listing, ProviderError> {
         self.ask().await?;
         let now = self.world.now();
         let machines = {
             let mut inner = self.world.inner();
             inner.account.machines.retain(|_, it| it.gone_until.is_none_or(|until| now < until));
-            let shown = inner.account.shown(now).filter(|(_, it)| it.tags.iter().any(|known| known == tag));
-            shown.map(|(number, machine)| listed(*number, machine)).collect()
+            let carries = |tags: &[String]| tags.iter().any(|known| known == tag);
+            let made = inner.account.shown(now).filter(|(_, it)| carries(&it.tags));
+            let made = made.map(|(number, machine)| listed(*number, machine));
+            let strangers = inner.account.strangers.iter();
+            let strangers =
+                strangers.filter(|(_, it)| !it.gone && it.listed_from <= now && carries(&it.tags));
+            made.chain(strangers.map(|(number, stranger)| listed_stranger(*number, stranger))).collect()
         };
         self.answer().await?;
         Ok(Listing { machines, unix_s: Some(now / 1000) })
@@ -221,10 +297,22 @@ impl Provider for SimProvider {
         if let Some(machine) = self.works_alone(number) {
             self.world.check_may_end(machine, "destroyed at its provider");
         }
+        let stranger =
+            self.world.inner().account.strangers.get(&number).filter(|it| !it.gone).map(Stranger::adopted);
+        match stranger {
+            Some(Some(machine)) => self.world.check_may_end(machine, "destroyed, adopted as it was,"),
+            Some(None) => {
+                self.world.violation(format!("the provider's {number} was destroyed, and is not ours"))
+            }
+            None => {}
+        }
         let (now, lag) = (self.world.now(), self.lag());
         self.world.say(|| format!("provider destroys {number}"));
         if let Some(machine) = self.world.inner().account.machines.get_mut(&number) {
             machine.gone_until.get_or_insert(now + lag);
+        }
+        if let Some(stranger) = self.world.inner().account.strangers.get_mut(&number) {
+            stranger.gone = true;
         }
         self.world.touched.notify_one();
         self.answer().await
@@ -240,6 +328,16 @@ impl Provider for SimProvider {
         if let Some(machine) = self.world.inner().account.machines.get_mut(&number_of(id)) {
             machine.tags.push(tag.to_owned());
         }
+        let (now, number) = (self.world.now(), number_of(id));
+        if self.world.inner().account.strangers.contains_key(&number) {
+            let lag = self.lag();
+            let mut inner = self.world.inner();
+            let stranger = inner.account.strangers.get_mut(&number).expect("it is there");
+            stranger.tags.push(tag.to_owned());
+            if stranger.listed_from == 0 {
+                stranger.listed_from = now + lag;
+            }
+        }
         self.answer().await
     }
 
@@ -248,6 +346,9 @@ impl Provider for SimProvider {
         self.world.say(|| format!("provider removes the tag {}", shortened(tag)));
         for machine in self.world.inner().account.machines.values_mut() {
             machine.tags.retain(|known| known != tag);
+        }
+        for stranger in self.world.inner().account.strangers.values_mut() {
+            stranger.tags.retain(|known| known != tag);
         }
         self.answer().await
     }

@@ -3,16 +3,21 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use calve_core::MachineId;
 use calve_server::reconcile::records::View;
 use calve_server::reconcile::run as run_loop;
-use calve_server::state::State;
 use calve_server::state::memory::MemoryState;
+use calve_server::state::{Entry, State};
+use calve_server::systems::Systems;
 use calve_wire::event::What;
+use calve_wire::system::SystemRecord;
+use tokio_util::sync::CancellationToken;
 
 use crate::aim::Aim;
 use crate::effects::SimEffects;
 use crate::faults::{Chances, Fault, Without};
 use crate::host::{Ms, PAUSE_MAX};
+use crate::hosts::SimHosts;
 use crate::store::SimFaults;
 use crate::users::{self, Api};
 use crate::world::World;
@@ -159,8 +164,13 @@ async fn simulate(options: Options) -> Report {
     }
     // A write that was slow before it was quiet is announced once its answer comes.
     let ended = || observer.living() == 0 && world.is_empty() && world.has_announced(&observer);
-    watch(&world, &store, &observer, QUIET_MAX, || ended() && world.is_settled(&observer)).await;
+    let switched = || systems_in(&store).iter().all(|(_, system)| system.pending.is_none());
+    watch(&world, &store, &observer, QUIET_MAX, || ended() && switched() && world.is_settled(&observer))
+        .await;
     world.check_end(&observer);
+    for pending in systems_in(&store).into_iter().filter_map(|(_, system)| system.pending) {
+        world.violation(format!("switch {} is {} for ever", pending.view.id, pending.view.stage.as_str()));
+    }
     check_left_alone(&world, &store).await;
     if options.seed.is_multiple_of(32) {
         check_forgotten(&world, &store).await;
@@ -180,9 +190,15 @@ async fn keep_serving(world: Arc<World>, store: Arc<MemoryState>, api: Arc<Mutex
             let state: Arc<dyn State> = Arc::new(store.with_faults(Arc::new(faults)));
             let effects = Arc::new(SimEffects::new(world.clone(), generation));
             let view = View::default();
-            let server = Api { state: state.clone(), view: view.clone(), generation };
+            let shutdown = CancellationToken::new();
+            let systems = world.inner().late.then(|| {
+                let hosts = Arc::new(SimHosts { world: world.clone(), generation });
+                Systems::start(state.clone(), hosts, shutdown.clone())
+            });
+            let server = Api { state: state.clone(), view: view.clone(), generation, systems };
             *api.lock().expect("no holder panics") = Some(server);
             run_loop(state, view, effects, crashed).await;
+            shutdown.cancel();
             api.lock().expect("no holder panics").take_if(|server| server.generation == generation);
         }
         let pause = {
@@ -199,6 +215,10 @@ async fn disasters(world: Arc<World>) {
         tokio::time::sleep(DISASTER_EVERY).await;
         if world.happens(Fault::HostDies) {
             world.host_dies();
+        }
+        if world.inner().late && world.happens(Fault::HostRestarts) {
+            world.restart_a_host();
+            world.touched.notify_one();
         }
         if world.happens(Fault::AgentPauses) {
             let now = world.now();
@@ -227,11 +247,21 @@ async fn watch(world: &World, store: &MemoryState, view: &View, at_most: Duratio
         tokio::time::sleep(Duration::from_millis(3_777)).await;
         view.refresh(store).await.expect("the store itself has no faults");
         world.check_now(view);
+        world.check_switches(&systems_in(store));
         // What is found is enough: a world that is broken may never come to an end.
         if done() || !world.inner().violations.is_empty() {
             return;
         }
     }
+}
+
+/// What the state holds of systems.
+fn systems_in(store: &MemoryState) -> Vec<(MachineId, SystemRecord)> {
+    let system = |entry: Entry| {
+        let id = entry.key.strip_prefix("system/")?.parse().ok()?;
+        Some((id, serde_json::from_slice(&entry.value).expect("the server wrote it")))
+    };
+    store.snapshot().into_iter().filter_map(system).collect()
 }
 
 /// A satisfied world is left alone. That is not one in which something is under way that was begun before it was quiet: see

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use calve_core::State::Running;
 use calve_core::{DriverName, Kind, MachineId, StopReason, Timestamp};
 use calve_server::reconcile::records::{self, NewMachine, RecordsError, View};
 use calve_server::state::State;
+use calve_server::systems::Systems;
 use calve_wire::machine::{MachineSpec, Place, Program, Restart, Workload};
 use calve_wire::record::MachineRecord;
+use calve_wire::system::{PendingSwitch, SwitchAction, SwitchStage, SwitchView};
 
 use crate::provider::REGION;
 use crate::rng::{Rng, mix};
+use crate::systems::{SYSTEMS, toplevel};
 use crate::truth::Truth;
 use crate::world::World;
 
@@ -20,6 +24,8 @@ pub struct Api {
     pub state: Arc<dyn State>,
     pub view: View,
     pub generation: u32,
+    /// Where users switch systems.
+    pub systems: Option<Arc<Systems>>,
 }
 
 /// What a user does next.
@@ -28,6 +34,8 @@ enum Wish {
     Stop(MachineId, Option<Duration>),
     Extend(MachineId, Duration),
     Remove(MachineId, Option<Duration>),
+    /// Of the hosts that run, one by chance.
+    Switch(u64, Box<PendingSwitch>),
     Look,
 }
 
@@ -78,8 +86,15 @@ fn wish(world: &World, rng: &mut Rng) -> Wish {
     let now = world.timestamp();
     let known: Vec<MachineId> = world.inner().truth.keys().copied().collect();
     let kind = rng.range(0, 10);
+    if world.inner().late && (matches!(kind, 3 | 4 | 9) || (kind > 4 && rng.chance(500))) {
+        return late(world, rng, now);
+    }
     if known.is_empty() || kind < 5 {
-        return Wish::Create(Box::new(new_machine(rng, now)));
+        return Wish::Create(Box::new(new_machine(
+            &[Kind::Job, Kind::Job, Kind::Service, Kind::System],
+            rng,
+            now,
+        )));
     }
     // Mostly one of the last, which may still live.
     let recent = known.len().saturating_sub(6);
@@ -93,8 +108,8 @@ fn wish(world: &World, rng: &mut Rng) -> Wish {
     }
 }
 
-fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
-    let kind = rng.pick(&[Kind::Job, Kind::Job, Kind::Service, Kind::System]);
+fn new_machine(kinds: &[Kind], rng: &mut Rng, now: Timestamp) -> NewMachine {
+    let kind = rng.pick(kinds);
     let program = Program {
         path: String::new(),
         args: Vec::new(),
@@ -105,21 +120,71 @@ fn new_machine(rng: &mut Rng, now: Timestamp) -> NewMachine {
         stdin: false,
     };
     let far = rng.chance(150);
+    let spec = MachineSpec {
+        restart: if kind == Kind::Service { Restart::Always } else { Restart::Never },
+        driver: far.then_some(DriverName::DigitalOcean),
+        place: far.then(place),
+        ..MachineSpec::new(
+            kind,
+            if kind == Kind::System { Workload::Base } else { Workload::Program(program) },
+        )
+    };
+    with_spec(spec, rng, now)
+}
+
+/// What the simulator learnt late.
+fn late(world: &World, rng: &mut Rng, now: Timestamp) -> Wish {
+    match rng.range(0, 10) {
+        0..2 => Wish::Create(Box::new(adoption(world, rng, now))),
+        2..4 => Wish::Create(Box::new(new_machine(&[Kind::System], rng, now))),
+        _ => Wish::Switch(rng.next(), Box::new(switch(rng))),
+    }
+}
+
+fn switch(rng: &mut Rng) -> PendingSwitch {
+    use SwitchAction::{Boot, DryActivate, Switch, Test};
+    let view = SwitchView {
+        id: format!("{:016x}", rng.next()),
+        machine: "a host".to_owned(),
+        toplevel: toplevel(rng.range(0, SYSTEMS)),
+        action: rng.pick(&[Switch, Switch, Switch, Boot, Test, DryActivate]),
+        by: "a user".to_owned(),
+        begun_unix_ms: 0,
+        stage: SwitchStage::Bringing,
+        outcome: None,
+        message: None,
+    };
+    let confirm_ms = rng.range(2_000, 60_000);
+    PendingSwitch {
+        view,
+        health: Some("true".to_owned()),
+        confirm_ms,
+        generation: None,
+        ordered: false,
+        confirmed: false,
+    }
+}
+
+/// A machine that somebody else made: also one that was adopted before, or is gone.
+fn adoption(world: &World, rng: &mut Rng, now: Timestamp) -> NewMachine {
+    let strangers: Vec<u64> = world.inner().account.strangers().collect();
+    let machine = rng.pick(&strangers).to_string();
+    let spec = MachineSpec {
+        driver: Some(DriverName::DigitalOcean),
+        place: Some(place()),
+        ..MachineSpec::new(Kind::System, Workload::Adopted { machine })
+    };
+    with_spec(spec, rng, now)
+}
+
+fn with_spec(spec: MachineSpec, rng: &mut Rng, now: Timestamp) -> NewMachine {
     let name = rng.chance(300).then(|| rng.pick(&["web", "db", "run-2"]).parse().expect("a name"));
     NewMachine {
         held: false,
         id: MachineId::new(now, u128::from(rng.next())),
         agent_token: String::new(),
         name,
-        spec: MachineSpec {
-            restart: if kind == Kind::Service { Restart::Always } else { Restart::Never },
-            driver: far.then_some(DriverName::DigitalOcean),
-            place: far.then(place),
-            ..MachineSpec::new(
-                kind,
-                if kind == Kind::System { Workload::Base } else { Workload::Program(program) },
-            )
-        },
+        spec,
         ttl: (!rng.chance(100)).then(|| Duration::from_millis(rng.range(1_000, 120_000))),
         grace: Duration::from_millis(rng.range(0, 10_000)),
     }
@@ -169,6 +234,20 @@ async fn grant(world: &World, api: &Api, wish: Wish) {
                 world.extended(id, record.deadline_unix_ms);
             }
             say(world, format!("extend {id}"), result)
+        }
+        Wish::Switch(chance, pending) => {
+            let listed = records::list(state, view).await.unwrap_or_default();
+            let is_system =
+                |it: &&Arc<MachineRecord>| it.spec.workload == Workload::Base && it.state == Running;
+            let hosts: Vec<_> = listed.iter().filter(is_system).collect();
+            let host = hosts.get(chance as usize % hosts.len().max(1));
+            if let (Some(systems), Some(host)) = (&api.systems, host) {
+                let what = format!("switch {} to {} ({})", host.id, pending.view.toplevel, pending.view.id);
+                let begun = systems.begin(host.id, *pending).await;
+                let said = begun.err().map_or_else(|| "ok".to_owned(), |error| error.to_string());
+                world.say(|| format!("user: {what}: {said}"));
+            }
+            host.is_some()
         }
         Wish::Look => records::list(state, view).await.is_ok(),
     };

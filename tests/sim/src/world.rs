@@ -17,10 +17,13 @@ use crate::link::Link;
 use crate::provider::Account;
 use crate::rng::{Rng, mix};
 use crate::simulation::{Options, Plant};
-use crate::truth::Truth;
+use crate::systems::{Due, HostSystem};
+use crate::truth::{SwitchTruth, Truth};
 
 /// The moment at which every simulation begins.
 const BEGIN: Ms = 1_700_000_000_000;
+/// Machines that somebody else made, in worlds that have any.
+const STRANGERS: u64 = 5;
 /// How far a server's clock may be ahead of the world's.
 pub const SKEW_MAX: Ms = 1_500;
 
@@ -67,6 +70,12 @@ pub struct Inner {
     aim: Option<Aim>,
     pub host: BTreeMap<(DriverName, MachineId), Vm>,
     pub account: Account,
+    /// Of machines that live, what system they have, once it was switched.
+    pub systems: BTreeMap<MachineId, HostSystem>,
+    /// What became of switches on their hosts.
+    pub switches: BTreeMap<String, SwitchTruth>,
+    /// Whether users do what the simulator learnt late; see [`Self::new`].
+    pub late: bool,
     /// Effects under way, by the server's generation.
     pub under_way: BTreeMap<MachineId, u32>,
     pub links: BTreeMap<MachineId, Link>,
@@ -86,6 +95,9 @@ impl World {
     pub fn new(options: &Options) -> Arc<Self> {
         let mut rng = Rng::new(mix(options.seed, 1));
         let chances = options.chances.unwrap_or_else(|| Chances::seeded(&mut rng));
+        // The other worlds are what they were when seeds failed that are tried each time.
+        let late = options.seed % 3 == 1;
+        let strangers = if late { STRANGERS } else { 0 };
         let inner = Inner {
             faults: Faults::new(options.seed, chances, options.without.clone()),
             plant: options.plant,
@@ -100,7 +112,10 @@ impl World {
             dies_at: options.dies_at,
             aim: options.aim,
             host: BTreeMap::new(),
-            account: Account::default(),
+            account: Account::with_strangers(strangers),
+            systems: BTreeMap::new(),
+            switches: BTreeMap::new(),
+            late,
             under_way: BTreeMap::new(),
             links: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -229,6 +244,19 @@ impl World {
         self.inner().host.clear();
     }
 
+    /// One of the hosts that were switched is restarted.
+    pub fn restart_a_host(&self) {
+        let now = self.now();
+        let mut inner = self.inner();
+        let Inner { host, account, systems, rng, faults, .. } = &mut *inner;
+        if systems.is_empty() {
+            return;
+        }
+        let chosen = faults.range(0, systems.len() as u64) as usize;
+        let (id, system) = systems.iter_mut().nth(chosen).expect("there are so many");
+        restart(host, account, *id, system, now, rng);
+    }
+
     /// Starts a server where none lives, as the lock on its data directory lets only one; gives its generation.
     pub fn new_server(&self) -> Option<u32> {
         let now = self.now();
@@ -273,24 +301,72 @@ impl World {
         let now = self.now();
         let mut inner = self.inner();
         let breaks = inner.faults.chance(Fault::LinkBreaks);
-        let Inner { host, account, links, rng, .. } = &mut *inner;
+        let Inner { host, account, links, rng, systems, switches, faults, .. } = &mut *inner;
         let mut next: Option<Ms> = None;
         let mut due = |at: Option<Ms>| next = [next, at].into_iter().flatten().min();
         for vm in host.values_mut().chain(account.vms_mut()) {
             due(vm.step(now, rng));
         }
+        let (mut faulty, mut said) = (Vec::new(), Vec::new());
+        systems.retain(|id, _| is_there(host, account, *id));
+        for (id, system) in systems.iter_mut() {
+            loop {
+                match system.step(now, rng, faults) {
+                    Due::Never => break,
+                    Due::At(at) => {
+                        due(Some(at));
+                        break;
+                    }
+                    Due::Restarts => restart(host, account, *id, system, now, rng),
+                    Due::Ended => {
+                        let (switch, outcome) = system.ended().expect("it has ended");
+                        switches.entry(switch.to_owned()).or_default().outcome = Some(outcome);
+                        said.push(format!("switch {switch} of {id} ends on its host: {outcome:?}"));
+                        faulty.extend(system.wrong_end());
+                    }
+                }
+            }
+            faulty.extend(system.overdue(now));
+        }
         let mut rings = false;
         for (id, link) in links.iter_mut() {
-            let vm = speaking(host, account, *id, now);
+            let vm = speaking(host, account, *id, now)
+                .filter(|_| !systems.get(id).is_some_and(HostSystem::is_deaf));
             let before = (link.linked, link.heard.clone(), link.log_complete);
             due(link.step(vm, now, rng, breaks));
             rings |= before != (link.linked, link.heard.clone(), link.log_complete);
         }
         drop(inner);
+        said.into_iter().for_each(|line| self.say(|| line));
+        faulty.into_iter().for_each(|what| self.violation(format!("switch {what}")));
         if rings {
             self.bell.notify_one();
         }
         next
+    }
+}
+
+/// Whether a machine with this id lives somewhere.
+fn is_there(host: &BTreeMap<(DriverName, MachineId), Vm>, account: &Account, id: MachineId) -> bool {
+    let here = host.iter().any(|((_, of), vm)| *of == id && vm.alive);
+    here || account.present().any(|(of, vm)| of == id && vm.alive)
+}
+
+/// Restarts a host: nobody hears it until it is up.
+fn restart(
+    host: &mut BTreeMap<(DriverName, MachineId), Vm>,
+    account: &mut Account,
+    id: MachineId,
+    system: &mut HostSystem,
+    now: Ms,
+    rng: &mut Rng,
+) {
+    let up_at = system.restart(now, rng);
+    if let Some(vm) = speaking(host, account, id, now) {
+        match up_at {
+            Some(up_at) => vm.pause(up_at),
+            None => vm.alive = false,
+        }
     }
 }
 

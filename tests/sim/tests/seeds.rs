@@ -28,6 +28,17 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
         "a lease was said on an attempt that was gone but listed, which then counted as the machine",
     ),
     (Layer::Loop, 40_000_559, "of twins both joined, which join tokens rule out"),
+    (
+        Layer::Loop,
+        20_149,
+        "a list that was older than an adoption taken back had what somebody else made destroyed",
+    ),
+    (Layer::Loop, 20_299, "nobody drove a switch whose user went away while it was written down"),
+    (
+        Layer::Loop,
+        20_521,
+        "a host that was restarted into a third system counted as one with its former system",
+    ),
 ];
 /// Machine lifecycles of the lower layer that every run of the tests tries.
 const PLAN_LIFECYCLES: u64 = 1_000;

@@ -1,8 +1,8 @@
 //! Rule: a placed machine is made; the intent is written first. A creation whose end is not known is repeated under the
 //! same attempt, which changes nothing where it had succeeded; one that failed is followed by another attempt. At a provider
 //! it had succeeded only if the machine is listed: one that an earlier server may have asked for waits for a list that would
-//! show it, or there would be two. Nobody gives up adopting a machine while trying again may help: it would be destroyed
-//! where an adoption that counts as failed had succeeded, and somebody else made it.
+//! show it, or there would be two. Adopting a machine is given up only where the very first attempt is refused:
+//! an adoption that counts as failed and had succeeded would end what somebody else made.
 
 use std::time::Duration;
 
@@ -47,7 +47,12 @@ fn failure<'a>(draft: &Draft<'a>) -> Option<&'a Fault> {
 /// What follows from a failed attempt: another, or the end.
 fn follow(draft: &mut Draft<'_>, fault: Fault) {
     let attempt = draft.machine.attempt;
-    if fault.retry && (attempt < ATTEMPTS_MAX || draft.is_adopted()) {
+    let again = match draft.is_adopted() {
+        // An earlier attempt may have succeeded unheard.
+        true => fault.retry || attempt > 1,
+        false => fault.retry && attempt < ATTEMPTS_MAX,
+    };
+    if again {
         draft.change(Change::Creating { attempt: attempt + 1 });
         draft.change(Change::Message(format!("attempt {attempt} failed: {}", fault.message)));
     } else {

@@ -558,6 +558,10 @@ fn a_machine_that_was_adopted_runs_without_an_agent_and_ends_with_its_lease() {
         "write creating 9, \"attempt 8 failed: not now\"\nwaits for the pause after a failure until 4000";
     check(created(Err(true), 8), again);
     check(
+        created(Err(false), 2),
+        "write creating 3, \"attempt 2 failed: not now\"\nwaits for the pause after a failure until 2000",
+    );
+    check(
         created(Err(false), 1),
         "write end failed since 1000000 with 0 ms, \"not now\", draining\ndestroy in digitalocean",
     );

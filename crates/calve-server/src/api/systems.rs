@@ -71,7 +71,14 @@ pub async fn switch(
         message: None,
     };
     let confirm_ms = request.confirm_ms.unwrap_or(CONFIRM_DEFAULT_MS);
-    let pending = PendingSwitch { view, health: request.health, confirm_ms, generation, ordered: false };
+    let pending = PendingSwitch {
+        view,
+        health: request.health,
+        confirm_ms,
+        generation,
+        ordered: false,
+        confirmed: false,
+    };
     let view = api.systems.begin(record.id, pending).await?;
     let argv = vec!["switch-to-configuration".to_owned(), request.action.as_str().to_owned(), toplevel];
     api.audit(&by, &record, What::Exec { argv });

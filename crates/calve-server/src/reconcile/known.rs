@@ -377,6 +377,27 @@ mod tests {
     }
 
     #[test]
+    fn a_list_from_before_a_creation_or_destruction_has_ended_says_nothing_of_the_machine() {
+        let id = MachineId::new(Timestamp(1), 1);
+        let driver = calve_core::DriverName::Qemu;
+        for (effect, settles) in [
+            (Effect::Create { attempt: 1 }, true),
+            (Effect::Destroy { driver }, true),
+            (Effect::Start, false),
+            (Effect::SetLease, false),
+        ] {
+            for result in [Ok(()), Err(Fault { message: "no".to_owned(), retry: true })] {
+                let mut known = Known::default();
+                let doing = Doing { id, effect: Some(effect), link: false, goal: Goal::Run, fresh: true };
+                known.begin(&doing);
+                let listed = known.tick();
+                known.end(&doing, Outcome::Done { lease: None, result }, Timestamp(2));
+                assert_eq!(known.settled(id) > listed, settles, "{effect:?}");
+            }
+        }
+    }
+
+    #[test]
     fn each_start_and_end_is_told_once_and_in_order() {
         use Phase::{BackingOff, Ended, Running, Stopping, Waiting};
         let every = [

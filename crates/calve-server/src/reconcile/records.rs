@@ -117,7 +117,7 @@ pub async fn list(state: &dyn State, view: &View) -> Result<Vec<Arc<MachineRecor
 }
 
 /// Puts a value whose answer may get lost: where the key then holds exactly this value, it counts as done.
-pub(super) async fn put(
+pub(crate) async fn put(
     state: &dyn State,
     key: &str,
     value: Bytes,

@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use calve_core::MachineId;
 use calve_nix::StorePath;
+use calve_wire::record::MachineRecord;
 use calve_wire::system::{
     HostAnswer, HostOrder, HostSwitch, PendingSwitch, SWITCH_VERSION, SwitchOutcome, SwitchStage, SwitchView,
 };
 use tokio::time::{Instant, sleep};
 
-use super::Systems;
-use super::host::{Host, HostError};
-use super::records;
+use super::host::HostError;
+use super::records::{self, SystemsError};
+use super::{STATE_PAUSE, Systems};
+use crate::agents::LinkError;
 use crate::chain;
+use crate::reconcile::records::machine_key;
+use crate::world::seed::SeedError;
 
 /// Pause between two looks at a host that is being switched.
 const LOOK: Duration = Duration::from_millis(400);
@@ -33,19 +37,24 @@ pub async fn drive(systems: &Arc<Systems>, id: MachineId) {
     loop {
         let pending = match records::get(&*systems.state, id).await {
             Ok(record) => record.pending,
+            Err(error @ SystemsError::State(_)) => {
+                tracing::error!(machine = %id, error = chain(&error), "a switch cannot be driven yet");
+                sleep(STATE_PAUSE).await;
+                continue;
+            }
             Err(error) => {
                 tracing::error!(machine = %id, error = chain(&error), "a switch cannot be driven");
                 None
             }
         };
         let Some(pending) = pending else { return };
-        let mut drive = Drive { systems, id, pending, heard_at: Instant::now() };
+        let mut drive = Drive { systems, id, pending, known: false };
         let ended = drive.until_ended().await;
         let view = SwitchView { stage: SwitchStage::Ended, ..ended };
         tracing::info!(machine = %id, switch = view.id, outcome = ?view.outcome, message = ?view.message, "switched");
         while let Err(error) = records::end(&*systems.state, id, &view).await {
             tracing::error!(machine = %id, error = chain(&error), "the end of a switch cannot be kept");
-            sleep(LOOK_FOR_BOOT).await;
+            sleep(STATE_PAUSE).await;
         }
         systems.changed();
     }
@@ -55,57 +64,102 @@ struct Drive<'a> {
     systems: &'a Arc<Systems>,
     id: MachineId,
     pending: PendingSwitch,
-    /// When the host was heard last.
-    heard_at: Instant,
+    /// Whether the host was seen to know of it.
+    known: bool,
 }
 
 impl Drive<'_> {
-    fn host(&self) -> Host<'_> {
-        Host::new(self.systems.world.agents(), self.id)
-    }
-
     async fn until_ended(&mut self) -> SwitchView {
-        if !self.pending.ordered {
-            let begun = Instant::now();
-            loop {
-                match self.begin().await {
-                    Ok(None) => break,
-                    Ok(Some(ended)) => return ended,
-                    Err(error) if error.may_pass() && begun.elapsed() < BRING_MAX => sleep(LOOK).await,
-                    Err(error) => return self.ended(SwitchOutcome::Refused, Some(chain(&error))),
+        let mut heard_at = Instant::now();
+        loop {
+            match self.go_on().await {
+                Ok(Some(ended)) => return ended,
+                Ok(None) => heard_at = Instant::now(),
+                Err(error) => {
+                    let passes = self.may_pass(&error).await;
+                    if !passes || heard_at.elapsed() > self.patience() {
+                        return self.given_up(&error, passes);
+                    }
                 }
             }
+            sleep(match self.pending.view.stage {
+                SwitchStage::AwaitingBoot => LOOK_FOR_BOOT,
+                _ => LOOK,
+            })
+            .await;
         }
-        self.follow().await
+    }
+
+    /// How long a host that is not heard is waited for.
+    fn patience(&self) -> Duration {
+        let awaits_boot = self.pending.view.stage == SwitchStage::AwaitingBoot;
+        match self.pending.ordered {
+            // With the server's word it may have stayed where it was: it says so once it is heard.
+            true if self.pending.confirmed || awaits_boot => Duration::MAX,
+            true => Duration::from_millis(self.pending.confirm_ms) + BACK_MAX,
+            false => BRING_MAX,
+        }
+    }
+
+    fn given_up(&self, error: &HostError, passes: bool) -> SwitchView {
+        let message = match self.pending.ordered {
+            true if passes => format!(
+                "the host is not heard any more ({error}): without the server's word it has gone back by itself"
+            ),
+            _ => chain(error),
+        };
+        // What the host was told to begin, it may have begun.
+        let outcome = if self.pending.ordered { SwitchOutcome::Failed } else { SwitchOutcome::Refused };
+        self.ended(outcome, Some(message))
+    }
+
+    /// Does what is next: looks at the switch on the host, or has it begin. An end where there is one.
+    async fn go_on(&mut self) -> Result<Option<SwitchView>, HostError> {
+        if !self.pending.ordered {
+            return self.begin().await;
+        }
+        let found = self.systems.hosts.status(self.id).await?;
+        match found.filter(|switch| switch.id == self.pending.view.id) {
+            Some(switch) => {
+                self.known = true;
+                self.attend(switch).await
+            }
+            // It never heard the order.
+            None if !self.known => self.begin().await,
+            None => {
+                let message = "the host does not know of the switch any more".to_owned();
+                Ok(Some(self.ended(SwitchOutcome::Failed, Some(message))))
+            }
+        }
+    }
+
+    /// Whether waiting helps: a machine that is over is not heard again. Right behind the server's start no machine is linked yet.
+    async fn may_pass(&self, error: &HostError) -> bool {
+        if !matches!(
+            error,
+            HostError::Link(LinkError::Unknown) | HostError::Send(SeedError::Link(LinkError::Unknown))
+        ) {
+            return error.may_pass();
+        }
+        match self.systems.state.get(&machine_key(self.id)).await {
+            Ok(Some(entry)) => {
+                MachineRecord::from_json(&entry.value).is_ok_and(|record| !record.state.is_terminal())
+            }
+            Ok(None) => false,
+            Err(_) => true,
+        }
     }
 
     /// Brings everything to the host and has it begin; an end where it does not.
     async fn begin(&mut self) -> Result<Option<SwitchView>, HostError> {
         let view = self.pending.view.clone();
-        self.host().equip().await?;
-        let path: StorePath = view
+        let hosts = self.systems.hosts.clone();
+        let toplevel: StorePath = view
             .toplevel
             .parse()
             .map_err(|_| HostError::Said("the record names no store path".to_owned()))?;
-        let store = self.systems.world.store().clone();
-        let reading = store.clone();
-        let closure = tokio::task::spawn_blocking(move || reading.closure(&[path])).await;
-        let closure = closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         let incoming = format!("{INCOMING}{}", view.id);
-        let brought = match closure {
-            Ok(closure) => self.host().bring(&store, &closure, &incoming).await?,
-            // A former generation may be on the host alone; the host says where it is not.
-            Err(error) => {
-                tracing::debug!(error = chain(&error), "a system is not here, so the host has to have it");
-                false
-            }
-        };
-        // Where the answer is lost, the host's status tells whether it began.
-        if let Ok(Some(switch)) = self.host().status().await
-            && switch.id == view.id
-        {
-            return self.ordered().await.map(|()| None);
-        }
+        let brought = hosts.bring(self.id, &toplevel, &incoming).await?;
         let order = HostOrder {
             version: SWITCH_VERSION,
             id: view.id.clone(),
@@ -117,12 +171,18 @@ impl Drive<'_> {
             by: view.by.clone(),
             incoming: brought.then_some(incoming),
         };
-        match self.host().begin(&order).await? {
-            HostAnswer::Done { .. } => self.ordered().await.map(|()| None),
+        self.keep(|pending| pending.ordered = true).await?;
+        match hosts.begin(self.id, &order).await? {
+            HostAnswer::Done { switch } => {
+                self.known = true;
+                self.show(SwitchStage::Applying).await;
+                Ok(self.outcome(&switch))
+            }
             HostAnswer::Dry { output, code } => {
                 let outcome = if code == 0 { SwitchOutcome::Applied } else { SwitchOutcome::Failed };
                 Ok(Some(self.ended(outcome, Some(output))))
             }
+            HostAnswer::Busy { switch } if switch.id == view.id => Ok(None),
             HostAnswer::Busy { switch } => {
                 let message = format!(
                     "{} switches the host to {} already (switch {})",
@@ -134,71 +194,21 @@ impl Drive<'_> {
         }
     }
 
-    async fn ordered(&mut self) -> Result<(), HostError> {
-        self.pending.ordered = true;
-        self.show(SwitchStage::Applying).await;
-        Ok(())
-    }
-
-    /// Follows the switch on the host, and gives the server's word.
-    async fn follow(&mut self) -> SwitchView {
-        let patience = Duration::from_millis(self.pending.confirm_ms) + BACK_MAX;
-        self.heard_at = Instant::now();
-        loop {
-            match self.look().await {
-                Ok(Some(ended)) => return ended,
-                Ok(None) => self.heard_at = Instant::now(),
-                Err(error) if error.may_pass() => {
-                    let waits_for_boot = self.pending.view.stage == SwitchStage::AwaitingBoot;
-                    if !waits_for_boot && self.heard_at.elapsed() > patience {
-                        let message = format!(
-                            "the host is not heard any more ({error}): without the server's word it has gone back by itself"
-                        );
-                        return self.ended(SwitchOutcome::Failed, Some(message));
-                    }
-                }
-                Err(error) => return self.ended(SwitchOutcome::Failed, Some(chain(&error))),
-            }
-            sleep(match self.pending.view.stage {
-                SwitchStage::AwaitingBoot => LOOK_FOR_BOOT,
-                _ => LOOK,
-            })
-            .await;
-        }
-    }
-
-    async fn look(&mut self) -> Result<Option<SwitchView>, HostError> {
-        let Some(switch) = self.host().status().await?.filter(|switch| switch.id == self.pending.view.id)
-        else {
-            let message = "the host does not know of the switch any more".to_owned();
-            return Ok(Some(self.ended(SwitchOutcome::Failed, Some(message))));
-        };
+    /// Takes in how the switch stands, and gives the server's word.
+    async fn attend(&mut self, switch: HostSwitch) -> Result<Option<SwitchView>, HostError> {
         if let Some(ended) = self.outcome(&switch) {
             return Ok(Some(ended));
         }
         self.show(switch.stage).await;
         if switch.stage == SwitchStage::Confirming && switch.healthy {
-            self.hear_anew().await?;
-            if let HostAnswer::Done { switch } = self.host().confirm(&switch.id).await? {
+            let hosts = self.systems.hosts.clone();
+            hosts.hear_anew(self.id, Duration::from_millis(self.pending.confirm_ms)).await?;
+            self.keep(|pending| pending.confirmed = true).await?;
+            if let HostAnswer::Done { switch } = hosts.confirm(self.id, &switch.id).await? {
                 return Ok(self.outcome(&switch));
             }
         }
         Ok(None)
-    }
-
-    /// Waits for a connection that was made behind the activation: that the old one stands says nothing.
-    async fn hear_anew(&self) -> Result<(), HostError> {
-        let agents = self.systems.world.agents();
-        let before = agents.heard(self.id);
-        agents.hear_anew(self.id)?;
-        let until = Instant::now() + Duration::from_millis(self.pending.confirm_ms);
-        while agents.heard(self.id).is_none_or(|heard| Some(heard) == before) {
-            if Instant::now() > until {
-                return Err(HostError::Silent);
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
     }
 
     fn outcome(&self, switch: &HostSwitch) -> Option<SwitchView> {
@@ -209,18 +219,26 @@ impl Drive<'_> {
         SwitchView { outcome: Some(outcome), message, ..self.pending.view.clone() }
     }
 
+    /// Shows where the switch stands; that it could not be kept is no reason to end.
     async fn show(&mut self, stage: SwitchStage) {
-        if self.pending.view.stage == stage {
-            return;
-        }
-        self.pending.view.stage = stage;
-        let pending = self.pending.clone();
-        let updated = records::update(&*self.systems.state, self.id, &pending.view.id, |known| {
-            *known = pending.clone()
-        });
-        if let Err(error) = updated.await {
+        if let Err(error) = self.keep(|pending| pending.view.stage = stage).await {
             tracing::warn!(machine = %self.id, error = chain(&error), "the stage of a switch cannot be kept");
         }
+    }
+
+    /// Writes down what the next server has to know.
+    async fn keep(&mut self, change: impl FnOnce(&mut PendingSwitch)) -> Result<(), HostError> {
+        let mut changed = self.pending.clone();
+        change(&mut changed);
+        if changed == self.pending {
+            return Ok(());
+        }
+        let kept = records::update(&*self.systems.state, self.id, &changed.view.id, |known| {
+            *known = changed.clone();
+        });
+        kept.await.map_err(HostError::Unkept)?;
+        self.pending = changed;
         self.systems.changed();
+        Ok(())
     }
 }

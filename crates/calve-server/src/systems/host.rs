@@ -1,4 +1,4 @@
-//! Speaking with `calve-switch` on a host, over the link of its agent.
+//! Hosts as switches need them, and how they are spoken with: `calve-switch`, over the link of the agent.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -7,15 +7,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use calve_core::MachineId;
+use calve_nix::StorePath;
 use calve_store::{Closure, Store};
 use calve_wire::agent::Target;
 use calve_wire::frame::Channel;
 use calve_wire::system::{HostAnswer, HostFacts, HostOrder, HostSwitch, SWITCH_DIR, SWITCH_PROGRAM};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
+use super::records::SystemsError;
 use crate::agents::{Agents, LinkError, StreamEvent};
+use crate::chain;
+use crate::world::World;
 use crate::world::seed::{self, SeedError};
 
 /// Time for a verb: a host that is being switched is slow, and a dry activation runs in one.
@@ -26,6 +32,8 @@ const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
 const PIECE_BYTES: usize = 64 * 1024;
 /// The exit code for a program that is not there.
 const NOT_FOUND_CODE: i32 = 127;
+/// Pause between two looks whether an agent was heard anew.
+const HEARD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a host did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +53,9 @@ pub enum HostError {
     /// The closure or `calve-switch` did not arrive.
     #[error(transparent)]
     Send(#[from] SeedError),
+    /// What is about to be done could not be written down.
+    #[error("the server's own record cannot be kept")]
+    Unkept(#[source] SystemsError),
     /// `calve-switch` is not where it should be here.
     #[error("{path} cannot be read: it belongs beside calve and calve-agent")]
     Program {
@@ -57,32 +68,105 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// Whether waiting helps: the link may come back.
+    /// Whether waiting helps, while the machine is there: the link may come back.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Link(error) | Self::Send(SeedError::Link(error)) => {
-                !matches!(error, LinkError::Unknown | LinkError::BadToken)
-            }
-            Self::Silent => true,
+            Self::Link(error) | Self::Send(SeedError::Link(error)) => *error != LinkError::BadToken,
+            Self::Silent | Self::Unkept(_) => true,
             Self::Missing | Self::Said(_) | Self::Send(_) | Self::Program { .. } => false,
         }
     }
 }
 
+/// What a switch needs of hosts. Two implementations: over the links of agents, and the simulator's.
+///
+/// Every call may be repeated: a switch that has begun is not begun again, a word that was given is given again.
+#[async_trait]
+pub trait Hosts: Send + Sync {
+    /// Brings `calve-switch` to the host, and what it lacks of a system's closure into `dir` beside its store; whether there was
+    /// any.
+    async fn bring(&self, id: MachineId, toplevel: &StorePath, dir: &str) -> Result<bool, HostError>;
+
+    /// Has a switch begin.
+    async fn begin(&self, id: MachineId, order: &HostOrder) -> Result<HostAnswer, HostError>;
+
+    /// The switch under way, or the last one.
+    async fn status(&self, id: MachineId) -> Result<Option<HostSwitch>, HostError>;
+
+    /// Waits for a connection of the host's agent that is made from now on: that the old one stands says nothing.
+    async fn hear_anew(&self, id: MachineId, patience: Duration) -> Result<(), HostError>;
+
+    /// Gives the server's word.
+    async fn confirm(&self, id: MachineId, switch: &str) -> Result<HostAnswer, HostError>;
+
+    /// What the host's system is like.
+    async fn facts(&self, id: MachineId) -> Result<HostFacts, HostError>;
+}
+
+#[async_trait]
+impl Hosts for World {
+    async fn bring(&self, id: MachineId, toplevel: &StorePath, dir: &str) -> Result<bool, HostError> {
+        let host = Host::new(self.agents(), id);
+        host.equip().await?;
+        let (store, path) = (self.store().clone(), toplevel.clone());
+        let closure = tokio::task::spawn_blocking(move || store.closure(&[path])).await;
+        match closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+            Ok(closure) => host.bring(self.store(), &closure, dir).await,
+            // A former generation may be on the host alone; the host says where it is not.
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "a system is not here, so the host has to have it");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn begin(&self, id: MachineId, order: &HostOrder) -> Result<HostAnswer, HostError> {
+        let order = serde_json::to_string(order).expect("plain data");
+        Host::new(self.agents(), id).ask(&["begin"], Some(order)).await
+    }
+
+    async fn status(&self, id: MachineId) -> Result<Option<HostSwitch>, HostError> {
+        Host::new(self.agents(), id).ask(&["status"], None).await
+    }
+
+    async fn hear_anew(&self, id: MachineId, patience: Duration) -> Result<(), HostError> {
+        let before = self.agents().heard(id);
+        self.agents().hear_anew(id)?;
+        let until = Instant::now() + patience;
+        while self.agents().heard(id).is_none_or(|heard| Some(heard) == before) {
+            if Instant::now() > until {
+                return Err(HostError::Silent);
+            }
+            tokio::time::sleep(HEARD_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn confirm(&self, id: MachineId, switch: &str) -> Result<HostAnswer, HostError> {
+        Host::new(self.agents(), id).ask(&["confirm", switch], None).await
+    }
+
+    async fn facts(&self, id: MachineId) -> Result<HostFacts, HostError> {
+        let host = Host::new(self.agents(), id);
+        host.equip().await?;
+        host.ask(&["facts"], None).await
+    }
+}
+
 /// A host, by its agent's link.
-pub struct Host<'a> {
+struct Host<'a> {
     agents: &'a Agents,
     id: MachineId,
 }
 
 impl<'a> Host<'a> {
     /// The machine's.
-    pub fn new(agents: &'a Agents, id: MachineId) -> Self {
+    fn new(agents: &'a Agents, id: MachineId) -> Self {
         Self { agents, id }
     }
 
     /// Brings `calve-switch`, where the host lacks this server's.
-    pub async fn equip(&self) -> Result<(), HostError> {
+    async fn equip(&self) -> Result<(), HostError> {
         let path = program();
         let read = tokio::fs::read(&path).await;
         let bytes = read.map_err(|error| HostError::Program { path: path.display().to_string(), error })?;
@@ -101,7 +185,7 @@ impl<'a> Host<'a> {
     }
 
     /// Brings what the host lacks of a closure, into `dir` beside its store; whether there was any.
-    pub async fn bring(&self, store: &Arc<Store>, closure: &Closure, dir: &str) -> Result<bool, HostError> {
+    async fn bring(&self, store: &Arc<Store>, closure: &Closure, dir: &str) -> Result<bool, HostError> {
         let names: Vec<String> = closure.paths.iter().map(|path| path.path.base_name().to_string()).collect();
         let missing: Vec<String> = self.ask(&["missing"], Some(names.join("\n"))).await?;
         if missing.is_empty() {
@@ -137,36 +221,6 @@ impl<'a> Host<'a> {
         let (sent, ended) = futures_util::future::join(sending, ended).await;
         ended?;
         Ok(sent?)
-    }
-
-    /// Has a switch begin.
-    pub async fn begin(&self, order: &HostOrder) -> Result<HostAnswer, HostError> {
-        self.ask(&["begin"], Some(serde_json::to_string(order).expect("plain data"))).await
-    }
-
-    /// The switch under way, or the last one.
-    pub async fn status(&self) -> Result<Option<HostSwitch>, HostError> {
-        self.ask(&["status"], None).await
-    }
-
-    /// Gives the server's word.
-    pub async fn confirm(&self, switch: &str) -> Result<HostAnswer, HostError> {
-        self.ask(&["confirm", switch], None).await
-    }
-
-    /// Wants the former system back.
-    pub async fn back(&self, switch: &str, why: &str) -> Result<HostSwitch, HostError> {
-        match self.ask(&["back", switch, why], None).await? {
-            HostAnswer::Done { switch } | HostAnswer::Busy { switch } => Ok(switch),
-            HostAnswer::Dry { .. } => Err(HostError::Said("the host answered what was not asked".to_owned())),
-            HostAnswer::Refused { message } => Err(HostError::Said(message)),
-        }
-    }
-
-    /// What the host's system is like.
-    pub async fn facts(&self) -> Result<HostFacts, HostError> {
-        self.equip().await?;
-        self.ask(&["facts"], None).await
     }
 
     async fn ask<T: DeserializeOwned>(&self, verb: &[&str], input: Option<String>) -> Result<T, HostError> {

@@ -6,7 +6,7 @@ use calve_wire::system::{
     PendingSwitch, SWITCH_VERSION, SwitchAction, SwitchOutcome, SwitchView, SystemRecord,
 };
 
-use crate::reconcile::records::machine_key;
+use crate::reconcile::records::{machine_key, put};
 use crate::state::{Durability, Expect, State, StateError};
 
 /// Key prefix.
@@ -75,7 +75,7 @@ async fn change(
         };
         change(&mut record)?;
         let value = Bytes::from(serde_json::to_vec(&record).expect("plain data"));
-        match state.put(&key, value, expect, Durability::Now).await {
+        match put(state, &key, value, expect, Durability::Now).await {
             Err(StateError::Conflict { .. }) if tries < TRIES_MAX => tries += 1,
             result => return Ok(result.map(drop)?),
         }

@@ -264,6 +264,23 @@ fn health_and_server() -> Vec<Case> {
             end: End::Applied,
             ..SOUND
         },
+        Case {
+            name: "the same switch is begun again, under way and behind its end",
+            during: |host| {
+                let order = host.order(SwitchAction::Switch, None, 5000);
+                let again = || match host.begin(&order) {
+                    HostAnswer::Done { switch } => switch,
+                    answer => panic!("{answer:?}"),
+                };
+                assert_eq!(again().id, "one");
+                host.wait_for(SwitchStage::Confirming);
+                host.confirm("one");
+                assert_eq!(again().outcome, Some(SwitchOutcome::Applied));
+                assert_eq!(host.log().matches("new test").count(), 1, "{}", host.log());
+            },
+            end: End::Applied,
+            ..SOUND
+        },
     ]
 }
 

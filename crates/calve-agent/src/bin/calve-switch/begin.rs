@@ -7,7 +7,6 @@ use calve_wire::system::{
 };
 use std::time::{Duration, Instant};
 
-use crate::course::{Course, Step};
 use crate::disk::{self, Disk, Held};
 use crate::host::{Host, boottime_ms, unix_ms};
 use crate::loader::Loader;
@@ -15,7 +14,8 @@ use crate::program::{self, Program};
 use crate::record::{Deadline, Record};
 use crate::socket::Request;
 use crate::supervise::Start;
-use crate::{daemon, profile, refused, socket};
+use crate::{daemon, facts, profile, refused, socket};
+use calve_agent::course::{Course, Step};
 
 /// What a directory in the store begins with into which a closure is brought: no store path begins so.
 const INCOMING: &str = ".switch-";
@@ -27,6 +27,10 @@ pub fn begin(host: &Host, order: &str) -> anyhow::Result<HostAnswer> {
     let order: HostOrder = serde_json::from_str(order).context("the order does not parse")?;
     if let Err(why) = check(host, &order) {
         return Ok(refused(why));
+    }
+    // Asked for again, as the answer was lost.
+    if let Some(switch) = begun(host, &order.id)? {
+        return Ok(HostAnswer::Done { switch });
     }
     let disk = match disk::hold(host) {
         Ok(disk) => disk,
@@ -54,6 +58,14 @@ pub fn begin(host: &Host, order: &str) -> anyhow::Result<HostAnswer> {
             profile::tidy(host);
             Ok(refused(why))
         }
+    }
+}
+
+/// The switch of this name, where it was ever begun here. One that nobody carries out is gone on with.
+fn begun(host: &Host, id: &str) -> anyhow::Result<Option<HostSwitch>> {
+    match status(host)?.filter(|switch| switch.id == id) {
+        Some(switch) => Ok(Some(switch)),
+        None => Ok(facts::history(host).into_iter().rev().find(|switch| switch.id == id)),
     }
 }
 

@@ -7,7 +7,6 @@
 //! *Invariant*: one thread, no runtime, no network. What a person or the server sees is JSON on standard output.
 
 mod begin;
-mod course;
 mod daemon;
 mod disk;
 mod facts;

@@ -3,7 +3,7 @@
 use calve_wire::system::{HostOrder, HostSwitch};
 use serde::{Deserialize, Serialize};
 
-use crate::course::Course;
+use calve_agent::course::Course;
 
 /// The record of the switch under way, or of the last one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

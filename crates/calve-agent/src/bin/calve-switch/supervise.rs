@@ -10,7 +10,6 @@ use anyhow::Context;
 use calve_wire::system::{HostAnswer, SwitchAction};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::course::{Event, Found, Step};
 use crate::disk::{self, Disk};
 use crate::host::{Host, boottime_ms, unix_ms};
 use crate::loader::Loader;
@@ -18,6 +17,7 @@ use crate::program::{Program, environment, shell_command, switch_command};
 use crate::record::{Deadline, Record};
 use crate::socket::{self, Request};
 use crate::{profile, refused, watch};
+use calve_agent::course::{Event, Found, Step};
 
 /// Longest wait between two looks at what runs.
 const LOOK: Duration = Duration::from_millis(50);
@@ -33,6 +33,8 @@ const BACK_ACTIVATE_MAX: Duration = Duration::from_secs(20);
 const KEEP_MAX: Duration = Duration::from_secs(20);
 /// Time for the host to restart in order, before it is restarted anyhow.
 const RESTART_MAX: Duration = Duration::from_secs(10);
+/// Time for what is not on the disk yet to come there before that: a disk that hangs is one more reason to restart.
+const SYNC_MAX: Duration = Duration::from_secs(10);
 /// Seconds after which a kernel that has panicked restarts the host, where it would stand still for ever.
 const PANIC_SECONDS: &str = "5";
 /// The kernel's setting for that (sysctl `kernel.panic`).
@@ -407,7 +409,7 @@ impl Supervisor<'_> {
             let _ = self.run(command, RESTART_MAX, "systemctl reboot");
         }
         std::thread::sleep(RESTART_MAX);
-        rustix::fs::sync();
+        sync_briefly();
         let restarted = rustix::system::reboot(rustix::system::RebootCommand::Restart);
         Event::Failed(format!("the host cannot be restarted: {restarted:?}"))
     }
@@ -429,6 +431,15 @@ impl Supervisor<'_> {
         }
         let _ = crate::host::remove(&self.host.kept("socket"));
     }
+}
+
+fn sync_briefly() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        rustix::fs::sync();
+        let _ = done.send(());
+    });
+    let _ = ended.recv_timeout(SYNC_MAX);
 }
 
 fn code(status: std::process::ExitStatus) -> String {

@@ -179,3 +179,16 @@ fn a_system_that_replaces_itself_is_told_by_what_was_expected() {
     course.take(Event::Resumed(Found::BootedFormer));
     assert_eq!(course.step, Step::Confirm);
 }
+
+/// The system that runs may be a tested one, which no restart leads to.
+#[test]
+fn a_restart_into_a_third_system_is_told_also_where_new_and_former_are_the_same() {
+    for same in [false, true] {
+        for dones in 1..5 {
+            let mut course = at(Switch, dones);
+            course.same = same;
+            course.take(Event::Resumed(Found::BootedOther));
+            assert_eq!(course.outcome(), Some(Failed), "{same} {dones}");
+        }
+    }
+}

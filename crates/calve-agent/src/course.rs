@@ -256,7 +256,10 @@ impl Course {
     }
 
     fn resumed(&mut self, found: Found) {
-        let found = if self.same && found != Found::SameBoot { self.same_boot_again() } else { found };
+        let found = match found {
+            Found::BootedFormer | Found::BootedNew if self.same => self.same_boot_again(),
+            found => found,
+        };
         match (found, self.step) {
             (_, Step::Ended(_)) => {}
             (Found::SameBoot, Step::Begun) => {
