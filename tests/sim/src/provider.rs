@@ -118,27 +118,22 @@ impl Account {
 }
 
 fn listed(number: u64, machine: &Machine) -> Listed {
-    Listed {
-        id: number.to_string(),
-        name: machine.name.clone(),
-        tags: machine.tags.clone(),
-        region: REGION.to_owned(),
-        size: String::new(),
-        status: if machine.vm.alive { "active" } else { "off" }.to_owned(),
-        address: None,
-        created_at: String::new(),
-        dollars_per_hour: None,
-    }
+    let status = if machine.vm.alive { "active" } else { "off" };
+    listed_as(number, &machine.name, &machine.tags, status)
 }
 
 fn listed_stranger(number: u64, stranger: &Stranger) -> Listed {
+    listed_as(number, &stranger.name, &stranger.tags, "active")
+}
+
+fn listed_as(number: u64, name: &str, tags: &[String], status: &str) -> Listed {
     Listed {
         id: number.to_string(),
-        name: stranger.name.clone(),
-        tags: stranger.tags.clone(),
+        name: name.to_owned(),
+        tags: tags.to_vec(),
         region: REGION.to_owned(),
         size: String::new(),
-        status: "active".to_owned(),
+        status: status.to_owned(),
         address: None,
         created_at: String::new(),
         dollars_per_hour: None,
