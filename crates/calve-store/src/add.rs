@@ -73,7 +73,7 @@ impl Store {
             return Ok(path);
         }
         let place = self.private_path(&path);
-        self.move_away(&place, &scratch)?;
+        self.move_away(&place, scratch.path())?;
         fs::rename(&tree, &place).map_err(StoreError::io("write", &place))?;
         seal(&place)?;
         sync_dir(&self.root)?;

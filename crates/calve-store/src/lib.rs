@@ -54,6 +54,7 @@ pub use error::{StoreError, chain};
 pub use http::{Address, HttpRemote};
 pub use image::prune_images;
 pub use locate::{InStore, Located};
+pub use nix_place::registration;
 pub use path_info::PathInfo;
 pub use place::Destination;
 pub use program::{ProgramError, check_program, is_program_format};

@@ -14,6 +14,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use calve_store_dir::StoreDir;
+
 use crate::partial::Partials;
 use crate::place::seal_root;
 use crate::scratch::Scratch;
@@ -75,16 +77,20 @@ impl NixPlace {
                 .map_err(|message| TransferError::WrongAddress { path: info.path.clone(), message })?;
         }
         let _collector = self.keep_collector_away()?;
+        let dir =
+            StoreDir::open(&store.nix_store_dir).map_err(StoreError::io("write to", &store.nix_store_dir))?;
+        let place = |info: &PathInfo| dir.path(&store.nix_store_dir.join(info.path.base_name()));
+        let aside = dir.path(scratch.path());
         // In one order for everybody, so that two never wait for each other.
-        let mut places: Vec<_> =
-            trees.iter().map(|(info, _)| store.nix_store_dir.join(info.path.base_name())).collect();
+        let mut places: Vec<_> = trees.iter().map(|(info, _)| place(info)).collect();
         places.sort_unstable();
         let locks: Result<Vec<_>, _> = places.iter().map(|place| PathLock::wait(place)).collect();
         let locks = locks?;
         let paths: Vec<_> = trees.iter().map(|(info, _)| info.path.clone()).collect();
         let present = store.present_in_nix(&paths)?;
         let new: Vec<_> = trees.iter().filter(|(info, _)| !present.contains(&info.path)).collect();
-        let landed = move_in(store, &new, scratch, flush).and_then(|()| {
+        let moves: Vec<_> = new.iter().map(|(info, tree)| (dir.path(tree), place(info))).collect();
+        let landed = move_in(store, &moves, &aside, flush).and_then(|()| {
             let infos: Vec<_> = new.iter().map(|(info, _)| *info).collect();
             self.register(store, &infos)
         });
@@ -92,7 +98,7 @@ impl NixPlace {
             // Whether Nix took them before it failed is asked again: what is valid stays.
             let valid = store.present_in_nix(&paths).unwrap_or_default();
             for (info, _) in new.iter().filter(|(info, _)| !valid.contains(&info.path)) {
-                let _ = store.move_away(&store.nix_store_dir.join(info.path.base_name()), scratch);
+                let _ = store.move_away(&place(info), &aside);
             }
         }
         locks.into_iter().for_each(PathLock::release);
@@ -125,17 +131,17 @@ impl NixPlace {
     }
 }
 
+/// Moves trees to their places; what lies there goes to `aside`.
 fn move_in(
     store: &Store,
-    trees: &[&(&PathInfo, PathBuf)],
-    scratch: &Scratch,
+    moves: &[(PathBuf, PathBuf)],
+    aside: &Path,
     flush: bool,
 ) -> Result<(), TransferError> {
-    for (info, tree) in trees {
-        let place = store.nix_store_dir.join(info.path.base_name());
-        store.move_away(&place, scratch)?;
-        fs::rename(tree, &place).map_err(StoreError::io("write", &place))?;
-        seal_root(&place)?;
+    for (tree, place) in moves {
+        store.move_away(place, aside)?;
+        fs::rename(tree, place).map_err(StoreError::io("write", place))?;
+        seal_root(place)?;
     }
     if !flush {
         return Ok(());
@@ -145,8 +151,8 @@ fn move_in(
     Ok(synced.map_err(StoreError::io("write", dir))?)
 }
 
-/// Registers paths in one transaction, in the words of `nix-store --dump-db`.
-fn load(store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
+/// What `nix-store --load-db` reads to know of these paths: as `nix-store --dump-db` writes it, without signatures.
+pub fn registration<'a>(infos: impl IntoIterator<Item = &'a PathInfo>) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     for info in infos {
@@ -155,6 +161,12 @@ fn load(store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
         writeln!(text, "{}\n{hash}\n{size}\n{deriver}\n{count}", info.path).expect("into a string");
         info.references.iter().for_each(|path| writeln!(text, "{path}").expect("into a string"));
     }
+    text
+}
+
+/// Registers paths in one transaction, by Nix's own program.
+fn load(store: &Store, infos: &[&PathInfo]) -> Result<(), TransferError> {
+    let text = registration(infos.iter().copied());
     let failed = |message| TransferError::NixRegistration { paths: infos.len(), message };
     let run = || {
         let mut child = Command::new(store.nix.program())

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use calve_nix::StorePath;
+use calve_store_dir::StoreDir;
 use rustix::fs::Access;
 
 use crate::add::seal;
@@ -31,9 +32,10 @@ impl Store {
     /// into the private store.
     pub fn destination(&self) -> Destination {
         let writable = |path: &Path| rustix::fs::access(path, Access::WRITE_OK).is_ok();
+        let store = &*self.nix_store_dir;
         let nix = self.nix.exists()
             && writable(self.nix.path())
-            && writable(&self.nix_store_dir)
+            && StoreDir::open(store).is_ok_and(|dir| writable(&dir.path(store)))
             && self.nix.path().parent().is_some_and(writable)
             && is_found(self.nix.program());
         if nix { Destination::Nix } else { Destination::Private }
@@ -125,7 +127,7 @@ impl Landing {
         let mut entries = Vec::with_capacity(trees.len());
         for (info, tree) in trees.iter().filter(|(info, _)| !present.contains(&info.path)) {
             let place = store.private_path(&info.path);
-            store.move_away(&place, &self.scratch)?;
+            store.move_away(&place, self.scratch.path())?;
             fs::rename(tree, &place).map_err(StoreError::io("write", &place))?;
             seal_root(&place)?;
             entries.push(*info);

@@ -62,7 +62,7 @@ impl Store {
                 continue;
             }
             if self.register.take_unused(&path, since, &aside)? {
-                self.move_away(&self.private_path(&path), &scratch)?;
+                self.move_away(&self.private_path(&path), scratch.path())?;
                 pruned.bytes += sizes.get(&path).copied().unwrap_or_default();
                 pruned.paths.push(path);
             } else {

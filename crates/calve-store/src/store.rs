@@ -101,7 +101,7 @@ impl Store {
         let lock = self.lock()?;
         let scratch = Scratch::new(&self.tmp(), &lock)?;
         self.register.remove(path)?;
-        self.move_away(&self.private_path(path), &scratch)?;
+        self.move_away(&self.private_path(path), scratch.path())?;
         drop(lock);
         drop(scratch);
         Ok(())
@@ -139,13 +139,13 @@ impl Store {
     }
 
     /// Moves a tree out of the private store, to be removed with `scratch`; absence is success.
-    pub(crate) fn move_away(&self, tree: &Path, scratch: &Scratch) -> Result<(), StoreError> {
+    pub(crate) fn move_away(&self, tree: &Path, aside: &Path) -> Result<(), StoreError> {
         let Ok(metadata) = fs::symlink_metadata(tree) else { return Ok(()) };
         if metadata.is_dir() {
             // A directory that changes its parent must be writable to who moves it (rename(2)).
             make_writable(tree)?;
         }
-        let away = scratch.path().join(tree.file_name().expect("a tree in the store has a name"));
+        let away = aside.join(tree.file_name().expect("a tree in the store has a name"));
         remove_tree(&away)?;
         fs::rename(tree, &away).map_err(StoreError::io("remove", tree))
     }
@@ -161,7 +161,7 @@ impl Store {
             let path = name.to_str().and_then(|name| StorePath::from_base_name(name).ok());
             let Some(path) = path.filter(|path| !self.register.contains(path)) else { continue };
             let scratch = Scratch::new(&self.tmp(), &lock)?;
-            self.move_away(&self.private_path(&path), &scratch)?;
+            self.move_away(&self.private_path(&path), scratch.path())?;
             leftovers.push(scratch);
         }
         // Removing big trees takes time that others need not wait for.

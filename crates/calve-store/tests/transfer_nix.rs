@@ -89,3 +89,44 @@ fn a_tree_that_nix_does_not_know_is_replaced() {
     nix(&to, &["--verify-path", &chain.library.to_string()]);
     assert!(!place.join("half").exists());
 }
+
+/// As NixOS has its store: mounted over itself, read-only. The test runs itself again where it may mount.
+#[test]
+fn a_store_that_is_mounted_read_only_takes_paths() {
+    const AGAIN: &str = "CALVE_TEST_MOUNTS";
+    const NAME: &str = "a_store_that_is_mounted_read_only_takes_paths";
+    if !have("nix-store") {
+        return;
+    }
+    if std::env::var_os(AGAIN).is_none() {
+        let root = if rustix::process::geteuid().is_root() { vec![] } else { vec!["--map-root-user"] };
+        let unshared = || {
+            let mut command = Command::new("unshare");
+            command.args(&root).args(["--mount", "--propagation", "private"]);
+            command
+        };
+        if !unshared().arg("true").output().is_ok_and(|output| output.status.success()) {
+            println!("not shown: no mount namespace can be made");
+            return;
+        }
+        let test = std::env::current_exe().unwrap();
+        run(unshared().arg(test).args(["--exact", NAME]).env(AGAIN, "1"));
+        return;
+    }
+    let (_from, chain, cache) = pushed();
+    let to = with_nix();
+    let dir = to.path("root/nix/store");
+    // What nobody knows lies there already, and is in the way.
+    file(&dir.join(chain.library.base_name()).join("half"), b"made", 0o444);
+    run(Command::new("mount").arg("--bind").args([&dir, &dir]));
+    run(Command::new("mount").args(["-o", "remount,bind,ro"]).arg(&dir));
+    assert!(fs::write(dir.join("file"), "").is_err());
+    assert_eq!(to.store.destination(), Destination::Nix);
+    let options = PullOptions { destination: None, ..trusting(&[&cache]) };
+    assert_eq!(pull_from(&to, &[&cache], &chain.program, options).0.unwrap().len(), 3);
+    for path in [&chain.library, &chain.middle, &chain.program] {
+        nix(&to, &["--verify-path", &path.to_string()]);
+    }
+    let mut names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.all(|name| !name.to_string_lossy().ends_with(".lock")));
+}

@@ -12,6 +12,9 @@ pub const SWITCH_VERSION: u32 = 1;
 pub const SWITCH_DIR: &str = "/var/lib/calve/switch";
 /// Its name in [`SWITCH_DIR`], by which the agent finds it at its start.
 pub const SWITCH_PROGRAM: &str = "calve-switch";
+/// A file beside the paths that were brought to a host with Nix's database: what that is to know of them, in the words of
+/// `nix-store --load-db`.
+pub const REGISTRATION: &str = ".registration";
 /// Longest health check in bytes: the record on the host's disk has a fixed size.
 pub const HEALTH_MAX_BYTES: usize = 2048;
 /// Time to confirm where nobody says one: with the way back it stays below 90 seconds.
@@ -123,6 +126,17 @@ pub struct HostOrder {
     /// A directory beside the store whose entries are to be moved into it first.
     #[serde(default)]
     pub incoming: Option<String>,
+}
+
+/// The answer of `calve-switch room`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRoom {
+    /// Base names of the store paths that the host lacks.
+    pub missing: Vec<String>,
+    /// The directory into which they are to be brought; in the order of the switch as [`HostOrder::incoming`].
+    pub dir: String,
+    /// Whether the host has Nix's database, and [`REGISTRATION`] is to be brought along.
+    pub registers: bool,
 }
 
 /// A switch as the host knows it: the answer of `calve-switch status`, and a line of its history.

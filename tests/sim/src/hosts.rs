@@ -90,9 +90,10 @@ struct Asked<'a> {
 
 #[async_trait]
 impl Hosts for SimHosts {
-    async fn bring(&self, id: MachineId, toplevel: &StorePath, _: &str) -> Result<bool, HostError> {
+    async fn bring(&self, id: MachineId, toplevel: &StorePath, _: &str) -> Result<Option<String>, HostError> {
         let system = system_at(&toplevel.to_string());
-        self.ask(id, "takes a closure", |host, _| host.bring(system)).await
+        let brought = self.ask(id, "takes a closure", |host, _| host.bring(system)).await?;
+        Ok(brought.then(|| "/nix/incoming".to_owned()))
     }
 
     async fn begin(&self, id: MachineId, order: &HostOrder) -> Result<HostAnswer, HostError> {

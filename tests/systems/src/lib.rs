@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use calve_wire::system::{
-    HostAnswer, HostFacts, HostOrder, HostSwitch, SWITCH_DIR, SWITCH_VERSION, SwitchAction, SwitchStage,
+    HostAnswer, HostFacts, HostOrder, HostRoom, HostSwitch, SWITCH_DIR, SWITCH_VERSION, SwitchAction,
+    SwitchStage,
 };
 
 /// The system that the host has.
@@ -220,6 +221,11 @@ impl FakeHost {
             by: "uid:1000".to_owned(),
             incoming: None,
         }
+    }
+
+    /// What the host lacks of paths with these base names, and where it wants them.
+    pub fn room(&self, names: &[&str]) -> HostRoom {
+        self.parsed(&["room", "one"], Some(&names.join("\n")))
     }
 
     /// Begins a switch.

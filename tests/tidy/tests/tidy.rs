@@ -11,9 +11,10 @@ const FILE_MAX_LINES: usize = 800;
 const EDGES: &[(&str, &[&str])] = &[
     ("calve-nix", &[]),
     ("calve-pin", &[]),
+    ("calve-store-dir", &[]),
     ("calve-core", &["calve-nix"]),
     ("calve-wire", &["calve-core", "calve-nix"]),
-    ("calve-store", &["calve-nix"]),
+    ("calve-store", &["calve-nix", "calve-store-dir"]),
     ("calve-node", &["calve-core", "calve-nix", "calve-store", "calve-wire"]),
     ("calve-provider", &["calve-core", "calve-nix", "calve-pin", "calve-wire"]),
     (
@@ -28,7 +29,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "calve-wire",
         ],
     ),
-    ("calve-agent", &["calve-nix", "calve-pin", "calve-store", "calve-wire"]),
+    ("calve-agent", &["calve-nix", "calve-pin", "calve-store-dir", "calve-wire"]),
     (
         "calve",
         &[
@@ -48,6 +49,7 @@ const BANNED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("calve-core", &["tokio", "serde", "serde_json", "libc", "rustix"]),
     ("calve-nix", &["tokio", "serde", "libc", "rustix"]),
     ("calve-pin", &["tokio", "serde", "libc", "rustix"]),
+    ("calve-store-dir", &["tokio", "serde", "libc"]),
     ("calve-wire", &["tokio", "libc", "rustix"]),
     ("calve-agent", &["axum", "redb", "rusqlite", "clap"]),
 ];

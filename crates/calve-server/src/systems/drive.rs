@@ -24,8 +24,6 @@ use crate::world::seed::SeedError;
 const LOOK: Duration = Duration::from_millis(400);
 /// Pause between two looks at a host of which the next boot is waited for.
 const LOOK_FOR_BOOT: Duration = Duration::from_secs(3);
-/// Where a closure comes to, followed by the switch's id: within the host's store, as it is moved into it. Nothing else there begins so.
-const INCOMING: &str = "/nix/store/.switch-";
 /// How long a host that is not heard is waited for before anything was begun.
 const BRING_MAX: Duration = Duration::from_secs(600);
 /// How long behind the time to confirm a host that is not heard is waited for: it goes back within half a minute, and may
@@ -158,8 +156,7 @@ impl Drive<'_> {
             .toplevel
             .parse()
             .map_err(|_| HostError::Said("the record names no store path".to_owned()))?;
-        let incoming = format!("{INCOMING}{}", view.id);
-        let brought = hosts.bring(self.id, &toplevel, &incoming).await?;
+        let incoming = hosts.bring(self.id, &toplevel, &view.id).await?;
         let order = HostOrder {
             version: SWITCH_VERSION,
             id: view.id.clone(),
@@ -169,7 +166,7 @@ impl Drive<'_> {
             confirm_ms: self.pending.confirm_ms,
             generation: self.pending.generation,
             by: view.by.clone(),
-            incoming: brought.then_some(incoming),
+            incoming,
         };
         self.keep(|pending| pending.ordered = true).await?;
         match hosts.begin(self.id, &order).await? {

@@ -1,6 +1,6 @@
 //! Hosts as switches need them, and how they are spoken with: `calve-switch`, over the link of the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -10,10 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use calve_core::MachineId;
 use calve_nix::StorePath;
-use calve_store::{Closure, Store};
+use calve_store::{Closure, ClosurePath, Store, registration};
 use calve_wire::agent::Target;
 use calve_wire::frame::Channel;
-use calve_wire::system::{HostAnswer, HostFacts, HostOrder, HostSwitch, SWITCH_DIR, SWITCH_PROGRAM};
+use calve_wire::system::{
+    HostAnswer, HostFacts, HostOrder, HostRoom, HostSwitch, REGISTRATION, SWITCH_DIR, SWITCH_PROGRAM,
+};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -83,9 +85,14 @@ impl HostError {
 /// Every call may be repeated: a switch that has begun is not begun again, a word that was given is given again.
 #[async_trait]
 pub trait Hosts: Send + Sync {
-    /// Brings `calve-switch` to the host, and what it lacks of a system's closure into `dir` beside its store; whether there was
-    /// any.
-    async fn bring(&self, id: MachineId, toplevel: &StorePath, dir: &str) -> Result<bool, HostError>;
+    /// Brings `calve-switch` to the host, and what it lacks of a system's closure into a directory beside its store, for
+    /// this switch; gives the directory, where there was any.
+    async fn bring(
+        &self,
+        id: MachineId,
+        toplevel: &StorePath,
+        switch: &str,
+    ) -> Result<Option<String>, HostError>;
 
     /// Has a switch begin.
     async fn begin(&self, id: MachineId, order: &HostOrder) -> Result<HostAnswer, HostError>;
@@ -105,17 +112,22 @@ pub trait Hosts: Send + Sync {
 
 #[async_trait]
 impl Hosts for World {
-    async fn bring(&self, id: MachineId, toplevel: &StorePath, dir: &str) -> Result<bool, HostError> {
+    async fn bring(
+        &self,
+        id: MachineId,
+        toplevel: &StorePath,
+        switch: &str,
+    ) -> Result<Option<String>, HostError> {
         let host = Host::new(self.agents(), id);
         host.equip().await?;
         let (store, path) = (self.store().clone(), toplevel.clone());
         let closure = tokio::task::spawn_blocking(move || store.closure(&[path])).await;
         match closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
-            Ok(closure) => host.bring(self.store(), &closure, dir).await,
+            Ok(closure) => host.bring(self.store(), &closure, switch).await,
             // A former generation may be on the host alone; the host says where it is not.
             Err(error) => {
                 tracing::debug!(error = chain(&error), "a system is not here, so the host has to have it");
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -184,17 +196,31 @@ impl<'a> Host<'a> {
         self.run(vec![brought, "install".to_owned(), sum], None).await.map(drop)
     }
 
-    /// Brings what the host lacks of a closure, into `dir` beside its store; whether there was any.
-    async fn bring(&self, store: &Arc<Store>, closure: &Closure, dir: &str) -> Result<bool, HostError> {
+    /// Brings what the host lacks of a closure, and what its Nix is to know of that; the directory where there was any.
+    async fn bring(
+        &self,
+        store: &Arc<Store>,
+        closure: &Closure,
+        switch: &str,
+    ) -> Result<Option<String>, HostError> {
         let names: Vec<String> = closure.paths.iter().map(|path| path.path.base_name().to_string()).collect();
-        let missing: Vec<String> = self.ask(&["missing"], Some(names.join("\n"))).await?;
-        if missing.is_empty() {
-            return Ok(false);
+        let room: HostRoom = self.ask(&["room", switch], Some(names.join("\n"))).await?;
+        if room.missing.is_empty() {
+            return Ok(None);
         }
-        let lacks = |name: &str| missing.iter().any(|missing| missing == name);
-        let paths = closure.paths.iter().filter(|path| lacks(path.path.base_name())).cloned().collect();
-        seed::bring(self.agents, store, self.id, &Closure::new(paths), dir).await?;
-        Ok(true)
+        let missing: HashSet<&str> = room.missing.iter().map(String::as_str).collect();
+        let lacks = |path: &&ClosurePath| missing.contains(path.path.base_name());
+        let closure = Closure::new(closure.paths.iter().filter(lacks).cloned().collect());
+        seed::bring(self.agents, store, self.id, &closure, &room.dir).await?;
+        if room.registers {
+            let store = store.clone();
+            let infos = tokio::task::spawn_blocking(move || store.path_infos(&closure)).await;
+            let infos = infos.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            let text = registration(&infos.map_err(SeedError::Store)?);
+            let name = format!("{}/{REGISTRATION}", room.dir.trim_start_matches('/'));
+            self.write("/", &packed(&name, text.as_bytes()).expect("an archive in memory")).await?;
+        }
+        Ok(Some(room.dir))
     }
 
     /// Unpacks a tar archive in a directory of the host.
@@ -280,7 +306,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// An archive of one program.
+/// An archive of one file.
 fn packed(name: &str, bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();

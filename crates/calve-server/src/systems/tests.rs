@@ -62,8 +62,8 @@ impl Scripted {
 
 #[async_trait]
 impl Hosts for Scripted {
-    async fn bring(&self, _: MachineId, _: &StorePath, _: &str) -> Result<bool, HostError> {
-        self.ask("bring").map(|_| false)
+    async fn bring(&self, _: MachineId, _: &StorePath, _: &str) -> Result<Option<String>, HostError> {
+        self.ask("bring").map(|_| None)
     }
 
     async fn begin(&self, _: MachineId, _: &HostOrder) -> Result<HostAnswer, HostError> {

@@ -14,11 +14,9 @@ use crate::program::{self, Program};
 use crate::record::{Deadline, Record};
 use crate::socket::Request;
 use crate::supervise::Start;
-use crate::{daemon, facts, profile, refused, socket};
+use crate::{daemon, facts, profile, refused, socket, store};
 use calve_agent::course::{Course, Step};
 
-/// What a directory in the store begins with into which a closure is brought: no store path begins so.
-const INCOMING: &str = ".switch-";
 /// How long the process that carries the switch out may take until it listens, or until it is gone.
 const LISTENS_MAX: Duration = Duration::from_secs(10);
 
@@ -45,17 +43,23 @@ pub fn begin(host: &Host, order: &str) -> anyhow::Result<HostAnswer> {
         daemon::leave_behind(host, disk, Start::Resume)?;
         return Ok(HostAnswer::Busy { switch });
     }
-    if let Err(why) = adopt(host, &order).and_then(|()| profile::check(host, &order.toplevel)) {
+    let taken = store::take_in(host, &order)
+        .map_err(|error| format!("the closure cannot be put into the host's store: {error:#}"));
+    if let Err(why) = taken.and_then(|()| profile::check(host, &order.toplevel)) {
+        store::unroot(host);
         return Ok(refused(why));
     }
     if order.action == SwitchAction::DryActivate {
-        return dry(host, &order);
+        let said = dry(host, &order);
+        store::unroot(host);
+        return said;
     }
     match prepare(host, order, disk) {
         Ok((record, disk)) => start(host, record, disk),
         Err(why) => {
             disk::free_ballast(host);
             profile::tidy(host);
+            store::unroot(host);
             Ok(refused(why))
         }
     }
@@ -151,30 +155,6 @@ fn check(host: &Host, order: &HostOrder) -> Result<(), String> {
         );
     }
     Ok(())
-}
-
-/// Moves what was brought into the store: whole paths only, each in one step.
-fn adopt(host: &Host, order: &HostOrder) -> Result<(), String> {
-    let Some(incoming) = &order.incoming else { return Ok(()) };
-    let dir = host.path(incoming);
-    let moved = || -> std::io::Result<()> {
-        let Ok(entries) = std::fs::read_dir(&dir) else { return Ok(()) };
-        for entry in entries {
-            let entry = entry?;
-            let target = host.path("/nix/store").join(entry.file_name());
-            if target.symlink_metadata().is_err() {
-                std::fs::rename(entry.path(), target)?;
-            }
-        }
-        // Also what was brought for a switch that was refused before it could begin.
-        for entry in std::fs::read_dir(host.path("/nix/store"))?.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(INCOMING.as_bytes()) {
-                std::fs::remove_dir_all(entry.path())?;
-            }
-        }
-        Ok(())
-    };
-    moved().map_err(|error| format!("the closure cannot be moved into the host's store: {error}"))
 }
 
 fn dry(host: &Host, order: &HostOrder) -> anyhow::Result<HostAnswer> {

@@ -30,13 +30,6 @@ pub fn facts(host: &Host) -> anyhow::Result<HostFacts> {
     })
 }
 
-/// Which of the store paths on standard input, one base name a line, the host lacks.
-pub fn missing<'a>(host: &Host, names: &'a str) -> Vec<&'a str> {
-    let store = host.path("/nix/store");
-    let lacks = |name: &&str| !name.is_empty() && store.join(name).symlink_metadata().is_err();
-    names.lines().map(str::trim).filter(lacks).collect()
-}
-
 /// Puts this file, which was brought under another name, where the agent finds it.
 pub fn install(host: &Host, sum: &str) -> anyhow::Result<()> {
     let own = std::env::current_exe()?;

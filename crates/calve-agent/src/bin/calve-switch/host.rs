@@ -68,7 +68,14 @@ impl Host {
     /// The program of the host with this name: out of a system, or of the usual directories.
     pub fn program(&self, systems: &[&str], name: &str) -> Option<PathBuf> {
         let in_systems = systems.iter().map(|system| format!("{system}/sw/bin/{name}"));
-        let usual = ["/run/current-system/sw/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+        let usual = [
+            "/run/current-system/sw/bin",
+            "/usr/bin",
+            "/bin",
+            "/usr/sbin",
+            "/sbin",
+            "/nix/var/nix/profiles/default/bin",
+        ];
         let usual = usual.iter().map(|dir| format!("{dir}/{name}"));
         in_systems.chain(usual).map(|path| self.path(&path)).find(|path| path.exists())
     }

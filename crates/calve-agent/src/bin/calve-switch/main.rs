@@ -16,6 +16,7 @@ mod profile;
 mod program;
 mod record;
 mod socket;
+mod store;
 mod supervise;
 mod watch;
 
@@ -53,11 +54,11 @@ fn run(mut words: Vec<String>) -> anyhow::Result<()> {
         ["back", id, why] => say(&begin::back(&host, id, why)?),
         ["resume"] => begin::resume(&host),
         ["facts"] => say(&facts::facts(&host)?),
-        ["missing"] => say(&facts::missing(&host, &std::io::read_to_string(std::io::stdin())?)),
+        ["room", id] => say(&store::room(&host, id, &std::io::read_to_string(std::io::stdin())?)?),
         ["install", sum] => facts::install(&host, sum),
         ["version"] => say(&facts::version(&host)),
         [] => {
-            bail!("a verb is missing: begin, status, confirm, back, resume, facts, missing, install, version")
+            bail!("a verb is missing: begin, status, confirm, back, resume, facts, room, install, version")
         }
         _ => bail!("{words:?} is no verb of calve-switch: calve runs it, people rarely do"),
     }

@@ -16,7 +16,7 @@ use crate::loader::Loader;
 use crate::program::{Program, environment, shell_command, switch_command};
 use crate::record::{Deadline, Record};
 use crate::socket::{self, Request};
-use crate::{profile, refused, watch};
+use crate::{profile, refused, store, watch};
 use calve_agent::course::{Event, Found, Step};
 
 /// Longest wait between two looks at what runs.
@@ -418,6 +418,7 @@ impl Supervisor<'_> {
         self.record.ended_unix_ms = Some(unix_ms());
         disk::free_ballast(self.host);
         profile::tidy(self.host);
+        store::unroot(self.host);
         watch::take_away(self.host);
         if let Some(was) = self.record.panic_was.take() {
             let _ = std::fs::write(PANIC, was);

@@ -1,16 +1,22 @@
+use std::sync::Mutex;
+
 use async_trait::async_trait;
 use bytes::Bytes;
-use calve_core::MachineName;
+use calve_core::plan::Change;
+use calve_core::{Kind, MachineName, State as MachineState};
 use calve_node::Found as Seen;
+use calve_wire::machine::{MachineSpec, Workload};
 use calve_wire::record::MachineRecord;
 
 use super::super::effects::AgentReport;
+use super::super::records::NewMachine;
 use super::*;
-use crate::state::memory::MemoryState;
-use crate::state::{Durability, Expect};
+use crate::state::memory::{Faults, MemoryState, Operation};
+use crate::state::{Durability, Expect, StateError};
 
-/// A world in which nothing is and nothing happens.
-struct Still;
+/// A world in which nothing is and nothing happens; it remembers what it was told.
+#[derive(Default)]
+struct Still(Mutex<Vec<What>>);
 
 #[async_trait]
 impl Effects for Still {
@@ -58,14 +64,16 @@ impl Effects for Still {
 
     async fn forget(&self, _: MachineId) {}
 
-    fn emit(&self, _: MachineId, _: &MachineName, _: What) {}
+    fn emit(&self, _: MachineId, _: &MachineName, what: What) {
+        self.0.lock().unwrap().push(what);
+    }
 }
 
 /// A request that reads the records while the loop rests must not make it sleep over what changed.
 #[tokio::test(start_paused = true)]
 async fn what_a_request_has_read_since_the_plan_still_wakes_the_loop() {
     let (state, view) = (Arc::new(MemoryState::default()), View::default());
-    let mut rounds = Rounds::new(state.clone(), view.clone(), Arc::new(Still));
+    let mut rounds = Rounds::new(state.clone(), view.clone(), Arc::new(Still::default()));
     rounds.mend().await.unwrap();
     let wake = rounds.round(Woken::Bell).await.unwrap();
     while !rounds.tasks.is_empty() {
@@ -83,7 +91,7 @@ async fn what_a_request_has_read_since_the_plan_still_wakes_the_loop() {
 /// A server that begins tells every machine its lease.
 #[tokio::test]
 async fn what_ends_a_machine_does_not_wait_behind_thousands_that_are_told_their_lease() {
-    let rounds = Rounds::new(Arc::new(MemoryState::default()), View::default(), Arc::new(Still));
+    let rounds = Rounds::new(Arc::new(MemoryState::default()), View::default(), Arc::new(Still::default()));
     let id = |n: u64| MachineId::new(Timestamp(n), 0);
     let told = (0..10_000).map(|n| Action::SetLease { id: id(n) });
     let ends = (20_000..30_000).map(|n| Action::Destroy { id: id(n), driver: DriverName::Sandbox });
@@ -97,4 +105,77 @@ async fn what_ends_a_machine_does_not_wait_behind_thousands_that_are_told_their_
     // The actions of a machine stay together.
     let both = vec![Action::Link { id: id(1) }, Action::SetLease { id: id(1) }];
     assert_eq!(rounds.choose(both.clone()), [both]);
+}
+
+/// A state of which one change fails, and the first look behind it too.
+struct Failing {
+    made: bool,
+    faults: Mutex<Vec<Operation>>,
+}
+
+impl Failing {
+    fn fails(&self, operation: Operation) -> Result<(), StateError> {
+        let mut faults = self.faults.lock().unwrap();
+        match faults.iter().position(|fault| *fault == operation) {
+            Some(at) => {
+                faults.remove(at);
+                Err(StateError::Failed("no answer".into()))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Faults for Failing {
+    async fn before(&self, operation: Operation) -> Result<(), StateError> {
+        if self.made && operation == Operation::Change { Ok(()) } else { self.fails(operation) }
+    }
+
+    async fn after(&self, operation: Operation) -> Result<(), StateError> {
+        if self.made && operation == Operation::Change { self.fails(operation) } else { Ok(()) }
+    }
+}
+
+/// What is written has happened, whether or not the answer came: its events are told, once; and of what was not written none.
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_answer_was_lost_is_told() {
+    for made in [true, false] {
+        let (state, view, world) = (MemoryState::default(), View::default(), Arc::new(Still::default()));
+        let id = MachineId::new(Timestamp(1), 1);
+        let new = NewMachine {
+            id,
+            agent_token: String::new(),
+            name: None,
+            spec: MachineSpec::new(Kind::System, Workload::Base),
+            ttl: None,
+            grace: Duration::ZERO,
+            held: false,
+        };
+        records::create(&state, &view, new, Timestamp(1)).await.unwrap();
+        let entry = state.get(&records::machine_key(id)).await.unwrap().expect("just made");
+        let record = Arc::new(MachineRecord::from_json(&entry.value).unwrap());
+        let faults = Mutex::new(vec![Operation::Change, Operation::Read]);
+        let step = Step {
+            state: Arc::new(state.with_faults(Arc::new(Failing { made, faults }))),
+            view,
+            effects: world.clone(),
+            id,
+            record: Some((entry.revision, record)),
+            changes: vec![Change::State(MachineState::Draining)],
+            link: false,
+            effect: None,
+            now: Timestamp(2),
+        };
+        let outcome = step.run().await;
+        let told = std::mem::take(&mut *world.0.lock().unwrap());
+        if made {
+            assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+            let draining = |what: &What| matches!(what, What::State { state: MachineState::Draining, .. });
+            assert!(told.len() == 1 && draining(&told[0]), "{told:?}");
+        } else {
+            assert!(matches!(outcome, Outcome::NotWritten(_)), "{outcome:?}");
+            assert!(told.is_empty(), "{told:?}");
+        }
+    }
 }
