@@ -51,9 +51,9 @@ pub fn preference(runs: Runs) -> &'static [DriverName] {
 fn can_make(driver: DriverName, runs: Runs) -> bool {
     match driver {
         DriverName::Sandbox | DriverName::Qemu => preference(runs).contains(&driver),
-        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Ssh | DriverName::Exec => {
-            runs != Runs::System
-        }
+        // What was made of an image is switched to the system.
+        DriverName::DigitalOcean | DriverName::Proxmox | DriverName::Exec => true,
+        DriverName::Ssh => runs != Runs::System,
     }
 }
 

@@ -116,6 +116,7 @@ pub fn router(context: Context) -> Router {
     let watches = Watches::start(context.state.clone(), context.view.clone(), context.shutdown.clone());
     let cache = context.world.cache().routes();
     let systems = Systems::start(context.state.clone(), context.world.clone(), context.shutdown.clone());
+    context.world.switch_by(&systems);
     let listing = Listing::start(context.shutdown.clone());
     let api = Api { context, watches, listing, holds: Holds::default(), systems };
     let expecting = api.clone();

@@ -18,9 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use calve_core::MachineId;
+use calve_nix::StorePath;
 use calve_wire::record::MachineRecord;
-use calve_wire::system::{HostFacts, PendingSwitch, SwitchView, SystemRecord};
+use calve_wire::system::{
+    CONFIRM_DEFAULT_MS, HostFacts, PendingSwitch, SwitchAction, SwitchOutcome, SwitchStage, SwitchView,
+    SystemRecord,
+};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,6 +37,20 @@ pub use records::SystemsError;
 
 /// Pause after the state could not be read or written.
 const STATE_PAUSE: Duration = Duration::from_secs(3);
+
+/// Who switches machines that were made for a system.
+const GIVER: &str = "server";
+
+/// Whether a machine has the system that it was made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    /// It runs it.
+    Yes,
+    /// It is being switched.
+    UnderWay,
+    /// It does not, for this reason, and nobody tries again.
+    No(String),
+}
 
 /// The switches of all machines. Cloning the `Arc` gives another handle.
 pub struct Systems {
@@ -95,16 +114,67 @@ impl Systems {
         begun.map(|()| view)
     }
 
+    /// Has a machine that was made of an image get the system that it is for: begins that switch where nobody has, and waits a
+    /// while for its end. A machine that is made anew is switched anew.
+    pub async fn give(
+        self: &Arc<Self>,
+        record: &MachineRecord,
+        toplevel: &StorePath,
+        patience: Duration,
+    ) -> Result<Given, SystemsError> {
+        let switch = format!("made-{}", record.attempt);
+        let until = Instant::now() + patience;
+        let mut known = None;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Some(view) = self.follow(record.id, &switch, known, left).await? else {
+                let pending = PendingSwitch {
+                    view: SwitchView {
+                        id: switch.clone(),
+                        machine: record.name.to_string(),
+                        toplevel: toplevel.to_string(),
+                        action: SwitchAction::Switch,
+                        by: GIVER.to_owned(),
+                        begun_unix_ms: crate::world::now().0,
+                        stage: SwitchStage::Bringing,
+                        outcome: None,
+                        message: None,
+                    },
+                    health: None,
+                    confirm_ms: CONFIRM_DEFAULT_MS,
+                    generation: None,
+                    ordered: false,
+                    confirmed: false,
+                };
+                match self.begin(record.id, pending).await {
+                    Ok(_) => continue,
+                    // Somebody was faster, whose switch ends first.
+                    Err(SystemsError::Held(_)) => return Ok(Given::UnderWay),
+                    Err(error) => return Err(error),
+                }
+            };
+            match view.outcome {
+                Some(SwitchOutcome::Applied) => return Ok(Given::Yes),
+                Some(outcome) => {
+                    let why = view.message.unwrap_or_else(|| format!("the switch ended as {outcome:?}"));
+                    return Ok(Given::No(why));
+                }
+                None if Instant::now() >= until => return Ok(Given::UnderWay),
+                None => known = Some(view.stage),
+            }
+        }
+    }
+
     /// A switch as it stands, once that is not `known` any more, or after a while.
     pub async fn follow(
         &self,
         id: MachineId,
         switch: &str,
-        known: Option<calve_wire::system::SwitchStage>,
+        known: Option<SwitchStage>,
         patience: Duration,
     ) -> Result<Option<SwitchView>, SystemsError> {
         let mut changes = self.changes.subscribe();
-        let until = tokio::time::Instant::now() + patience;
+        let until = Instant::now() + patience;
         loop {
             changes.mark_unchanged();
             let record = self.get(id).await?;

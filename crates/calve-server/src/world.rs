@@ -8,7 +8,7 @@ pub(crate) mod seed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,11 +38,14 @@ use crate::logs::Logs;
 use crate::logs::console::Console;
 use crate::ports::Ports;
 use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
+use crate::systems::{Given, Systems};
 use leases::Leases;
 use preflight::Preflights;
 use roots::GcRoots;
 use seed::Seeds;
 
+/// How long the loop waits for a machine's system at a time; it does nothing else with that machine meanwhile.
+const GIVE_MAX: Duration = Duration::from_secs(4);
 /// The principal of what the loop does.
 const LOOP: &str = "loop";
 
@@ -60,6 +63,8 @@ pub struct World {
     seeds: Seeds,
     events: EventLog,
     lazy: LazyDirs,
+    /// Gives machines at providers their systems; it works by this world.
+    systems: OnceLock<Weak<Systems>>,
     run_dir: PathBuf,
     /// Counts what may have changed outside of the records.
     changes: watch::Sender<u64>,
@@ -113,11 +118,34 @@ impl World {
             logs: parts.logs,
             events: parts.events,
             lazy: LazyDirs::new(&parts.run_dir),
+            systems: OnceLock::new(),
             run_dir: parts.run_dir,
             seen: Mutex::new(changes.subscribe()),
             changes,
             _bell_task: AbortOnDropHandle::new(bell_task),
         })
+    }
+
+    /// By whom machines at providers get their systems.
+    pub fn switch_by(&self, systems: &Arc<Systems>) {
+        // Once: there is one API over a world.
+        let _ = self.systems.set(Arc::downgrade(systems));
+    }
+
+    /// Has a machine at a provider switched to the system that it was made for.
+    async fn give_system(&self, record: &MachineRecord, toplevel: &StorePath) -> Result<(), EffectError> {
+        let later = |message: String| EffectError { message, retry: true };
+        let systems = self.systems.get().and_then(Weak::upgrade);
+        let systems = systems.ok_or_else(|| later("nobody switches systems yet".to_owned()))?;
+        match systems.give(record, toplevel, GIVE_MAX).await {
+            Ok(Given::Yes) => Ok(()),
+            Ok(Given::UnderWay) => Err(later("it is being switched to its system".to_owned())),
+            Ok(Given::No(why)) => Err(EffectError {
+                message: format!("it could not be switched to its system: {why}"),
+                retry: false,
+            }),
+            Err(error) => Err(later(chain(&error))),
+        }
     }
 
     /// The links to agents.
@@ -400,6 +428,12 @@ impl Effects for World {
         let (restart, health) = (record.spec.restart, record.spec.health.clone());
         let start = ToAgent::Start { program, restart, health };
         let driver = self.driver(placed(record)?)?;
+        if let Workload::System { toplevel } = &record.spec.workload
+            && driver.takes_closure_by_link()
+        {
+            self.give_system(record, toplevel).await?;
+            return self.tell(record.id, start);
+        }
         if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {
             let closure = self.closure(record).await?;
             self.seeds.begin(&self.agents, &self.store, record.id, closure, start);

@@ -29,9 +29,24 @@ const EMULATED_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm
 /// Memory of a guest whatever its droplet was sold with: many run on one host.
 const MEMORY_MIB: u64 = 256;
 
+/// Memory of one with a full system.
+const SYSTEM_MEMORY_MIB: u64 = 768;
+
+/// A disk with a full system, in which the agent is a service, and what starts it.
+pub struct SystemDisk {
+    /// Stays as it is, whatever guests write.
+    pub disk: PathBuf,
+    /// The system's kernel.
+    pub kernel: PathBuf,
+    /// What finds the disk.
+    pub initrd: PathBuf,
+}
+
 /// The guests of an emulator.
 pub struct Guests {
     image: CloudImage,
+    /// What guests boot in place of the image.
+    system: Option<SystemDisk>,
     /// Words for a kernel in emulation.
     emulated: String,
     dir: PathBuf,
@@ -66,11 +81,22 @@ impl Drop for Guest {
 impl Guests {
     /// Guests with this agent; consoles are kept in `dir`, images in `images_dir`. To be called within a tokio runtime.
     pub fn new(agent: &Path, dir: &Path, images_dir: &Path) -> anyhow::Result<Arc<Self>> {
+        Self::with(agent, dir, images_dir, None)
+    }
+
+    /// Guests that boot this system, where there is one.
+    pub fn with(
+        agent: &Path,
+        dir: &Path,
+        images_dir: &Path,
+        system: Option<SystemDisk>,
+    ) -> anyhow::Result<Arc<Self>> {
         std::fs::create_dir_all(images_dir)?;
         let kernel = std::env::var_os("CALVE_KERNEL").map(PathBuf::from);
         let image = cloud_image(kernel.as_deref(), agent, static_busybox().as_deref(), images_dir)?;
         Ok(Arc::new(Self {
             image,
+            system,
             emulated: emulation_parameters(images_dir),
             dir: dir.to_owned(),
             runtime: Handle::current(),
@@ -123,17 +149,30 @@ impl Guests {
             "-no-reboot",
         ]);
         let (machine, bus) = match self.image.kernel.facts.transport {
+            _ if self.system.is_some() => ("q35,usb=off,smbus=off,sata=off", "pci"),
             Transport::MmioAcpi => ("microvm,acpi=on,pcie=off,usb=off", "device"),
             Transport::MmioCommandLine => ("microvm,acpi=off", "device"),
             Transport::Pci => ("q35,usb=off,smbus=off,sata=off", "pci"),
         };
         command.args(["-display", "none", "-machine", &format!("{machine},accel=tcg"), "-cpu", EMULATED_CPU]);
-        if self.image.kernel.facts.transport != Transport::Pci {
+        if bus == "device" {
             command.args(["-global", "virtio-mmio.force-legacy=false"]);
         }
-        command.args(["-smp", "1", "-m", &format!("{MEMORY_MIB}M")]);
-        command.arg("-kernel").arg(&self.image.kernel.boot).arg("-initrd").arg(&self.image.initrd);
-        command.args(["-append", &format!("quiet {} {}", self.image.parameters, self.emulated)]);
+        let (kernel, initrd, parameters, memory) = match &self.system {
+            None => {
+                let parameters = format!("quiet {} {}", self.image.parameters, self.emulated);
+                (&self.image.kernel.boot, &self.image.initrd, parameters, MEMORY_MIB)
+            }
+            Some(SystemDisk { disk, kernel, initrd }) => {
+                let drive = "if=none,id=disk,format=raw,snapshot=on,cache=unsafe,file=";
+                command.args(["-drive", &format!("{drive}{}", disk.display())]);
+                command.args(["-device", "virtio-blk-pci,drive=disk"]);
+                let parameters = format!("console=ttyS0 systemd.show_status=0 {}", self.emulated);
+                (kernel, initrd, parameters, SYSTEM_MEMORY_MIB)
+            }
+        };
+        command.args(["-smp", "1", "-m", &format!("{memory}M")]);
+        command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd).args(["-append", &parameters]);
         command.args(["-serial", &format!("file:{}", self.console_file(id).display())]);
         let mut network = "user,id=net,net=169.254.0.0/16".to_owned();
         match source {

@@ -1,12 +1,12 @@
 //! `calve run --on digitalocean/ams3` and `--on proxmox/pve1`, with the built programs: the server asks the provider, a real
 //! guest boots, dials the server's door, gets the closure, runs the program, and is gone afterwards.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use digitalocean_emulator::faults::{Fault, FaultKind};
-use droplets::{Guests, HOST_FROM_GUEST};
+use droplets::{Guests, HOST_FROM_GUEST, SystemDisk};
 use e2e::{Home, Ran, bin_dir, finish, wait_until};
 
 /// A provider, emulated.
@@ -96,11 +96,16 @@ struct Stage {
 
 impl Stage {
     async fn set(cloud: impl AsyncFnOnce(&Arc<Guests>) -> Cloud) -> Self {
+        Self::with(cloud, None).await
+    }
+
+    /// An account whose machines boot this system, where there is one.
+    async fn with(cloud: impl AsyncFnOnce(&Arc<Guests>) -> Cloud, system: Option<SystemDisk>) -> Self {
         let home = Home::new();
         let images = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
         let consoles = home.path().join("consoles");
         std::fs::create_dir(&consoles).unwrap();
-        let guests = Guests::new(&bin_dir().join("calve-agent"), &consoles, &images).unwrap();
+        let guests = Guests::with(&bin_dir().join("calve-agent"), &consoles, &images, system).unwrap();
         let cloud = cloud(&guests).await;
         // Free a moment ago; another server has to find its door again where the first had it.
         let door = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -261,6 +266,86 @@ async fn a_machine_at_a_provider_survives_its_server_and_its_lease_is_renewed_on
         stage.home.ok(&["rm", "run-1"]);
         wait_until("the machine to be gone", || stage.cloud.machines().is_empty());
         assert!(!stage.guests.is_running(droplet));
+    })
+    .await;
+}
+
+/// The agent's own base image holds nothing that could be switched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_system_on_an_image_without_one_is_a_sentence_and_no_machine_is_left() {
+    let stage = Stage::set(Cloud::digitalocean).await;
+    apart(stage, |stage| {
+        let system = stage.home.path().join("system");
+        std::fs::create_dir_all(system.join("bin")).unwrap();
+        for file in ["init", "kernel", "initrd", "kernel-params", "bin/switch-to-configuration"] {
+            std::fs::write(system.join(file), "").unwrap();
+        }
+        let mut run = stage.home.command(["run", "-d", "--ttl", "10m"]);
+        let ran = Ran::from_output(&run.args(stage.cloud.place()).arg(system).output().unwrap());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        wait_until("the machine to fail", || stage.home.state("run-1") == "failed");
+        let status = stage.home.ok(&["status", "run-1"]);
+        assert!(status.contains("it runs no NixOS that can be switched"), "{status}");
+        wait_until("the machine to be gone", || stage.cloud.machines().is_empty());
+        stage.nothing_is_left();
+    })
+    .await;
+}
+
+/// A disk with the stand-in system, in which the agent is a service; and another version of the system.
+fn system_disk() -> (SystemDisk, String) {
+    let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/../standin");
+    let run = |program: &str, args: &[&str]| {
+        let output =
+            Command::new(format!("{standin}/{program}")).args(args).stderr(Stdio::inherit()).output();
+        let output = output.expect("it starts");
+        assert!(output.status.success(), "{program} {args:?}");
+        String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+    };
+    let first = run("build", &[]);
+    let second = run("variant", &[&first, "two"]);
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("droplets-disk");
+    std::fs::create_dir_all(&dir).unwrap();
+    let program = |name: &str| bin_dir().join(name).to_str().expect("a plain path").to_owned();
+    run("disk", &[dir.to_str().unwrap(), &program("calve-switch"), &program("calve-agent"), &first]);
+    let kernel = format!("{first}/kernel").into();
+    (SystemDisk { disk: dir.join("disk"), kernel, initrd: dir.join("boot-initrd") }, second)
+}
+
+/// A store path to a machine in a cloud in one command, as `CALVE_GUESTS=1` shows it: a full system boots in emulation, for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_at_a_provider_is_switched_to_its_system() {
+    if std::env::var_os("CALVE_GUESTS").is_none_or(|value| value != "1") {
+        return;
+    }
+    let (disk, system) = system_disk();
+    let stage = Stage::with(Cloud::digitalocean, Some(disk)).await;
+    apart(stage, move |stage| {
+        let home = &stage.home;
+        let mut run = home.command(["run", "-d", "--name", "web", "--ttl", "30m"]);
+        let ran = Ran::from_output(&run.args(stage.cloud.place()).arg(&system).output().unwrap());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        wait_until("the system to run", || {
+            let state = home.state("web");
+            assert!(
+                state != "failed" && state != "gone",
+                "{} {:?}",
+                home.ok(&["status", "web"]),
+                stage.consoles()
+            );
+            state == "running"
+        });
+        let sh = |line: &str| home.run(&["exec", "web", "--", &format!("{system}/sw/bin/sh"), "-c", line]);
+        assert_eq!(sh(&format!("{system}/sw/bin/busybox cat /run/standin-version")).stdout.trim(), "two");
+        assert_eq!(
+            sh(&format!("{system}/sw/bin/busybox readlink /run/current-system")).stdout.trim(),
+            system
+        );
+        let history = home.ok(&["history", "web"]);
+        assert!(history.contains("applied") && history.contains(&system), "{history}");
+        home.ok(&["rm", "web"]);
+        wait_until("the machine to be gone", || stage.cloud.machines().is_empty());
+        stage.nothing_is_left();
     })
     .await;
 }

@@ -38,7 +38,7 @@ fn built() -> &'static Built {
         let second = run("variant", &[&first, "two"]);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("systems-disk");
         std::fs::create_dir_all(&dir).expect("a directory");
-        run("disk", &[&first, &second, systems::program().to_str().unwrap(), dir.to_str().unwrap()]);
+        run("disk", &[dir.to_str().unwrap(), systems::program().to_str().unwrap(), "-", &first, &second]);
         Built { first, second, dir }
     })
 }

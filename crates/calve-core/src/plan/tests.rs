@@ -208,6 +208,7 @@ fn placement_follows_the_workload_and_what_is_usable() {
     // What costs money is made where it was asked for and never instead of something else.
     let elsewhere = "write placed on local with digitalocean, creating 1\ncreate attempt 1";
     check(with(Runs::Program, Some(DriverName::DigitalOcean)), elsewhere);
+    check(with(Runs::System, Some(DriverName::DigitalOcean)), elsewhere);
     check(no_sandbox(with(Runs::Program, None)), in_qemu);
     check(unknown(with(Runs::Program, None)), in_sandbox);
     check(unknown(with(Runs::Base, None)), "waits for the drivers to be looked at");
@@ -218,9 +219,9 @@ fn placement_follows_the_workload_and_what_is_usable() {
          another --driver or see `calve doctor`\", failed",
     );
     check(
-        with(Runs::System, Some(DriverName::DigitalOcean)),
-        "write end failed since 1000000 with 0 ms, \"a system boots its own kernel, which the driver digitalocean \
-         cannot do; use --driver qemu or none\", failed",
+        with(Runs::System, Some(DriverName::Ssh)),
+        "write end failed since 1000000 with 0 ms, \"a system boots its own kernel, which the driver ssh cannot do; use \
+         --driver qemu or none\", failed",
     );
     check(
         with(Runs::System, Some(DriverName::Sandbox)),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::agents::LinkError;
-use crate::reconcile::records::{NewMachine, View, create};
+use crate::reconcile::records::{NewMachine, View, create, machine_key};
 use crate::state::StateError;
 use crate::state::memory::{Faults, MemoryState, Operation};
 
@@ -264,4 +264,39 @@ async fn a_switch_is_driven_though_its_user_goes_and_the_state_is_away_for_a_whi
     records::begin(&store, id(), pending()).await.unwrap();
     let stage = Stage::over(slow(Instant::now() + MINUTE)(&store), applied);
     assert_eq!(stage.outcome_after(2 * MINUTE).await, Some(SwitchOutcome::Applied));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_made_for_a_system_is_switched_to_it_once_for_each_attempt() {
+    let scripted = |ends: SwitchOutcome| {
+        Stage::set(move |what, elapsed| match what {
+            "bring" if elapsed < Duration::from_secs(1) => silent(),
+            "bring" => Said::Stage(SwitchStage::Bringing),
+            _ => Said::Ended(ends),
+        })
+    };
+    let record = async |stage: &Stage| {
+        let entry = stage.state.get(&machine_key(id())).await.unwrap().expect("it was made");
+        MachineRecord::from_json(&entry.value).unwrap()
+    };
+    let toplevel: StorePath = TOPLEVEL.parse().unwrap();
+    let begun =
+        |stage: &Stage| stage.hosts.asked.lock().unwrap().iter().filter(|what| **what == "begin").count();
+
+    let stage = scripted(SwitchOutcome::Applied).await;
+    let mut made = record(&stage).await;
+    // Asked again and again, as the loop does.
+    assert_eq!(stage.systems.give(&made, &toplevel, Duration::ZERO).await.unwrap(), Given::UnderWay);
+    for _ in 0..3 {
+        assert_eq!(stage.systems.give(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
+    }
+    assert_eq!(begun(&stage), 1);
+    assert_eq!(stage.systems.get(id()).await.unwrap().desired.as_deref(), Some(TOPLEVEL));
+    made.attempt += 1;
+    assert_eq!(stage.systems.give(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
+    assert_eq!(begun(&stage), 2);
+
+    let stage = scripted(SwitchOutcome::RolledBack).await;
+    let given = stage.systems.give(&record(&stage).await, &toplevel, MINUTE).await.unwrap();
+    assert!(matches!(&given, Given::No(why) if why.contains("RolledBack")), "{given:?}");
 }
