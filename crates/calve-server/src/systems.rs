@@ -22,7 +22,7 @@ use calve_nix::StorePath;
 use calve_wire::record::MachineRecord;
 use calve_wire::system::{
     CONFIRM_DEFAULT_MS, HostFacts, PendingSwitch, SwitchAction, SwitchOutcome, SwitchStage, SwitchView,
-    SystemRecord,
+    SystemRecord, first_switch,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -122,7 +122,7 @@ impl Systems {
         toplevel: &StorePath,
         patience: Duration,
     ) -> Result<Given, SystemsError> {
-        let switch = format!("made-{}", record.attempt);
+        let switch = first_switch(record.attempt);
         let until = Instant::now() + patience;
         let mut known = None;
         loop {

@@ -51,6 +51,11 @@ impl SwitchAction {
     }
 }
 
+/// Names the switch to the system that a machine at a provider is made for, by the attempt at making it.
+pub fn first_switch(attempt: u32) -> String {
+    format!("made-{attempt}")
+}
+
 /// How a switch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

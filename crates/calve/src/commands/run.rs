@@ -1,5 +1,6 @@
 mod anywhere;
 mod health;
+mod report;
 mod spec;
 
 use std::time::Duration;
@@ -9,6 +10,7 @@ use calve_core::ExitCause;
 use calve_wire::api::{CreateMachine, MachineView, StreamControl};
 use calve_wire::machine::{Exit, Limits, MachineSpec, Workload};
 use hyper::Method;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{names, stop};
 use crate::client::{Client, Socket};
@@ -128,6 +130,9 @@ impl Attached {
                 "{name} is being started; Ctrl-C lets go of it; calve exec -it {name} -- sh looks inside"
             ));
         }
+        let wanted = report::is_wanted(&self.machine);
+        let report = wanted.then(|| report::report(self.client.clone(), self.machine.clone()));
+        let _reporting = report.map(|report| AbortOnDropHandle::new(tokio::spawn(report)));
         let mut letting_go = LettingGo::new(&self);
         while let Some(early) = signals.pending() {
             let _ = letting_go.on_signal(early);

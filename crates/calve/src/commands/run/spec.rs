@@ -32,7 +32,8 @@ use crate::resolve::{self, Wish};
 ///
 /// What runs may be a store path, a program inside one, a link to one (./result), a plain program or directory (added to
 /// the store), a Nix file (with -A for an attribute of it) or a flake reference (.#web, github:…, git+https://…?rev=…#web).
-/// A system's store path is booted. Without anything the base guest is started, to exec into.
+/// A system's store path is booted; at a provider a machine of an image with NixOS and calve's agent (--image) is switched to it.
+/// Without anything the base guest is started, to exec into.
 ///
 /// Ctrl-C lets go of the machine: SIGTERM to the program, SIGKILL after the grace; a second Ctrl-C kills at once.
 #[derive(Debug, clap::Args)]
