@@ -29,6 +29,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::chain;
+use crate::reconcile::EffectError;
 use crate::state::State;
 
 pub use drift::drift;
@@ -41,9 +43,12 @@ const STATE_PAUSE: Duration = Duration::from_secs(3);
 /// Who switches machines that were made for a system.
 const GIVER: &str = "server";
 
+/// How long the loop waits for a machine's system at a time; it does nothing else with that machine meanwhile.
+const GIVE_MAX: Duration = Duration::from_secs(4);
+
 /// Whether a machine has the system that it was made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Given {
+enum Given {
     /// It runs it.
     Yes,
     /// It is being switched.
@@ -114,9 +119,24 @@ impl Systems {
         begun.map(|()| view)
     }
 
-    /// Has a machine that was made of an image get the system that it is for: begins that switch where nobody has, and waits a
-    /// while for its end. A machine that is made anew is switched anew.
+    /// Has a machine that was made of an image get the system that it is for, for the loop, which asks again while that is under
+    /// way. A machine that is made anew is switched anew.
     pub async fn give(
+        self: &Arc<Self>,
+        record: &MachineRecord,
+        toplevel: &StorePath,
+    ) -> Result<(), EffectError> {
+        let (message, retry) = match self.given(record, toplevel, GIVE_MAX).await {
+            Ok(Given::Yes) => return Ok(()),
+            Ok(Given::UnderWay) => ("it is being switched to its system".to_owned(), true),
+            Ok(Given::No(why)) => (format!("it could not be switched to its system: {why}"), false),
+            Err(error) => (chain(&error), true),
+        };
+        Err(EffectError { message, retry })
+    }
+
+    /// Begins the first switch of a machine where nobody has, and waits a while for its end.
+    async fn given(
         self: &Arc<Self>,
         record: &MachineRecord,
         toplevel: &StorePath,

@@ -38,14 +38,12 @@ use crate::logs::Logs;
 use crate::logs::console::Console;
 use crate::ports::Ports;
 use crate::reconcile::{AgentReport, DriverState, EffectError, Effects};
-use crate::systems::{Given, Systems};
+use crate::systems::Systems;
 use leases::Leases;
 use preflight::Preflights;
 use roots::GcRoots;
 use seed::Seeds;
 
-/// How long the loop waits for a machine's system at a time; it does nothing else with that machine meanwhile.
-const GIVE_MAX: Duration = Duration::from_secs(4);
 /// The principal of what the loop does.
 const LOOP: &str = "loop";
 
@@ -130,22 +128,6 @@ impl World {
     pub fn switch_by(&self, systems: &Arc<Systems>) {
         // Once: there is one API over a world.
         let _ = self.systems.set(Arc::downgrade(systems));
-    }
-
-    /// Has a machine at a provider switched to the system that it was made for.
-    async fn give_system(&self, record: &MachineRecord, toplevel: &StorePath) -> Result<(), EffectError> {
-        let later = |message: String| EffectError { message, retry: true };
-        let systems = self.systems.get().and_then(Weak::upgrade);
-        let systems = systems.ok_or_else(|| later("nobody switches systems yet".to_owned()))?;
-        match systems.give(record, toplevel, GIVE_MAX).await {
-            Ok(Given::Yes) => Ok(()),
-            Ok(Given::UnderWay) => Err(later("it is being switched to its system".to_owned())),
-            Ok(Given::No(why)) => Err(EffectError {
-                message: format!("it could not be switched to its system: {why}"),
-                retry: false,
-            }),
-            Err(error) => Err(later(chain(&error))),
-        }
     }
 
     /// The links to agents.
@@ -431,7 +413,9 @@ impl Effects for World {
         if let Workload::System { toplevel } = &record.spec.workload
             && driver.takes_closure_by_link()
         {
-            self.give_system(record, toplevel).await?;
+            let systems = self.systems.get().and_then(Weak::upgrade);
+            let nobody = || EffectError { message: "nobody switches systems yet".to_owned(), retry: true };
+            systems.ok_or_else(nobody)?.give(record, toplevel).await?;
             return self.tell(record.id, start);
         }
         if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {

@@ -1,11 +1,14 @@
 //! What must always be so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use calve_core::{MachineId, MachineName};
+use calve_core::{MachineId, MachineName, State};
 use calve_server::reconcile::records::View;
 use calve_wire::event::What;
-use calve_wire::system::{SwitchAction, SystemRecord};
+use calve_wire::machine::Workload;
+use calve_wire::record::MachineRecord;
+use calve_wire::system::{SwitchAction, SwitchOutcome, SystemRecord, first_switch};
 
 use crate::host::{Ms, OVERRUN_MAX, Vm};
 use crate::world::{Inner, SKEW_MAX, World};
@@ -134,8 +137,9 @@ impl World {
                 goes_on && inner.machines().any(|(there, vm)| there == *id && vm.alive)
             };
             let living = records.iter().filter(|(id, _)| lives(id));
-            for view in living.flat_map(|(_, record)| &record.ended) {
-                let truth = inner.switches.get(&view.id).copied().unwrap_or_default();
+            let ended = living.flat_map(|(id, record)| record.ended.iter().map(move |view| (*id, view)));
+            for (id, view) in ended {
+                let truth = inner.switches.get(&(id, view.id.clone())).copied().unwrap_or_default();
                 let dry = view.action == SwitchAction::DryActivate;
                 let belied = view.outcome.filter(|_| !dry).and_then(|said| Some((said, truth.belies(said)?)));
                 if let Some((said, why)) = belied {
@@ -146,7 +150,25 @@ impl World {
                 }
             }
             let twice = inner.switches.iter().filter(|(_, truth)| truth.begun > 1);
-            violations.extend(twice.map(|(id, _)| format!("switch {id} was begun twice")));
+            violations.extend(twice.map(|((_, switch), _)| format!("switch {switch} was begun twice")));
+        }
+        violations.into_iter().for_each(|violation| self.violation(violation));
+    }
+
+    /// A machine at a provider that was made for a system counts as running only with that.
+    pub fn check_given(&self, view: &View) {
+        let mut violations = Vec::new();
+        {
+            let inner = self.inner();
+            let all = view.all();
+            let given = |record: &&Arc<MachineRecord>| {
+                let switch = (record.id, first_switch(record.attempt));
+                inner.switches.get(&switch).is_some_and(|truth| truth.outcome == Some(SwitchOutcome::Applied))
+            };
+            let runs = all.iter().filter(|it| it.state == State::Running && is_given(it));
+            for record in runs.filter(|record| !given(record)) {
+                violations.push(format!("{} runs without the system that it was made for", record.name));
+            }
         }
         violations.into_iter().for_each(|violation| self.violation(violation));
     }
@@ -190,4 +212,9 @@ impl World {
         }
         violations.into_iter().for_each(|violation| self.violation(violation));
     }
+}
+
+/// Whether it was made for a system that it is given once it is there.
+pub fn is_given(record: &MachineRecord) -> bool {
+    matches!(record.spec.workload, Workload::System { .. })
 }

@@ -13,6 +13,7 @@ use calve_node::{Driver, DriverError, DriverErrorKind, Found, Order};
 use calve_provider::mark::OwnerKey;
 use calve_server::cloud::{CloudDriver, Door};
 use calve_server::reconcile::{AgentReport, DriverState, EffectError, Effects};
+use calve_server::systems::Systems;
 use calve_wire::agent::Remaining;
 use calve_wire::event::What;
 use calve_wire::machine::Workload;
@@ -53,6 +54,8 @@ pub struct SimEffects {
     world: Arc<World>,
     generation: u32,
     cloud: CloudDriver,
+    /// In worlds in which somebody switches systems.
+    systems: Option<Arc<Systems>>,
 }
 
 /// The key that signs the machines of every simulated server; in a file, as the server has it. All processes of a user share one,
@@ -71,7 +74,7 @@ fn key_file() -> &'static Path {
 }
 
 impl SimEffects {
-    pub fn new(world: Arc<World>, generation: u32) -> Self {
+    pub fn new(world: Arc<World>, generation: u32, systems: Option<Arc<Systems>>) -> Self {
         let provider = SimProvider { world: world.clone(), generation };
         let door = Door { address: "calve.example.org:7077".to_owned(), fingerprint: "0a".repeat(32) };
         let door = Arc::new(OnceLock::from(door));
@@ -79,7 +82,7 @@ impl SimEffects {
         let cloud =
             CloudDriver::new(DriverName::DigitalOcean, Ok(Arc::new(provider)), key_file().to_owned(), door)
                 .with_clock(Arc::new(move || clock.timestamp()));
-        Self { world, generation, cloud }
+        Self { world, generation, cloud, systems }
     }
 
     /// A moment of an effect: the server may die, time may pass, and it may fail; on purpose too.
@@ -328,7 +331,14 @@ impl Effects for SimEffects {
 
     async fn start(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let under_way = self.began(record.id, "start");
-        let result = self.talk(Which::Start, record.id, |vm, now, rng| vm.start(now, rng)).await;
+        let given = match (&record.spec.workload, &self.systems) {
+            (Workload::System { toplevel }, Some(systems)) => systems.give(record, toplevel).await,
+            _ => Ok(()),
+        };
+        let result = match given {
+            Ok(()) => self.talk(Which::Start, record.id, |vm, now, rng| vm.start(now, rng)).await,
+            not_yet => not_yet,
+        };
         under_way.ended(&result);
         result
     }

@@ -66,7 +66,7 @@ impl SimHosts {
             let system = systems.get_mut(&id).expect("it was heard");
             let answer = does(system, &mut Asked { now, rng, faults, switches });
             if let Some((switch, outcome)) = system.ended() {
-                switches.entry(switch.to_owned()).or_default().outcome = Some(outcome);
+                switches.entry((id, switch.to_owned())).or_default().outcome = Some(outcome);
             }
             answer
         };
@@ -85,7 +85,7 @@ struct Asked<'a> {
     now: Ms,
     rng: &'a mut crate::rng::Rng,
     faults: &'a mut crate::faults::Faults,
-    switches: &'a mut std::collections::BTreeMap<String, SwitchTruth>,
+    switches: &'a mut std::collections::BTreeMap<(MachineId, String), SwitchTruth>,
 }
 
 #[async_trait]
@@ -102,7 +102,7 @@ impl Hosts for SimHosts {
             let known = host.knows(&order.id);
             let answer = host.begin(order, asked.now, asked.rng, asked.faults);
             if !known && host.knows(&order.id) {
-                asked.switches.entry(order.id.clone()).or_default().begun += 1;
+                asked.switches.entry((id, order.id.clone())).or_default().begun += 1;
             }
             answer
         })

@@ -188,13 +188,13 @@ async fn keep_serving(world: Arc<World>, store: Arc<MemoryState>, api: Arc<Mutex
         if let Some(generation) = world.new_server() {
             let faults = SimFaults { world: world.clone(), generation };
             let state: Arc<dyn State> = Arc::new(store.with_faults(Arc::new(faults)));
-            let effects = Arc::new(SimEffects::new(world.clone(), generation));
             let view = View::default();
             let shutdown = CancellationToken::new();
             let systems = world.inner().late.then(|| {
                 let hosts = Arc::new(SimHosts { world: world.clone(), generation });
                 Systems::start(state.clone(), hosts, shutdown.clone())
             });
+            let effects = Arc::new(SimEffects::new(world.clone(), generation, systems.clone()));
             let server = Api { state: state.clone(), view: view.clone(), generation, systems };
             *api.lock().expect("no holder panics") = Some(server);
             run_loop(state, view, effects, crashed).await;
@@ -247,6 +247,7 @@ async fn watch(world: &World, store: &MemoryState, view: &View, at_most: Duratio
         tokio::time::sleep(Duration::from_millis(3_777)).await;
         view.refresh(store).await.expect("the store itself has no faults");
         world.check_now(view);
+        world.check_given(view);
         world.check_switches(&systems_in(store));
         // What is found is enough: a world that is broken may never come to an end.
         if done() || !world.inner().violations.is_empty() {

@@ -12,6 +12,7 @@ use calve_wire::machine::{MachineSpec, Place, Program, Restart, Workload};
 use calve_wire::record::MachineRecord;
 use calve_wire::system::{PendingSwitch, SwitchAction, SwitchStage, SwitchView};
 
+use crate::check::is_given;
 use crate::provider::REGION;
 use crate::rng::{Rng, mix};
 use crate::systems::{SYSTEMS, toplevel};
@@ -136,6 +137,7 @@ fn new_machine(kinds: &[Kind], rng: &mut Rng, now: Timestamp) -> NewMachine {
 fn late(world: &World, rng: &mut Rng, now: Timestamp) -> Wish {
     match rng.range(0, 10) {
         0..2 => Wish::Create(Box::new(adoption(world, rng, now))),
+        2..4 if world.inner().gives => Wish::Create(Box::new(made_for_a_system(rng, now))),
         2..4 => Wish::Create(Box::new(new_machine(&[Kind::System], rng, now))),
         _ => Wish::Switch(rng.next(), Box::new(switch(rng))),
     }
@@ -173,6 +175,17 @@ fn adoption(world: &World, rng: &mut Rng, now: Timestamp) -> NewMachine {
         driver: Some(DriverName::DigitalOcean),
         place: Some(place()),
         ..MachineSpec::new(Kind::System, Workload::Adopted { machine })
+    };
+    with_spec(spec, rng, now)
+}
+
+/// A machine at the provider that is switched to its system once it is there.
+fn made_for_a_system(rng: &mut Rng, now: Timestamp) -> NewMachine {
+    let toplevel = toplevel(rng.range(0, SYSTEMS)).parse().expect("a store path");
+    let spec = MachineSpec {
+        driver: Some(DriverName::DigitalOcean),
+        place: Some(place()),
+        ..MachineSpec::new(Kind::System, Workload::System { toplevel })
     };
     with_spec(spec, rng, now)
 }
@@ -237,8 +250,9 @@ async fn grant(world: &World, api: &Api, wish: Wish) {
         }
         Wish::Switch(chance, pending) => {
             let listed = records::list(state, view).await.unwrap_or_default();
-            let is_system =
-                |it: &&Arc<MachineRecord>| it.spec.workload == Workload::Base && it.state == Running;
+            let is_system = |it: &&Arc<MachineRecord>| {
+                it.state == Running && (it.spec.workload == Workload::Base || is_given(it))
+            };
             let hosts: Vec<_> = listed.iter().filter(is_system).collect();
             let host = hosts.get(chance as usize % hosts.len().max(1));
             if let (Some(systems), Some(host)) = (&api.systems, host) {

@@ -73,9 +73,11 @@ pub struct Inner {
     /// Of machines that live, what system they have, once it was switched.
     pub systems: BTreeMap<MachineId, HostSystem>,
     /// What became of switches on their hosts.
-    pub switches: BTreeMap<String, SwitchTruth>,
+    pub switches: BTreeMap<(MachineId, String), SwitchTruth>,
     /// Whether users do what the simulator learnt late; see [`Self::new`].
     pub late: bool,
+    /// Whether users have machines at the provider made for systems.
+    pub gives: bool,
     /// Effects under way, by the server's generation.
     pub under_way: BTreeMap<MachineId, u32>,
     pub links: BTreeMap<MachineId, Link>,
@@ -97,6 +99,7 @@ impl World {
         let chances = options.chances.unwrap_or_else(|| Chances::seeded(&mut rng));
         // The other worlds are what they were when seeds failed that are tried each time.
         let late = options.seed % 3 == 1;
+        let gives = late && options.seed.is_multiple_of(2);
         let strangers = if late { STRANGERS } else { 0 };
         let inner = Inner {
             faults: Faults::new(options.seed, chances, options.without.clone()),
@@ -116,6 +119,7 @@ impl World {
             systems: BTreeMap::new(),
             switches: BTreeMap::new(),
             late,
+            gives,
             under_way: BTreeMap::new(),
             links: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -320,7 +324,7 @@ impl World {
                     Due::Restarts => restart(host, account, *id, system, now, rng),
                     Due::Ended => {
                         let (switch, outcome) = system.ended().expect("it has ended");
-                        switches.entry(switch.to_owned()).or_default().outcome = Some(outcome);
+                        switches.entry((*id, switch.to_owned())).or_default().outcome = Some(outcome);
                         said.push(format!("switch {switch} of {id} ends on its host: {outcome:?}"));
                         faulty.extend(system.wrong_end());
                     }

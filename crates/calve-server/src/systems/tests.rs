@@ -286,17 +286,17 @@ async fn a_machine_that_was_made_for_a_system_is_switched_to_it_once_for_each_at
     let stage = scripted(SwitchOutcome::Applied).await;
     let mut made = record(&stage).await;
     // Asked again and again, as the loop does.
-    assert_eq!(stage.systems.give(&made, &toplevel, Duration::ZERO).await.unwrap(), Given::UnderWay);
+    assert_eq!(stage.systems.given(&made, &toplevel, Duration::ZERO).await.unwrap(), Given::UnderWay);
     for _ in 0..3 {
-        assert_eq!(stage.systems.give(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
+        assert_eq!(stage.systems.given(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
     }
     assert_eq!(begun(&stage), 1);
     assert_eq!(stage.systems.get(id()).await.unwrap().desired.as_deref(), Some(TOPLEVEL));
     made.attempt += 1;
-    assert_eq!(stage.systems.give(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
+    assert_eq!(stage.systems.given(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
     assert_eq!(begun(&stage), 2);
 
     let stage = scripted(SwitchOutcome::RolledBack).await;
-    let given = stage.systems.give(&record(&stage).await, &toplevel, MINUTE).await.unwrap();
+    let given = stage.systems.given(&record(&stage).await, &toplevel, MINUTE).await.unwrap();
     assert!(matches!(&given, Given::No(why) if why.contains("RolledBack")), "{given:?}");
 }

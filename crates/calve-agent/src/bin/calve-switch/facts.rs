@@ -49,7 +49,6 @@ pub fn version(host: &Host) -> String {
 }
 
 /// The ends of past switches, the oldest first, each once: an end in the middle of writing may have written one twice.
-/// Past switches, the oldest first.
 pub fn history(host: &Host) -> Vec<HostSwitch> {
     let text = std::fs::read_to_string(host.kept("history")).unwrap_or_default();
     let mut all: Vec<HostSwitch> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

@@ -66,28 +66,30 @@ pub fn take_in(host: &Host, order: &HostOrder) -> anyhow::Result<()> {
     let mut names = names(&brought)?;
     names.retain(|name| !name.starts_with('.'));
     let registers = has_database(host);
-    let mut replaced = Vec::new();
+    let mut unknown = Vec::new();
     let _collector = if registers { Some(keep_collector_away(host)?) } else { None };
     if registers {
         let link = host.path(ROOT);
         fs::create_dir_all(link.parent().expect("it has one"))?;
         replace_link(&order.toplevel, &link).context("no root for the collector can be made")?;
         let there: Vec<&str> = names.iter().map(String::as_str).collect();
-        replaced = unregistered(host, &there)?.into_iter().map(str::to_owned).collect();
+        unknown = unregistered(host, &there)?.into_iter().map(str::to_owned).collect();
     }
     for name in &names {
         let place = dir.path(&host.path(STORE).join(name));
         if place.symlink_metadata().is_ok() {
-            if !replaced.contains(name) {
+            if !unknown.contains(name) {
                 continue;
             }
             // Whoever wrote it was cut off.
-            fs::rename(&place, brought.join(format!(".replaced-{name}")))?;
+            let aside = brought.join(format!(".replaced-{name}"));
+            remove_all(&aside)?;
+            fs::rename(&place, aside)?;
         }
         fs::rename(brought.join(name), &place)
             .with_context(|| format!("{name} cannot be moved into the host's store"))?;
     }
-    if registers && !replaced.is_empty() {
+    if registers && !unknown.is_empty() {
         register(host, &registration)?;
     }
     remove_incoming(host, &dir)
@@ -104,14 +106,14 @@ fn has_database(host: &Host) -> bool {
 
 /// Which of the paths with these base names Nix does not know on this host.
 fn unregistered<'a>(host: &Host, names: &[&'a str]) -> anyhow::Result<Vec<&'a str>> {
-    let mut unknown = Vec::new();
+    let mut found = Vec::new();
     for names in names.chunks(NIX_PATHS) {
         let paths = names.iter().map(|name| format!("{STORE}/{name}"));
         let said = nix_store(host, &["--check-validity", "--print-invalid"], paths, None)?;
         let is_told = |name: &&str| said.lines().any(|line| line.strip_prefix("/nix/store/") == Some(*name));
-        unknown.extend(names.iter().copied().filter(is_told));
+        found.extend(names.iter().copied().filter(is_told));
     }
-    Ok(unknown)
+    Ok(found)
 }
 
 /// Tells Nix of the paths that were moved in, in one transaction.
@@ -182,6 +184,14 @@ fn remove_incoming(host: &Host, dir: &StoreDir) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes whatever lies there; absence is success.
+fn remove_all(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        _ => remove(path),
+    }
 }
 
 /// What a directory holds; nothing where it is not there.
