@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use calve_core::MachineId;
+use calve_core::{MachineId, Timestamp};
 use calve_nix::StorePath;
 use calve_wire::record::MachineRecord;
 use calve_wire::system::{
-    CONFIRM_DEFAULT_MS, HostFacts, PendingSwitch, SwitchAction, SwitchOutcome, SwitchStage, SwitchView,
-    SystemRecord, first_switch,
+    HostFacts, PendingSwitch, SwitchAction, SwitchOutcome, SwitchStage, SwitchView, SystemRecord,
+    first_switch,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -125,8 +125,9 @@ impl Systems {
         self: &Arc<Self>,
         record: &MachineRecord,
         toplevel: &StorePath,
+        now: Timestamp,
     ) -> Result<(), EffectError> {
-        let (message, retry) = match self.given(record, toplevel, GIVE_MAX).await {
+        let (message, retry) = match self.given(record, toplevel, now, GIVE_MAX).await {
             Ok(Given::Yes) => return Ok(()),
             Ok(Given::UnderWay) => ("it is being switched to its system".to_owned(), true),
             Ok(Given::No(why)) => (format!("it could not be switched to its system: {why}"), false),
@@ -140,6 +141,7 @@ impl Systems {
         self: &Arc<Self>,
         record: &MachineRecord,
         toplevel: &StorePath,
+        now: Timestamp,
         patience: Duration,
     ) -> Result<Given, SystemsError> {
         let switch = first_switch(record.attempt);
@@ -148,24 +150,14 @@ impl Systems {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let Some(view) = self.follow(record.id, &switch, known, left).await? else {
-                let pending = PendingSwitch {
-                    view: SwitchView {
-                        id: switch.clone(),
-                        machine: record.name.to_string(),
-                        toplevel: toplevel.to_string(),
-                        action: SwitchAction::Switch,
-                        by: GIVER.to_owned(),
-                        begun_unix_ms: crate::world::now().0,
-                        stage: SwitchStage::Bringing,
-                        outcome: None,
-                        message: None,
-                    },
-                    health: None,
-                    confirm_ms: CONFIRM_DEFAULT_MS,
-                    generation: None,
-                    ordered: false,
-                    confirmed: false,
-                };
+                let pending = PendingSwitch::new(
+                    switch.clone(),
+                    record.name.to_string(),
+                    toplevel.to_string(),
+                    SwitchAction::Switch,
+                    GIVER.to_owned(),
+                    now.0,
+                );
                 match self.begin(record.id, pending).await {
                     Ok(_) => continue,
                     // Somebody was faster, whose switch ends first.

@@ -415,7 +415,7 @@ impl Effects for World {
         {
             let systems = self.systems.get().and_then(Weak::upgrade);
             let nobody = || EffectError { message: "nobody switches systems yet".to_owned(), retry: true };
-            systems.ok_or_else(nobody)?.give(record, toplevel).await?;
+            systems.ok_or_else(nobody)?.give(record, toplevel, now()).await?;
             return self.tell(record.id, start);
         }
         if driver.takes_closure_by_link() && !roots(&record.spec).is_empty() {

@@ -93,24 +93,7 @@ fn a_tree_that_nix_does_not_know_is_replaced() {
 /// As NixOS has its store: mounted over itself, read-only. The test runs itself again where it may mount.
 #[test]
 fn a_store_that_is_mounted_read_only_takes_paths() {
-    const AGAIN: &str = "CALVE_TEST_MOUNTS";
-    const NAME: &str = "a_store_that_is_mounted_read_only_takes_paths";
-    if !have("nix-store") {
-        return;
-    }
-    if std::env::var_os(AGAIN).is_none() {
-        let root = if rustix::process::geteuid().is_root() { vec![] } else { vec!["--map-root-user"] };
-        let unshared = || {
-            let mut command = Command::new("unshare");
-            command.args(&root).args(["--mount", "--propagation", "private"]);
-            command
-        };
-        if !unshared().arg("true").output().is_ok_and(|output| output.status.success()) {
-            println!("not shown: no mount namespace can be made");
-            return;
-        }
-        let test = std::env::current_exe().unwrap();
-        run(unshared().arg(test).args(["--exact", NAME]).env(AGAIN, "1"));
+    if !have("nix-store") || !e2e::may_mount("a_store_that_is_mounted_read_only_takes_paths") {
         return;
     }
     let (_from, chain, cache) = pushed();

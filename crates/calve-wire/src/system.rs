@@ -328,6 +328,37 @@ pub struct PendingSwitch {
     pub confirmed: bool,
 }
 
+impl PendingSwitch {
+    /// A switch of which nothing has been done, with the usual time to confirm and no health check.
+    pub fn new(
+        id: String,
+        machine: String,
+        toplevel: String,
+        action: SwitchAction,
+        by: String,
+        begun_unix_ms: u64,
+    ) -> Self {
+        Self {
+            view: SwitchView {
+                id,
+                machine,
+                toplevel,
+                action,
+                by,
+                begun_unix_ms,
+                stage: SwitchStage::Bringing,
+                outcome: None,
+                message: None,
+            },
+            health: None,
+            confirm_ms: CONFIRM_DEFAULT_MS,
+            generation: None,
+            ordered: false,
+            confirmed: false,
+        }
+    }
+}
+
 /// `GET /v1/machines/{name}/system`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

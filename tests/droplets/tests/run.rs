@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use digitalocean_emulator::faults::{Fault, FaultKind};
 use droplets::{Guests, HOST_FROM_GUEST, SystemDisk};
-use e2e::{Home, Ran, bin_dir, finish, wait_until};
+use e2e::{Home, Ran, bin_dir, finish, standin, wait_until};
 
 /// A provider, emulated.
 enum Cloud {
@@ -294,20 +294,12 @@ async fn a_system_on_an_image_without_one_is_a_sentence_and_no_machine_is_left()
 
 /// A disk with the stand-in system, in which the agent is a service; and another version of the system.
 fn system_disk() -> (SystemDisk, String) {
-    let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/../standin");
-    let run = |program: &str, args: &[&str]| {
-        let output =
-            Command::new(format!("{standin}/{program}")).args(args).stderr(Stdio::inherit()).output();
-        let output = output.expect("it starts");
-        assert!(output.status.success(), "{program} {args:?}");
-        String::from_utf8(output.stdout).expect("a path").trim().to_owned()
-    };
-    let first = run("build", &[]);
-    let second = run("variant", &[&first, "two"]);
+    let first = standin("build", &[]);
+    let second = standin("variant", &[&first, "two"]);
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("droplets-disk");
     std::fs::create_dir_all(&dir).unwrap();
     let program = |name: &str| bin_dir().join(name).to_str().expect("a plain path").to_owned();
-    run("disk", &[dir.to_str().unwrap(), &program("calve-switch"), &program("calve-agent"), &first]);
+    standin("disk", &[dir.to_str().unwrap(), &program("calve-switch"), &program("calve-agent"), &first]);
     let kernel = format!("{first}/kernel").into();
     (SystemDisk { disk: dir.join("disk"), kernel, initrd: dir.join("boot-initrd") }, second)
 }

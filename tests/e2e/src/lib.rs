@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: a home of its own for each, the built binaries, and waiting on conditions.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -214,4 +215,35 @@ pub fn kill(pid: i32, signal: i32) {
 /// Whether the process is alive (a zombie is not).
 pub fn alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Runs a program of `tests/standin`, which builds systems and disks with them, and gives what it printed.
+pub fn standin(program: &str, args: &[&str]) -> String {
+    let program = format!("{}/../standin/{program}", env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(&program).args(args).stderr(Stdio::inherit()).output().expect("it starts");
+    assert!(output.status.success(), "{program} {args:?}");
+    String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+}
+
+/// Whether this test may mount what it likes. The first time it is run again, by its name, where it may; it is not shown where no
+/// mount namespace can be made.
+pub fn may_mount(test: &str) -> bool {
+    const AGAIN: &str = "CALVE_TEST_MOUNTS";
+    if std::env::var_os(AGAIN).is_some() {
+        return true;
+    }
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args((!is_root).then_some("--map-root-user")).args(["--mount", "--propagation", "private"]);
+        command
+    };
+    if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
+        println!("not shown: no mount namespace can be made");
+        return false;
+    }
+    let own = std::env::current_exe().expect("a test has a path");
+    let again = unshare().arg(own).args(["--exact", test]).env(AGAIN, "1").status();
+    assert!(again.expect("it starts").success(), "{test} in a mount namespace");
+    false
 }

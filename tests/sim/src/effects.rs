@@ -332,7 +332,9 @@ impl Effects for SimEffects {
     async fn start(&self, record: &MachineRecord) -> Result<(), EffectError> {
         let under_way = self.began(record.id, "start");
         let given = match (&record.spec.workload, &self.systems) {
-            (Workload::System { toplevel }, Some(systems)) => systems.give(record, toplevel).await,
+            (Workload::System { toplevel }, Some(systems)) => {
+                systems.give(record, toplevel, self.world.timestamp()).await
+            }
             _ => Ok(()),
         };
         let result = match given {

@@ -10,7 +10,7 @@ use calve_server::state::State;
 use calve_server::systems::Systems;
 use calve_wire::machine::{MachineSpec, Place, Program, Restart, Workload};
 use calve_wire::record::MachineRecord;
-use calve_wire::system::{PendingSwitch, SwitchAction, SwitchStage, SwitchView};
+use calve_wire::system::{PendingSwitch, SwitchAction};
 
 use crate::check::is_given;
 use crate::provider::REGION;
@@ -145,26 +145,13 @@ fn late(world: &World, rng: &mut Rng, now: Timestamp) -> Wish {
 
 fn switch(rng: &mut Rng) -> PendingSwitch {
     use SwitchAction::{Boot, DryActivate, Switch, Test};
-    let view = SwitchView {
-        id: format!("{:016x}", rng.next()),
-        machine: "a host".to_owned(),
-        toplevel: toplevel(rng.range(0, SYSTEMS)),
-        action: rng.pick(&[Switch, Switch, Switch, Boot, Test, DryActivate]),
-        by: "a user".to_owned(),
-        begun_unix_ms: 0,
-        stage: SwitchStage::Bringing,
-        outcome: None,
-        message: None,
-    };
-    let confirm_ms = rng.range(2_000, 60_000);
-    PendingSwitch {
-        view,
-        health: Some("true".to_owned()),
-        confirm_ms,
-        generation: None,
-        ordered: false,
-        confirmed: false,
-    }
+    let id = format!("{:016x}", rng.next());
+    let toplevel = toplevel(rng.range(0, SYSTEMS));
+    let action = rng.pick(&[Switch, Switch, Switch, Boot, Test, DryActivate]);
+    let user = "a user".to_owned();
+    let mut pending = PendingSwitch::new(id, "a host".to_owned(), toplevel, action, user, 0);
+    (pending.health, pending.confirm_ms) = (Some("true".to_owned()), rng.range(2_000, 60_000));
+    pending
 }
 
 /// A machine that somebody else made: also one that was adopted before, or is gone.

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use calve_wire::system::{HostOrder, HostSwitch, SWITCH_VERSION, SwitchAction, SwitchOutcome, SwitchStage};
+use e2e::standin;
 
 /// How long anything may take in emulation on a busy host.
 const PATIENCE: Duration = Duration::from_secs(400);
@@ -26,19 +27,11 @@ struct Built {
 fn built() -> &'static Built {
     static BUILT: OnceLock<Built> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/../standin");
-        let run = |program: &str, args: &[&str]| {
-            let output =
-                Command::new(format!("{standin}/{program}")).args(args).stderr(Stdio::inherit()).output();
-            let output = output.expect("it starts");
-            assert!(output.status.success(), "{program} {args:?}");
-            String::from_utf8(output.stdout).expect("a path").trim().to_owned()
-        };
-        let first = run("build", &[]);
-        let second = run("variant", &[&first, "two"]);
+        let first = standin("build", &[]);
+        let second = standin("variant", &[&first, "two"]);
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("systems-disk");
         std::fs::create_dir_all(&dir).expect("a directory");
-        run("disk", &[dir.to_str().unwrap(), systems::program().to_str().unwrap(), "-", &first, &second]);
+        standin("disk", &[dir.to_str().unwrap(), systems::program().to_str().unwrap(), "-", &first, &second]);
         Built { first, second, dir }
     })
 }

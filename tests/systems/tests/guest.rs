@@ -1,24 +1,16 @@
 //! A real system in a guest of this host is switched by `calve switch`: as users do it, and with what breaks only there.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::OnceLock;
 
-use e2e::{Home, Ran, wait_until};
+use e2e::{Home, Ran, standin, wait_until};
 
 /// What is built once: the stand-in, and another version of it.
 fn systems() -> &'static (String, String) {
     static SYSTEMS: OnceLock<(String, String)> = OnceLock::new();
     SYSTEMS.get_or_init(|| {
-        let standin = concat!(env!("CARGO_MANIFEST_DIR"), "/../standin");
-        let built = |program: &str, args: &[&str]| {
-            let output =
-                Command::new(format!("{standin}/{program}")).args(args).stderr(Stdio::inherit()).output();
-            let output = output.expect("it starts");
-            assert!(output.status.success(), "{program} {args:?} builds");
-            String::from_utf8(output.stdout).expect("a path").trim().to_owned()
-        };
-        let first = built("build", &[]);
-        let second = built("variant", &[&first, "two"]);
+        let first = standin("build", &[]);
+        let second = standin("variant", &[&first, "two"]);
         (first, second)
     })
 }

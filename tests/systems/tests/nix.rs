@@ -141,24 +141,8 @@ fn what_lies_in_the_store_and_nix_does_not_know_is_brought_again() {
 
 #[test]
 fn a_store_that_is_mounted_read_only_takes_a_system() {
-    const AGAIN: &str = "CALVE_TEST_MOUNTS";
     let Some(nix_store) = nix_store() else { return };
-    if std::env::var_os(AGAIN).is_none() {
-        // As root, or as what looks like it; the test runs itself again where it may mount.
-        let namespaces = ["--map-root-user", "--mount", "--propagation", "private"];
-        let unshared = || {
-            let mut command = Command::new("unshare");
-            command.args(&namespaces[usize::from(Path::new("/root").read_dir().is_ok())..]);
-            command
-        };
-        if !unshared().arg("true").output().is_ok_and(|output| output.status.success()) {
-            println!("not shown: no mount namespace can be made");
-            return;
-        }
-        let mut again = unshared();
-        again.arg(std::env::current_exe().expect("this test")).arg("--exact");
-        again.arg("a_store_that_is_mounted_read_only_takes_a_system").env(AGAIN, "1");
-        assert!(again.status().expect("it starts").success());
+    if !e2e::may_mount("a_store_that_is_mounted_read_only_takes_a_system") {
         return;
     }
     let host = Host::new(&nix_store);

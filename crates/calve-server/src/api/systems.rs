@@ -10,8 +10,8 @@ use calve_wire::api::{Problem, ProblemKind};
 use calve_wire::event::What;
 use calve_wire::machine::{MachineSpec, Workload};
 use calve_wire::system::{
-    CONFIRM_DEFAULT_MS, CONFIRM_MAX_MS, CONFIRM_MIN_MS, HEALTH_MAX_BYTES, HostFacts, PendingSwitch,
-    SwitchRequest, SwitchStage, SwitchView, SystemView,
+    CONFIRM_MAX_MS, CONFIRM_MIN_MS, HEALTH_MAX_BYTES, HostFacts, PendingSwitch, SwitchRequest, SwitchStage,
+    SwitchView, SystemView,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -59,26 +59,16 @@ pub async fn switch(
             })?
         }
     };
-    let view = SwitchView {
-        id: format!("{:016x}", crate::random::u128() >> 64),
-        machine: record.name.to_string(),
-        toplevel: toplevel.clone(),
-        action: request.action,
-        by: by.to_string(),
-        begun_unix_ms: now().0,
-        stage: SwitchStage::Bringing,
-        outcome: None,
-        message: None,
-    };
-    let confirm_ms = request.confirm_ms.unwrap_or(CONFIRM_DEFAULT_MS);
-    let pending = PendingSwitch {
-        view,
-        health: request.health,
-        confirm_ms,
-        generation,
-        ordered: false,
-        confirmed: false,
-    };
+    let mut pending = PendingSwitch::new(
+        format!("{:016x}", crate::random::u128() >> 64),
+        record.name.to_string(),
+        toplevel.clone(),
+        request.action,
+        by.to_string(),
+        now().0,
+    );
+    (pending.health, pending.generation) = (request.health, generation);
+    pending.confirm_ms = request.confirm_ms.unwrap_or(pending.confirm_ms);
     let view = api.systems.begin(record.id, pending).await?;
     let argv = vec!["switch-to-configuration".to_owned(), request.action.as_str().to_owned(), toplevel];
     api.audit(&by, &record, What::Exec { argv });

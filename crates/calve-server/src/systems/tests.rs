@@ -1,12 +1,9 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use calve_core::{Kind, Timestamp};
+use calve_core::Timestamp;
 use calve_nix::StorePath;
-use calve_wire::machine::{MachineSpec, Workload};
-use calve_wire::system::{
-    HostAnswer, HostOrder, HostSwitch, SwitchAction, SwitchOutcome, SwitchStage, SwitchView,
-};
+use calve_wire::system::{HostAnswer, HostOrder, HostSwitch, SwitchAction, SwitchOutcome, SwitchStage};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
@@ -100,40 +97,14 @@ fn id() -> MachineId {
 }
 
 fn pending() -> PendingSwitch {
-    let view = SwitchView {
-        id: "one".to_owned(),
-        machine: "run-1".to_owned(),
-        toplevel: TOPLEVEL.to_owned(),
-        action: SwitchAction::Switch,
-        by: String::new(),
-        begun_unix_ms: 0,
-        stage: SwitchStage::Bringing,
-        outcome: None,
-        message: None,
-    };
-    PendingSwitch {
-        view,
-        health: None,
-        confirm_ms: 60_000,
-        generation: None,
-        ordered: false,
-        confirmed: false,
-    }
+    let (id, machine, toplevel) = ("one".to_owned(), "run-1".to_owned(), TOPLEVEL.to_owned());
+    PendingSwitch::new(id, machine, toplevel, SwitchAction::Switch, String::new(), 0)
 }
 
 impl Stage {
     async fn set(script: impl Fn(&'static str, Duration) -> Said + Send + Sync + 'static) -> Self {
         let state: Arc<dyn State> = Arc::new(MemoryState::default());
-        let new = NewMachine {
-            id: id(),
-            agent_token: String::new(),
-            name: None,
-            spec: MachineSpec::new(Kind::System, Workload::Base),
-            ttl: None,
-            grace: Duration::ZERO,
-            held: false,
-        };
-        create(&*state, &View::default(), new, Timestamp(1)).await.unwrap();
+        create(&*state, &View::default(), NewMachine::bare(id()), Timestamp(1)).await.unwrap();
         Self::over(state, script)
     }
 
@@ -286,17 +257,20 @@ async fn a_machine_that_was_made_for_a_system_is_switched_to_it_once_for_each_at
     let stage = scripted(SwitchOutcome::Applied).await;
     let mut made = record(&stage).await;
     // Asked again and again, as the loop does.
-    assert_eq!(stage.systems.given(&made, &toplevel, Duration::ZERO).await.unwrap(), Given::UnderWay);
+    assert_eq!(
+        stage.systems.given(&made, &toplevel, Timestamp(1), Duration::ZERO).await.unwrap(),
+        Given::UnderWay
+    );
     for _ in 0..3 {
-        assert_eq!(stage.systems.given(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
+        assert_eq!(stage.systems.given(&made, &toplevel, Timestamp(1), MINUTE).await.unwrap(), Given::Yes);
     }
     assert_eq!(begun(&stage), 1);
     assert_eq!(stage.systems.get(id()).await.unwrap().desired.as_deref(), Some(TOPLEVEL));
     made.attempt += 1;
-    assert_eq!(stage.systems.given(&made, &toplevel, MINUTE).await.unwrap(), Given::Yes);
+    assert_eq!(stage.systems.given(&made, &toplevel, Timestamp(1), MINUTE).await.unwrap(), Given::Yes);
     assert_eq!(begun(&stage), 2);
 
     let stage = scripted(SwitchOutcome::RolledBack).await;
-    let given = stage.systems.given(&record(&stage).await, &toplevel, MINUTE).await.unwrap();
+    let given = stage.systems.given(&record(&stage).await, &toplevel, Timestamp(1), MINUTE).await.unwrap();
     assert!(matches!(&given, Given::No(why) if why.contains("RolledBack")), "{given:?}");
 }

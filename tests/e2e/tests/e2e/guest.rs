@@ -67,10 +67,7 @@ fn a_guest_whose_supervisor_is_killed_does_not_live_on() {
 #[test]
 fn a_system_boots_from_its_own_kernel_and_init() {
     let home = Home::new();
-    let build = concat!(env!("CARGO_MANIFEST_DIR"), "/../standin/build");
-    let built = std::process::Command::new(build).stderr(Stdio::inherit()).output().unwrap();
-    assert!(built.status.success(), "the stand-in builds");
-    let toplevel = String::from_utf8_lossy(&built.stdout).trim().to_owned();
+    let toplevel = e2e::standin("build", &[]);
     home.ok(&["run", "-d", "--name", "sys", "--memory", "512M", &toplevel]);
     let sh = format!("{toplevel}/sw/bin/sh");
     // It is booting still: the command waits until the system holds its own programs.

@@ -159,21 +159,11 @@ fn check(host: &Host, order: &HostOrder) -> Result<(), String> {
 
 fn dry(host: &Host, order: &HostOrder) -> anyhow::Result<HostAnswer> {
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    let mut program = Program::start(program::switch_command(host, &order.toplevel, order.action.as_str()))?;
-    let until = Instant::now() + Duration::from_millis(order.confirm_ms);
-    loop {
-        if let Some(ended) = program.ended()? {
-            return Ok(HostAnswer::Dry { output: program.said(), code: ended.code().unwrap_or(128) });
-        }
-        if Instant::now() >= until {
-            program.end();
-            return Ok(refused(format!(
-                "the dry activation did not end within {} s",
-                order.confirm_ms / 1000
-            )));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let program = Program::start(program::switch_command(host, &order.toplevel, order.action.as_str()))?;
+    Ok(match program.finish(Duration::from_millis(order.confirm_ms))? {
+        (Some(ended), output) => HostAnswer::Dry { output, code: ended.code().unwrap_or(128) },
+        (None, _) => refused(format!("the dry activation did not end within {} s", order.confirm_ms / 1000)),
+    })
 }
 
 /// Everything that can fail before anything is changed.

@@ -1,7 +1,7 @@
 //! What the host is like, and this program's own place on it.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use calve_wire::system::{HostFacts, HostSwitch, SWITCH_PROGRAM};
@@ -63,14 +63,7 @@ fn failed_units(host: &Host) -> Option<Vec<String>> {
     let mut command = std::process::Command::new(host.program(&[], "systemctl")?);
     environment(host, &[], &mut command);
     command.args(["--failed", "--plain", "--no-legend", "--no-pager"]);
-    let mut program = Program::start(command).ok()?;
-    let until = Instant::now() + UNITS_MAX;
-    while program.ended().ok()?.is_none() {
-        if Instant::now() >= until {
-            program.end();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Some(program.said().lines().filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect())
+    let (ended, said) = Program::start(command).and_then(|it| it.finish(UNITS_MAX)).ok()?;
+    ended?;
+    Some(said.lines().filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect())
 }

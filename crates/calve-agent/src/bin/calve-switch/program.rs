@@ -14,6 +14,8 @@ use crate::host::Host;
 const OUTPUT_MAX_BYTES: usize = 64 * 1024;
 /// Time between a polite end and a certain one.
 const TERM_GRACE: Duration = Duration::from_secs(1);
+/// Pause between two looks whether it has ended.
+const LOOK: Duration = Duration::from_millis(10);
 /// Most rounds of killing what a program left: each finds what the last one made an orphan.
 const SWEEPS_MAX: u32 = 1000;
 
@@ -82,6 +84,22 @@ impl Program {
             self.read();
         }
         Ok(ended)
+    }
+
+    /// Waits for its end, and ends it behind this time: how it ended, none where that was it, and what it wrote.
+    pub fn finish(mut self, longest: Duration) -> io::Result<(Option<ExitStatus>, String)> {
+        let until = Instant::now() + longest;
+        loop {
+            let ended = self.ended()?;
+            if ended.is_some() {
+                return Ok((ended, self.said()));
+            }
+            if Instant::now() >= until {
+                self.end();
+                return Ok((None, self.said()));
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Where it writes.

@@ -7,6 +7,7 @@
 //! Without Nix's own database a path counts as there because it is there. With it only what is registered counts: anything
 //! else Nix's next collection removes, the running system too.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,10 +66,9 @@ pub fn take_in(host: &Host, order: &HostOrder) -> anyhow::Result<()> {
     // It was taken in before, where the order is repeated.
     let mut names = names(&brought)?;
     names.retain(|name| !name.starts_with('.'));
-    let registers = has_database(host);
-    let mut unknown = Vec::new();
-    let _collector = if registers { Some(keep_collector_away(host)?) } else { None };
-    if registers {
+    let (mut unknown, mut collector) = (Vec::new(), None);
+    if has_database(host) {
+        collector = Some(keep_collector_away(host)?);
         let link = host.path(ROOT);
         fs::create_dir_all(link.parent().expect("it has one"))?;
         replace_link(&order.toplevel, &link).context("no root for the collector can be made")?;
@@ -89,9 +89,10 @@ pub fn take_in(host: &Host, order: &HostOrder) -> anyhow::Result<()> {
         fs::rename(brought.join(name), &place)
             .with_context(|| format!("{name} cannot be moved into the host's store"))?;
     }
-    if registers && !unknown.is_empty() {
+    if !unknown.is_empty() {
         register(host, &registration)?;
     }
+    drop(collector);
     remove_incoming(host, &dir)
 }
 
@@ -110,8 +111,8 @@ fn unregistered<'a>(host: &Host, names: &[&'a str]) -> anyhow::Result<Vec<&'a st
     for names in names.chunks(NIX_PATHS) {
         let paths = names.iter().map(|name| format!("{STORE}/{name}"));
         let said = nix_store(host, &["--check-validity", "--print-invalid"], paths, None)?;
-        let is_told = |name: &&str| said.lines().any(|line| line.strip_prefix("/nix/store/") == Some(*name));
-        found.extend(names.iter().copied().filter(is_told));
+        let told: HashSet<&str> = said.lines().filter_map(|line| line.strip_prefix("/nix/store/")).collect();
+        found.extend(names.iter().copied().filter(|name| told.contains(name)));
     }
     Ok(found)
 }
@@ -137,20 +138,12 @@ fn nix_store(
     if let Some(input) = input {
         command.stdin(input);
     }
-    let mut program = Program::start(command).context("nix-store")?;
-    let until = Instant::now() + NIX_MAX;
-    loop {
-        if let Some(ended) = program.ended()? {
-            let said = program.said();
-            anyhow::ensure!(ended.success(), "nix-store {}: {}", words[0], last_line(&said));
-            return Ok(said);
-        }
-        if Instant::now() >= until {
-            program.end();
-            bail!("nix-store {} did not end within {} s", words[0], NIX_MAX.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let (ended, said) = Program::start(command).and_then(|it| it.finish(NIX_MAX)).context("nix-store")?;
+    let Some(ended) = ended else {
+        bail!("nix-store {} did not end within {} s", words[0], NIX_MAX.as_secs())
+    };
+    anyhow::ensure!(ended.success(), "nix-store {}: {}", words[0], last_line(&said));
+    Ok(said)
 }
 
 fn last_line(said: &str) -> &str {

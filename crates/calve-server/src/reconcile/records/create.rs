@@ -30,6 +30,24 @@ pub struct NewMachine {
     pub held: bool,
 }
 
+#[cfg(test)]
+impl NewMachine {
+    /// A base guest without a lease, for tests.
+    pub fn bare(id: MachineId) -> Self {
+        use calve_wire::machine::Workload;
+        let spec = MachineSpec::new(calve_core::Kind::System, Workload::Base);
+        Self {
+            id,
+            agent_token: String::new(),
+            name: None,
+            spec,
+            ttl: None,
+            grace: Duration::ZERO,
+            held: false,
+        }
+    }
+}
+
 /// Takes the name and writes the record, which then survives a power failure; the loop does the rest.
 ///
 /// Errors: `NameTaken`, `TooMany`, and those of the state; where the state failed, the machine may all the same exist.

@@ -3,9 +3,8 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use bytes::Bytes;
 use calve_core::plan::Change;
-use calve_core::{Kind, MachineName, State as MachineState};
+use calve_core::{MachineName, State as MachineState};
 use calve_node::Found as Seen;
-use calve_wire::machine::{MachineSpec, Workload};
 use calve_wire::record::MachineRecord;
 
 use super::super::effects::AgentReport;
@@ -143,16 +142,7 @@ async fn a_write_whose_answer_was_lost_is_told() {
     for made in [true, false] {
         let (state, view, world) = (MemoryState::default(), View::default(), Arc::new(Still::default()));
         let id = MachineId::new(Timestamp(1), 1);
-        let new = NewMachine {
-            id,
-            agent_token: String::new(),
-            name: None,
-            spec: MachineSpec::new(Kind::System, Workload::Base),
-            ttl: None,
-            grace: Duration::ZERO,
-            held: false,
-        };
-        records::create(&state, &view, new, Timestamp(1)).await.unwrap();
+        records::create(&state, &view, NewMachine::bare(id), Timestamp(1)).await.unwrap();
         let entry = state.get(&records::machine_key(id)).await.unwrap().expect("just made");
         let record = Arc::new(MachineRecord::from_json(&entry.value).unwrap());
         let faults = Mutex::new(vec![Operation::Change, Operation::Read]);
