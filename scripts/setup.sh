@@ -64,7 +64,8 @@ need_guest() {
     if [ -r "$kernel" ] && [ -d "/lib/modules/${kernel#/boot/vmlinuz-}" ]; then return; fi
   done
   local dir=$root/target/guest-kernel
-  if ! ls "$dir"/boot/vmlinuz-* >/dev/null 2>&1; then
+  if ! ls "$dir"/lib/modules/*/modules.dep >/dev/null 2>&1; then
+    need_packages /sbin/depmod=kmod
     say "fetching a guest kernel"
     as_root apt-get -qq update || true
     local package
@@ -72,6 +73,8 @@ need_guest() {
     package=$(grep -oE 'linux-image-[0-9][^ ]*' <<<"$package" | head -n1)
     rm -rf "$dir.new" && mkdir -p "$dir.new"
     (cd "$dir.new" && apt-get -qq download "$package" && dpkg -x ./*.deb . && rm ./*.deb)
+    # What its package would do when it is installed: guests are given those of its modules that they need.
+    /sbin/depmod -b "$dir.new" "$(ls "$dir.new/lib/modules")"
     rm -rf "$dir" && mv "$dir.new" "$dir"
   fi
   CALVE_KERNEL=$(ls "$dir"/boot/vmlinuz-* | sort -V | tail -n1)

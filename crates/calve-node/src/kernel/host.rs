@@ -16,25 +16,34 @@ pub const KERNEL_VARIABLE: &str = "CALVE_KERNEL";
 pub fn host_kernel(chosen: Option<&Path>, images_dir: &Path) -> Result<Kernel, KernelError> {
     match chosen {
         Some(file) => chosen_kernel(file, images_dir),
-        None => best_of(Path::new("/boot"), Path::new("/lib/modules"), images_dir),
+        None => best_of(Path::new("/boot"), Path::new(MODULES_DIR), images_dir),
     }
 }
 
-/// A kernel that somebody chose may have everything built in: modules are taken where they are found.
+/// Where the host has the modules of its kernels.
+const MODULES_DIR: &str = "/lib/modules";
+
+/// A kernel that somebody chose may have everything built in: modules are taken where they are found, the host's or those of
+/// the tree that the kernel lies in, as a package has both (`TREE/boot/vmlinuz-V`, `TREE/lib/modules/V`).
 fn chosen_kernel(file: &Path, images_dir: &Path) -> Result<Kernel, KernelError> {
     let unreadable = |source| KernelError::Unreadable { path: file.to_owned(), source };
     let file = file.canonicalize().map_err(unreadable)?;
+    let beside = file.ancestors().nth(2).map(|tree| tree.join("lib/modules"));
+    let modules_of = |version: &str| {
+        let dir = module_dir(Path::new(MODULES_DIR), version);
+        dir.or_else(|| module_dir(beside.as_deref()?, version))
+    };
     let version = match release_in_name(&file) {
-        Some(version) if module_dir(Path::new("/lib/modules"), &version).is_some() => version,
+        Some(version) if modules_of(&version).is_some() => version,
         _ => {
             let bytes = std::fs::read(&file).map_err(unreadable)?;
             image::open(&bytes).map_err(|why| KernelError::Unfit { path: file.clone(), why })?.version
         }
     };
-    let mut beside = file.clone().into_os_string();
-    beside.push(".config");
-    let config = std::fs::read_to_string(beside).ok().or_else(|| config_of(file.parent()?, &version));
-    prepare(&file, module_dir(Path::new("/lib/modules"), &version), config.as_deref(), images_dir)
+    let mut config = file.clone().into_os_string();
+    config.push(".config");
+    let config = std::fs::read_to_string(config).ok().or_else(|| config_of(file.parent()?, &version));
+    prepare(&file, modules_of(&version), config.as_deref(), images_dir)
 }
 
 fn best_of(boot: &Path, modules: &Path, images_dir: &Path) -> Result<Kernel, KernelError> {

@@ -10,6 +10,7 @@ pub use agent_client::{HOUR, TOKEN};
 use calve_core::{DriverName, Kind, MachineId, Timestamp};
 use calve_nix::StorePath;
 use calve_node::driver::qemu::{ImageMaker, QemuDriver, QemuOptions};
+use calve_node::kernel::KERNEL_VARIABLE;
 use calve_node::run_dir::{Process, RunDirs};
 use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_store::{Closure, ClosurePath};
@@ -51,7 +52,7 @@ impl Host {
             runtime_dir: self.dir.path().join("run"),
             images_dir: images_dir(),
             agent_binary: agent_program(),
-            kernel: None,
+            kernel: chosen_kernel(),
             store_image,
         })
     }
@@ -130,7 +131,12 @@ pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 /// Kernels and initrds are made once for all tests.
-fn images_dir() -> PathBuf {
+/// The kernel that guests boot, where it is not the host's.
+pub fn chosen_kernel() -> Option<PathBuf> {
+    std::env::var_os(KERNEL_VARIABLE).map(PathBuf::from)
+}
+
+pub fn images_dir() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("images")
 }
 

@@ -7,9 +7,10 @@ use std::process::Command;
 
 use calve_nix::StorePath;
 use calve_node::Order;
+use calve_node::kernel::host_kernel;
 use calve_wire::machine::Workload;
 
-use super::host::{BUSYBOX, HOUR, Host};
+use super::host::{BUSYBOX, HOUR, Host, chosen_kernel, images_dir};
 
 const TOPLEVEL: &str = "1c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-stand-in-system";
 const LINUX: &str = "2c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-stand-in-linux";
@@ -35,8 +36,7 @@ while :; do $b sleep 1000; done
 /// An order for a guest that boots the stand-in.
 pub fn order(host: &Host, n: u128) -> Order {
     let dir = host.dir.path();
-    let version = kernel_version();
-    linux(&dir.join(LINUX), &version);
+    linux(&dir.join(LINUX));
     toplevel(&dir.join(TOPLEVEL));
     let mut order = host.order(n, HOUR);
     let toplevel = StorePath::from_base_name(TOPLEVEL).expect("a base name");
@@ -59,12 +59,13 @@ fn toplevel(dir: &Path) {
     }
 }
 
-/// The host's kernel with the modules that guests need but for virtio-mmio, which takes a q35 machine in place of a microVM, and an initrd of its own that is as real as compressed ones are.
-fn linux(dir: &Path, version: &str) {
-    let modules = dir.join("lib/modules").join(version);
+/// The guests' kernel with the modules that guests need but for virtio-mmio, which takes a q35 machine in place of a microVM, and an initrd of its own that is as real as compressed ones are.
+fn linux(dir: &Path) {
+    let kernel = host_kernel(chosen_kernel().as_deref(), &images_dir()).expect("a kernel for guests");
+    let modules = dir.join("lib/modules").join(kernel.facts.version);
     fs::create_dir_all(&modules).expect("made");
-    fs::copy(format!("/boot/vmlinuz-{version}"), dir.join("bzImage")).expect("copied");
-    let from = Path::new("/lib/modules").join(version);
+    fs::copy(kernel.file, dir.join("bzImage")).expect("copied");
+    let from = kernel.modules.expect("its modules").path;
     for index in ["modules.dep", "modules.builtin", "modules.softdep", "modules.alias"] {
         let text = fs::read_to_string(from.join(index)).expect("there");
         let lines = text.lines().filter(|line| !line.contains("virtio_mmio")).map(|line| format!("{line}\n"));
@@ -82,16 +83,4 @@ fn linux(dir: &Path, version: &str) {
         dir.display()
     );
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh runs").success());
-}
-
-/// The newest kernel of the host that has its modules.
-fn kernel_version() -> String {
-    let names = fs::read_dir("/boot")
-        .expect("there")
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    let versions = names.filter_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned()));
-    let with_modules =
-        |version: &String| Path::new("/lib/modules").join(version).join("modules.dep").exists();
-    versions.filter(with_modules).max().expect("a kernel with its modules in /boot")
 }
