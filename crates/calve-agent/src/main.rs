@@ -15,7 +15,6 @@ mod lend;
 mod modes;
 mod plain;
 mod sandbox_mode;
-mod seed;
 mod service;
 
 use std::process::ExitCode;

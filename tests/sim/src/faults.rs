@@ -46,11 +46,13 @@ pub enum Fault {
     SwitchEnds,
     /// A host is restarted, by somebody or for want of power.
     HostRestarts,
+    /// Bytes of a closure are others on the way to a host than they were, or end early.
+    Spoilt,
 }
 
 impl Fault {
     /// Every one.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Crash,
         Self::Effect,
         Self::ForGood,
@@ -70,6 +72,7 @@ impl Fault {
         Self::SwitchFails,
         Self::SwitchEnds,
         Self::HostRestarts,
+        Self::Spoilt,
     ];
 }
 
@@ -103,6 +106,7 @@ impl Chances {
                 Fault::SwitchFails => 30,
                 Fault::SwitchEnds => 20,
                 Fault::HostRestarts => 100,
+                Fault::Spoilt => 150,
             };
         }
         chances

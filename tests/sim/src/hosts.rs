@@ -1,5 +1,6 @@
 //! Hosts as the drive of a switch reaches them: by links that break, with answers that are lost.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,7 +93,16 @@ struct Asked<'a> {
 impl Hosts for SimHosts {
     async fn bring(&self, id: MachineId, toplevel: &StorePath, _: &str) -> Result<Option<String>, HostError> {
         let system = system_at(&toplevel.to_string());
-        let brought = self.ask(id, "takes a closure", |host, _| host.bring(system)).await?;
+        // Worlds without machines that are made for systems are what they were when seeds failed that are tried each time.
+        let spoils = self.world.inner().gives;
+        let brought = self.ask(id, "takes a closure", |host, asked| {
+            let spoilt = spoils && asked.faults.happens(Fault::Spoilt);
+            host.bring(system, spoilt.then_some(&mut *asked.faults))
+        });
+        let brought = brought.await?.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => LinkError::Broken.into(),
+            _ => HostError::Said(error.to_string()),
+        })?;
         Ok(brought.then(|| "/nix/incoming".to_owned()))
     }
 

@@ -1,4 +1,4 @@
-//! `cargo run --release -p sim -- --seed N --steps M [--lifecycles K | --worlds W] [--plans]`: one world, or as many as have K
+//! `cargo run --release -p sim -- --seed N --steps M [--lifecycles K | --worlds W] [--plans | --closures]`: one world, or as many as have K
 //! machine lifecycles together, or W of them. Prints what it takes to do the same again; a failure is shrunk, and its trace is
 //! printed.
 
@@ -7,16 +7,19 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use sim::{Enough, Layer, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
 
-const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K | --worlds W] [--plans] [--trace]
+const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K | --worlds W] [--plans | --closures] [--trace]
   --seed N        decides everything; a fresh one where none is given
-  --steps M       steps of users in one world (60; with --plans 400)
+  --steps M       steps of users in one world (60; with --plans 400, with --closures 10)
   --lifecycles K  worlds of this seed, the next one and so on, until there were K machine lifecycles
   --worlds W      so many worlds of this seed and those after it; every seed that fails is named, the first is shrunk
   --plans         the lower layer: the plan and the loop's memory alone, with effects as events
+  --closures      pulls from caches that lie; a lifecycle is a pull
   --trace         prints what happened, of one world";
 
 /// Steps of users in a world of the lower layer: enough that making the world costs nothing.
 const PLAN_STEPS: u64 = 400;
+/// Pulls in a world of closures.
+const PULLS: u64 = 10;
 
 struct Wanted {
     seed: u64,
@@ -42,11 +45,16 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Wanted, String> {
             "--lifecycles" => enough = Some(Enough::Lifecycles(number()?)),
             "--worlds" => enough = Some(Enough::Worlds(number()?)),
             "--plans" => layer = Layer::Plans,
+            "--closures" => layer = Layer::Closures,
             "--trace" => trace = true,
             _ => return Err(format!("{arg} is not known\n{USAGE}")),
         }
     }
-    let usual = if layer == Layer::Plans { PLAN_STEPS } else { STEPS };
+    let usual = match layer {
+        Layer::Loop => STEPS,
+        Layer::Plans => PLAN_STEPS,
+        Layer::Closures => PULLS,
+    };
     Ok(Wanted { seed, steps: steps.unwrap_or(usual), enough, layer, trace })
 }
 
@@ -59,8 +67,7 @@ fn main() -> ExitCode {
         }
     };
     let Wanted { seed, steps, enough, layer, trace } = wanted;
-    let name = if layer == Layer::Plans { "plans" } else { "loop" };
-    println!("layer {name}, seed {seed}, {steps} steps of users a world");
+    println!("layer {layer:?}, seed {seed}, {steps} steps of users a world");
     let began = Instant::now();
     let failed = match enough {
         None => {
@@ -94,7 +101,11 @@ fn main() -> ExitCode {
 }
 
 fn show(layer: Layer, seed: u64, steps: u64) {
-    let flag = if layer == Layer::Plans { " --plans" } else { "" };
+    let flag = match layer {
+        Layer::Loop => "",
+        Layer::Plans => " --plans",
+        Layer::Closures => " --closures",
+    };
     println!("seed {seed} failed; the same again: sim --seed {seed} --steps {steps}{flag}");
     let Some(shrunk) = shrink(layer, seed, steps, Plant::None, TRIES) else {
         return println!("repeated, it did not fail: the simulation is not deterministic");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::closures;
 use crate::faults::Without;
 use crate::plans;
 use crate::simulation::{Options, Plant, run};
@@ -15,9 +16,11 @@ pub enum Layer {
     Loop,
     /// The real plan and what the loop remembers, with effects as events: many times as fast.
     Plans,
+    /// The real pull, from caches that lie. Its lifecycles are pulls.
+    Closures,
 }
 
-/// How one world went, in either layer.
+/// How one world went, in any layer.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// What must not be, and was.
@@ -49,6 +52,7 @@ pub fn run_one(layer: Layer, seed: u64, steps: u64, plant: Plant, without: &With
                 trace: report.trace,
             }
         }
+        Layer::Closures => closures::run(seed, steps, plant, without, keep),
         Layer::Plans => {
             let lives = plans::run(seed, steps, plant, without, keep);
             Outcome {

@@ -87,6 +87,8 @@ pub enum Plant {
     StoppedTwice,
     /// A second server starts while the first lives.
     NoLock,
+    /// Pulls trust the keys of strangers.
+    StrangersTrusted,
 }
 
 /// How it went.

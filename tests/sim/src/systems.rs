@@ -4,11 +4,12 @@
 //!  Hosts (what the server asks) ─▶ HostSystem ─▶ Course (the very decisions) ─▶ what runs, is booted, boots next
 //! ```
 
-use std::collections::BTreeSet;
+use std::io;
 
 use calve_agent::course::{Course, Event, Found, Step};
 use calve_wire::system::{HostAnswer, HostOrder, HostSwitch, SwitchAction, SwitchOutcome};
 
+use crate::closure::{self, HostStore};
 use crate::faults::{Fault, Faults};
 use crate::host::Ms;
 use crate::rng::Rng;
@@ -25,7 +26,12 @@ pub const SYSTEMS: System = 12;
 
 /// The store path of a system.
 pub fn toplevel(system: System) -> String {
-    format!("/nix/store/{system:0>32}-system")
+    format!("/nix/store/{}", base_name(system))
+}
+
+/// The name of that in the store.
+pub fn base_name(system: System) -> String {
+    format!("{system:0>32}-system")
 }
 
 /// The system at a store path.
@@ -58,7 +64,9 @@ pub struct HostSystem {
     boots_once: Option<System>,
     /// Counts starts of the host.
     boot: u32,
-    store: BTreeSet<System>,
+    store: HostStore,
+    /// A system that ran, and was not what it was made as.
+    forged: Option<System>,
     switch: Option<Switch>,
     /// Those before it.
     past: Vec<HostSwitch>,
@@ -113,7 +121,8 @@ impl Default for HostSystem {
             boots_next: first,
             boots_once: None,
             boot: 0,
-            store: BTreeSet::from([first]),
+            store: HostStore::with(first),
+            forged: None,
             switch: None,
             past: Vec::new(),
         }
@@ -126,9 +135,14 @@ impl HostSystem {
         is_deaf(self.current)
     }
 
-    /// A system is brought; whether it was not there.
-    pub fn bring(&mut self, system: System) -> bool {
-        self.store.insert(system)
+    /// A system is brought; whether it was not there. Its bytes may be `spoilt`.
+    pub fn bring(&mut self, system: System, spoilt: Option<&mut Faults>) -> io::Result<bool> {
+        if self.store.has(system) {
+            return Ok(false);
+        }
+        let sent = spoilt.map_or_else(|| closure::sent(system), |faults| closure::spoilt(system, faults));
+        self.store.take(&sent)?;
+        Ok(true)
     }
 
     /// The switch under way, or the last one. One that nobody carries out is gone on with.
@@ -160,7 +174,7 @@ impl HostSystem {
             return HostAnswer::Done { switch: switch.clone() };
         }
         let system = system_at(&order.toplevel);
-        if !self.store.contains(&system) {
+        if !self.store.has(system) {
             return HostAnswer::Refused { message: "the system is not on the host".to_owned() };
         }
         if order.action == SwitchAction::DryActivate {
@@ -286,7 +300,10 @@ impl HostSystem {
                     self.boots_next = former;
                     switch.course.guarded = how == How::Done;
                 }
-                Step::Activate => self.current = new,
+                Step::Activate => {
+                    self.current = new;
+                    self.forged = Some(new).filter(|system| !self.store.is_genuine(*system)).or(self.forged);
+                }
                 Step::Arm => self.boots_once = Some(new),
                 Step::Keep => self.boots_next = new,
                 Step::BackProfile => self.profile = switch.former_links.0,
@@ -334,6 +351,12 @@ impl HostSystem {
             }
             _ => None,
         }
+    }
+
+    /// What is wrong with what ran on it.
+    pub fn runs_forged(&self) -> Option<String> {
+        let system = self.forged?;
+        Some(format!("to system {system} was carried out with bytes that are not its own"))
     }
 
     /// What is wrong with how long the switch takes.

@@ -331,6 +331,7 @@ impl World {
                 }
             }
             faulty.extend(system.overdue(now));
+            faulty.extend(system.runs_forged());
         }
         let mut rings = false;
         for (id, link) in links.iter_mut() {

@@ -1,4 +1,4 @@
-//! Both layers over seeds: always the same ones, those that once failed, and a fresh one each time, which is printed.
+//! All layers over seeds: always the same ones, those that once failed, and a fresh one each time, which is printed.
 //! `SIM_SEED=n` runs one seed and prints its trace; `SIM_SEEDS=n` runs that many of the loop.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +44,10 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
 const PLAN_LIFECYCLES: u64 = 1_000;
 /// The same of the loop.
 const LOOP_LIFECYCLES: u64 = 50;
+/// Pulls in a world of closures.
+const PULLS: u64 = 10;
+/// Pulls that every run of the tests tries from a fresh seed.
+const FRESH_PULLS: u64 = 200;
 
 fn simulate(layer: Layer, seed: u64, plant: Plant, keep_trace: bool) -> Outcome {
     run_one(layer, seed, steps(layer), plant, &Without::default(), keep_trace)
@@ -53,6 +57,7 @@ fn steps(layer: Layer) -> u64 {
     match layer {
         Layer::Loop => STEPS,
         Layer::Plans => PLAN_STEPS,
+        Layer::Closures => PULLS,
     }
 }
 
@@ -81,7 +86,11 @@ fn first_failing(layer: Layer, seeds: u64, plant: Plant) -> Option<u64> {
 
 /// Fails with what is left of the run once it is shrunk.
 fn show(layer: Layer, seed: u64) -> ! {
-    let flag = if layer == Layer::Plans { " --plans" } else { "" };
+    let flag = match layer {
+        Layer::Loop => "",
+        Layer::Plans => " --plans",
+        Layer::Closures => " --closures",
+    };
     println!("the same again: cargo run -p sim -- --seed {seed} --steps {}{flag}", steps(layer));
     match shrink(layer, seed, steps(layer), Plant::None, 200) {
         None => panic!("seed {seed} failed, and did not when it was repeated: it is not deterministic"),
@@ -107,6 +116,13 @@ fn no_seed_breaks_an_invariant() {
 }
 
 #[test]
+fn no_path_counts_that_is_not_signed_or_not_what_was_signed() {
+    if let Some(seed) = first_failing(Layer::Closures, SEEDS, Plant::None) {
+        show(Layer::Closures, seed);
+    }
+}
+
+#[test]
 fn no_seed_that_once_failed_fails_again() {
     for (layer, seed, was) in ONCE_FAILED {
         println!("seed {seed} once failed: {was}");
@@ -121,7 +137,9 @@ fn no_seed_from_a_fresh_one_on_breaks_an_invariant() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");
     let seed = from_env("SIM_SEED").unwrap_or(u64::from(now.subsec_nanos()));
     println!("from seed {seed} on; the same again: SIM_SEED={seed}");
-    for (layer, lifecycles) in [(Layer::Plans, PLAN_LIFECYCLES), (Layer::Loop, LOOP_LIFECYCLES)] {
+    let all =
+        [(Layer::Plans, PLAN_LIFECYCLES), (Layer::Loop, LOOP_LIFECYCLES), (Layer::Closures, FRESH_PULLS)];
+    for (layer, lifecycles) in all {
         let sum = run_many(layer, seed, steps(layer), Plant::None, Enough::Lifecycles(lifecycles));
         println!("{layer:?}: {sum:?}");
         if let Some(seed) = sum.failed.first() {
@@ -133,7 +151,7 @@ fn no_seed_from_a_fresh_one_on_breaks_an_invariant() {
 
 #[test]
 fn a_seed_gives_one_trace() {
-    for layer in [Layer::Loop, Layer::Plans] {
+    for layer in [Layer::Loop, Layer::Plans, Layer::Closures] {
         for seed in 0..4 {
             let once = simulate(layer, seed, Plant::None, true);
             let again = simulate(layer, seed, Plant::None, true);
@@ -166,6 +184,8 @@ fn planted_faults_are_found() {
     for plant in [Plant::DestroyHides, Plant::ListHidesLiving] {
         assert!(first_failing(Layer::Plans, SEEDS, plant).is_some(), "{plant:?} was not found in plans");
     }
+    let strangers = first_failing(Layer::Closures, SEEDS, Plant::StrangersTrusted);
+    assert!(strangers.is_some(), "that strangers are trusted was not found");
 }
 
 #[test]

@@ -12,8 +12,10 @@ pub fn perform(work: &Work) -> i32 {
     let done = match work {
         Work::ReadTar { path } => pack(Path::new(path), io::stdout().lock()).map_err(|error| (path, error)),
         Work::WriteTar { path } => unpack(Path::new(path), io::stdin().lock()).map_err(|error| (path, error)),
-        Work::Seed { path } => crate::seed::take(Path::new(path), io::stdout().lock(), io::stdin().lock())
-            .map_err(|error| (path, error)),
+        Work::Seed { path } => {
+            calve_agent::seed::take(Path::new(path), io::stdout().lock(), io::stdin().lock())
+                .map_err(|error| (path, error))
+        }
         Work::CopyTree { from, to } => copy(Path::new(from), Path::new(to)).map_err(|error| (to, error)),
         Work::Execute { .. } => return 1,
     };

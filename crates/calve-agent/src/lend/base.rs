@@ -6,13 +6,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use calve_agent::seed;
 use calve_wire::agent::{SandboxFailure, SandboxFailureKind};
 use calve_wire::lend::{LendOrder, LentMachine};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{end, failed};
-use crate::seed;
 
 /// The directory.
 #[derive(Debug)]

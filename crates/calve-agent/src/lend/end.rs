@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use calve_agent::sandbox::traces::start_ticks;
+use calve_agent::seed;
 use calve_wire::agent::{SandboxCgroups, SandboxFailure, SandboxInit};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -14,7 +15,6 @@ use serde::de::DeserializeOwned;
 
 use super::base::{Base, Machine};
 use super::failed;
-use crate::seed;
 
 /// Time for a supervisor to end the machine by itself.
 const GENTLE_MAX: Duration = Duration::from_secs(10);

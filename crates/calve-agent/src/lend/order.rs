@@ -3,13 +3,13 @@
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read};
 
+use calve_agent::seed;
 use calve_wire::agent::{SandboxFailure, SandboxFailureKind, StoreMount};
 use calve_wire::lend::{LEND_LINE_MAX_BYTES, LEND_VERSION, LendOrder, Lent};
 
 use super::base::{Base, Machine, is_plain};
 use super::{end, failed, keeper, say};
 use crate::agent::unix_ms;
-use crate::seed;
 
 /// Takes the order and the missing store paths from standard input, and makes the machine. On failure nothing is left.
 pub fn lend(base: &Base) -> Result<(), SandboxFailure> {

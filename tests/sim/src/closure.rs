@@ -1,0 +1,106 @@
+//! Closures of systems on their way to a host: the bytes that a server sends, what may become of them on its disk, and the
+//! agent's own code that takes them.
+
+use std::fs;
+use std::io;
+
+use calve_agent::seed;
+use calve_nix::{HashWriter, NarWriter};
+use calve_wire::seed::{END, Header};
+use tempfile::TempDir;
+
+use crate::faults::Faults;
+use crate::systems::{System, base_name};
+
+/// What a path is called until it is whole.
+const UNDER_WAY: &str = ".taking-";
+
+/// What a host has of systems.
+#[derive(Debug)]
+pub struct HostStore(TempDir);
+
+impl HostStore {
+    /// One that has a system.
+    pub fn with(system: System) -> Self {
+        let store = Self(tempfile::tempdir().expect("a temporary directory"));
+        store.take(&sent(system)).expect("it is whole");
+        store
+    }
+
+    /// Takes what is sent, as an agent does.
+    pub fn take(&self, sent: &[u8]) -> io::Result<()> {
+        seed::receive(self.0.path(), UNDER_WAY, sent)
+    }
+
+    /// Whether both paths of a system have their names there.
+    pub fn has(&self, system: System) -> bool {
+        parts(system).iter().all(|(name, _)| self.0.path().join(name).exists())
+    }
+
+    /// Whether they are what they were made as.
+    pub fn is_genuine(&self, system: System) -> bool {
+        parts(system).iter().all(|(name, text)| {
+            fs::read_to_string(self.0.path().join(name)).is_ok_and(|found| found == *text)
+        })
+    }
+}
+
+/// The paths of a system, what they refer to first: names and contents.
+fn parts(system: System) -> [(String, String); 2] {
+    let kernel = system % 4;
+    [
+        (format!("{kernel:1>32}-kernel"), format!("kernel {kernel}")),
+        (base_name(system), format!("system {system} with kernel {kernel}")),
+    ]
+}
+
+/// What a server sends of a system: each archive behind the hash under which it was registered.
+pub fn sent(system: System) -> Vec<u8> {
+    let mut sent = Vec::new();
+    for (name, text) in parts(system) {
+        let archive = archive(&text);
+        sent.extend(header(&name, &archive).into_bytes());
+        sent.extend(archive);
+    }
+    sent.extend(format!("{END}\n").bytes());
+    sent
+}
+
+/// The same, where something has become of the archives since they were registered, or the connection breaks.
+pub fn spoilt(system: System, faults: &mut Faults) -> Vec<u8> {
+    let [(kernel, text), (name, own)] = parts(system);
+    let (first, second) = (archive(&text), archive(&own));
+    let mut sent = [header(&kernel, &first).as_bytes(), &first, header(&name, &second).as_bytes()].concat();
+    match faults.range(0, 3) {
+        // One bit of its own archive is another.
+        0 => {
+            let mut flipped = second;
+            let bit = faults.range(0, 8 * flipped.len() as u64) as usize;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            sent.extend(flipped);
+        }
+        // The archive is that of another system.
+        1 => sent.extend(archive(&parts(system + 1)[1].1)),
+        // It ends early.
+        _ => {
+            let cut = faults.range(0, second.len() as u64) as usize;
+            sent.extend_from_slice(&second[..cut]);
+            return sent;
+        }
+    }
+    sent.extend(format!("{END}\n").bytes());
+    sent
+}
+
+fn archive(text: &str) -> Vec<u8> {
+    let mut nar = NarWriter::new(Vec::new()).expect("in memory");
+    nar.file(b"", false, text.len() as u64, &mut text.as_bytes()).expect("in order");
+    nar.finish().expect("whole")
+}
+
+fn header(name: &str, archive: &[u8]) -> String {
+    let mut hash = HashWriter::default();
+    io::copy(&mut &*archive, &mut hash).expect("in memory");
+    let (hash, size) = hash.finish();
+    format!("{}\n", Header { base_name: name.to_owned(), nar_hash: hash.to_hex(), nar_size: size })
+}
