@@ -7,6 +7,7 @@ mod hold;
 mod home;
 mod lazy;
 mod leases;
+mod load;
 mod peers;
 mod reads;
 mod size;
@@ -37,7 +38,8 @@ pub struct Effort {
 const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000, closures: closure::FULL };
 const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100, closures: closure::QUICK };
 
-const PARTS: [&str; 9] = ["start", "guest", "reads", "hold", "leases", "closure", "lazy", "size", NEAR];
+const PARTS: [&str; 10] =
+    ["start", "guest", "reads", "load", "hold", "leases", "closure", "lazy", "size", NEAR];
 /// The part of `closure` that needs no far line and no filled cache; only where it is named.
 const NEAR: &str = "near";
 
@@ -72,6 +74,7 @@ async fn measure(
             "start" => start::measure(effort, table).await?,
             "guest" => guest::measure(effort, table).await?,
             "reads" => reads::measure(effort, table).await?,
+            "load" => load::measure(effort, table)?,
             "hold" => hold::measure(effort, table)?,
             "leases" => leases::measure(effort, table).await?,
             "closure" => closure::measure(effort.closures, false, table).await?,

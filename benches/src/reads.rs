@@ -28,7 +28,7 @@ use crate::times::{Times, millis};
 /// Records that the server holds.
 const RECORDS: u128 = 10_000;
 /// Most time of a read verb at p99, in milliseconds.
-const READ_MS: f64 = 50.0;
+pub const READ_MS: f64 = 50.0;
 /// Events of each machine: what happens from a declaration to its end.
 const EVENTS_EACH: u32 = 9;
 /// Pause after the records were made: nobody's last second has a hundred thousand events.

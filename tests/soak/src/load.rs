@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use e2e::wait_until;
+
 /// How long a hostile client waits for a server that says nothing.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between what one hostile client does and does again: many do it at once.
 const PAUSE: Duration = Duration::from_millis(20);
+/// So often hostile clients have struck before anything is measured.
+const STRUCK_MIN: u64 = 50;
 
 /// How clients are hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +118,24 @@ fn ask(stream: &mut TcpStream, path: &str, header: &str) -> io::Result<u16> {
     stream.read_to_end(&mut answer)?;
     let status = answer.get(9..12).and_then(|digits| str::from_utf8(digits).ok()?.parse().ok());
     status.ok_or_else(|| io::Error::other("no status"))
+}
+
+/// Does something while hostile clients are at it, so many of each kind; gives with it how often they struck.
+pub fn under_load<T>(server: SocketAddr, token: &str, of_each: usize, work: impl FnOnce() -> T) -> (T, u64) {
+    let (over, done) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
+    let worked = std::thread::scope(|scope| {
+        for hostile in Hostile::ALL {
+            for _ in 0..of_each {
+                let (over, done) = (&over, &done);
+                scope.spawn(move || hostile.act(server, token, over, done));
+            }
+        }
+        wait_until("hostile clients to be at it", || done.load(Ordering::Relaxed) > STRUCK_MIN);
+        let worked = work();
+        over.store(true, Ordering::Relaxed);
+        worked
+    });
+    (worked, done.into_inner())
 }
 
 /// Good clients: how long each of so many requests took, in order of length.

@@ -2,12 +2,10 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use e2e::{Home, wait_until};
-use soak::load::{Hostile, measure};
+use soak::load::{measure, under_load};
 
 /// Clients of each hostile kind at once.
 const OF_EACH: usize = 6;
@@ -45,19 +43,9 @@ fn hostile_clients_do_not_hold_up_good_ones() {
     let (address, token) = server(&home);
     let pid = home.server_pid();
     let quiet = measure(address, &token, REQUESTS);
-    let (over, done) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(0));
-    let (loaded, memory) = std::thread::scope(|scope| {
-        for hostile in Hostile::ALL {
-            for _ in 0..OF_EACH {
-                let (over, done, token) = (&over, &done, &token);
-                scope.spawn(move || hostile.act(address, token, over, done));
-            }
-        }
-        wait_until("hostile clients to be at it", || done.load(Ordering::Relaxed) > 50);
+    let ((loaded, memory), done) = under_load(address, &token, OF_EACH, || {
         let loaded = measure(address, &token, REQUESTS);
-        let memory = memory_kib(pid);
-        over.store(true, Ordering::Relaxed);
-        (loaded, memory)
+        (loaded, memory_kib(pid))
     });
     let median = |took: &[Duration]| took[took.len() / 2].max(FLOOR);
     let ratio = median(&loaded).as_secs_f64() / median(&quiet).as_secs_f64();
@@ -65,7 +53,7 @@ fn hostile_clients_do_not_hold_up_good_ones() {
         "median {:?} alone, {:?} beside {} hostile requests: {ratio:.1} x; longest {:?} and {:?}; {memory} KiB",
         quiet[quiet.len() / 2],
         loaded[loaded.len() / 2],
-        done.load(Ordering::Relaxed),
+        done,
         quiet.last().unwrap(),
         loaded.last().unwrap(),
     );
