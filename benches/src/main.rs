@@ -9,6 +9,7 @@ mod lazy;
 mod leases;
 mod load;
 mod peers;
+mod providers;
 mod reads;
 mod size;
 mod start;
@@ -38,8 +39,8 @@ pub struct Effort {
 const FULL: Effort = Effort { starts: 100, boots: 11, reads: 100, machines: 1000, closures: closure::FULL };
 const QUICK: Effort = Effort { starts: 15, boots: 5, reads: 50, machines: 100, closures: closure::QUICK };
 
-const PARTS: [&str; 10] =
-    ["start", "guest", "reads", "load", "hold", "leases", "closure", "lazy", "size", NEAR];
+const PARTS: [&str; 11] =
+    ["start", "guest", "reads", "load", "hold", "leases", "providers", "closure", "lazy", "size", NEAR];
 /// The part of `closure` that needs no far line and no filled cache; only where it is named.
 const NEAR: &str = "near";
 
@@ -77,6 +78,7 @@ async fn measure(
             "load" => load::measure(effort, table)?,
             "hold" => hold::measure(effort, table)?,
             "leases" => leases::measure(effort, table).await?,
+            "providers" => providers::measure(effort, table).await?,
             "closure" => closure::measure(effort.closures, false, table).await?,
             NEAR => closure::measure(effort.closures, true, table).await?,
             "lazy" => lazy::measure(effort.closures, table).await?,

@@ -126,7 +126,7 @@ fn children_worked() -> Duration {
 }
 
 /// Processor time of a process, all threads that it has, as the scheduler counts it (proc(5): `schedstat`, nanoseconds).
-fn worked(pid: i32) -> anyhow::Result<Duration> {
+pub fn worked(pid: i32) -> anyhow::Result<Duration> {
     let mut nanos = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end meanwhile.

@@ -85,6 +85,9 @@ impl FromStr for Address {
             if !path.starts_with('/') {
                 return Err(wrong());
             }
+            // One slash is as good as many, which would be read as `unix://` when they are shown.
+            let path = path.trim_start_matches('/');
+            let path = format!("/{path}");
             let (path, prefix) = path.split_at(path.find(":/").unwrap_or(path.len()));
             let prefix = prefix.trim_start_matches(':').trim_end_matches('/');
             if !prefix.bytes().all(in_prefix) {
@@ -155,6 +158,7 @@ mod tests {
             ("http://[::1]:7", "http://[::1]:7"),
             ("unix:/run/c.sock", "unix:/run/c.sock"),
             ("unix:///run/c.sock", "unix:/run/c.sock"),
+            ("unix:////run/c.sock", "unix:/run/c.sock"),
             ("unix:/run/c.sock:/a/b/", "unix:/run/c.sock:/a/b"),
         ] {
             let address: Address = text.parse().unwrap();
