@@ -63,8 +63,10 @@ pub trait Driver: Send + Sync {
     async fn create(&self, order: &Order) -> Result<(), DriverError>;
 
     /// Where the machine with this id at the driver's provider is, and how large, if it may be adopted: an order whose workload is
-    /// [`calve_wire::machine::Workload::Adopted`] makes it this server's by [`Driver::create`].
-    async fn adoptable(&self, machine: &str) -> Result<Place, DriverError> {
+    /// [`calve_wire::machine::Workload::Adopted`] makes it this server's by [`Driver::create`]. Of a host that is reached over SSH,
+    /// `host_key` says by which key it is known.
+    async fn adoptable(&self, machine: &str, host_key: Option<&str>) -> Result<Place, DriverError> {
+        let _ = host_key;
         let message = format!("the driver {} has no machine {machine} that could be adopted", self.name());
         Err(DriverError::new(DriverErrorKind::Unusable, message))
     }

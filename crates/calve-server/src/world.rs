@@ -172,10 +172,15 @@ impl World {
     }
 
     /// Where a machine is that a provider has, and how large, if it may be adopted.
-    pub async fn adoptable(&self, driver: DriverName, machine: &str) -> Result<Place, DriverError> {
+    pub async fn adoptable(
+        &self,
+        driver: DriverName,
+        machine: &str,
+        host_key: Option<&str>,
+    ) -> Result<Place, DriverError> {
         let none =
             || DriverError::new(DriverErrorKind::Unusable, format!("this server has no driver {driver}"));
-        self.drivers.get(&driver).ok_or_else(none)?.adoptable(machine).await
+        self.drivers.get(&driver).ok_or_else(none)?.adoptable(machine, host_key).await
     }
 
     /// Every driver's preflight, done anew.

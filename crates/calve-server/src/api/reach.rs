@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use calve_core::State as MachineState;
 use calve_wire::api::ProblemKind;
-use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 
 use super::Api;
@@ -19,7 +18,7 @@ impl Api {
     /// The machine's record, once it runs and its agent is heard.
     pub(super) async fn reach(&self, name_or_id: &str) -> ApiResult<Arc<MachineRecord>> {
         let record = self.find(name_or_id).await?;
-        if matches!(record.spec.workload, Workload::Adopted { .. }) {
+        if !record.spec.runs().has_agent() {
             let message = format!("there is no agent in {}, as it was adopted", record.name);
             return Err(ApiError::new(ProblemKind::Conflict, message)
                 .hint("it has a lease here and nothing else; reach it as you did before, such as by ssh"));
