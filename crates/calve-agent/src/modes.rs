@@ -208,6 +208,7 @@ mod tests {
             ("plain --run-dir /x --ready-fd 999", "not open"),
             ("plain --run-dir /x --color red", "--color"),
             ("service --server a:1 --fingerprint zz --token-file f", "fingerprint"),
+            ("lend --base /x --host yes --give-back 1", "together"),
         ] {
             let error = parse_line(line).expect_err(line).to_string();
             assert!(error.contains(word), "{line}: {error}");

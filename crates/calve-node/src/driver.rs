@@ -90,6 +90,12 @@ pub trait Driver: Send + Sync {
     /// The Unix socket on which the machine's agent listens.
     fn agent_socket(&self, id: MachineId) -> PathBuf;
 
+    /// Why nobody is passed on to the machine's agent at the moment, in a sentence, where its driver stands in between and knows.
+    fn away(&self, id: MachineId) -> Option<String> {
+        let _ = id;
+        None
+    }
+
     /// Whether the agents of its machines dial the server instead: they are elsewhere, and [`Driver::agent_socket`] is
     /// never asked for.
     fn agents_dial(&self) -> bool {

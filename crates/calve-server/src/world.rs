@@ -183,6 +183,11 @@ impl World {
         self.drivers.get(&driver).ok_or_else(none)?.adoptable(machine, host_key).await
     }
 
+    /// Why a machine's agent cannot be reached at the moment, where its driver knows.
+    pub fn away(&self, record: &MachineRecord) -> Option<String> {
+        self.drivers.get(&record.driver?)?.away(record.id)
+    }
+
     /// Every driver's preflight, done anew.
     pub async fn preflight(&self) -> Vec<Check> {
         self.preflights.run_all().await

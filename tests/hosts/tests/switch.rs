@@ -203,11 +203,26 @@ fn a_host_lends_sandboxes_while_it_is_adopted_and_is_reached_again_after_a_resta
     assert_eq!(web.exec("echo still"), "still\n");
     web.stage.host.cut_connections();
     assert_eq!(web.exec("echo again"), "again\n");
+    // Told to end, as by a host that restarts, or killed: the next one takes its place.
+    for signal in ["TERM", "KILL"] {
+        let agents = web.stage.host.sh("pgrep -f '[a]gent-.* --host'").stdout;
+        web.stage.host.sh(&format!("pkill -{signal} -f '[a]gent-.* --host'"));
+        wait_until("another agent", || {
+            let ran = web.calve(&["exec", "web", "--", "pgrep", "-f", "[a]gent-.* --host"]);
+            ran.code == 0
+                && !ran.stdout.is_empty()
+                && !agents.lines().any(|old| ran.stdout.lines().any(|new| new == old))
+        });
+        assert_eq!(web.stage.home.state("web"), "running");
+    }
     let ran = web.stage.run(&web.on, &[], "echo boxed again");
     assert_eq!(ran.code, 0, "{ran:?}");
     // A host whose disk was in memory has lost all, and is the same machine.
     web.stage.host.power_off();
-    assert_eq!(web.stage.home.state("web"), "running");
+    wait_until("it to be known as away", || {
+        let status = web.stage.home.ok(&["status", "web"]);
+        status.contains("running") && status.contains("not heard") && status.contains("Connection refused")
+    });
     web.stage.host.start();
     assert_eq!(web.exec("cat /proc/1/comm"), "sshd\n");
     let none = web.switch("new", &[]);

@@ -25,11 +25,13 @@ impl Api {
         }
         match tokio::time::timeout(REACH_MAX, self.reached(&record)).await {
             Ok(result) => result,
-            Err(_) => Err(ApiError::new(
-                ProblemKind::Conflict,
-                format!("the machine {} was not reached within {} s", record.name, REACH_MAX.as_secs()),
-            )
-            .hint(format!("`calve status {}` says what it waits for", record.name))),
+            Err(_) => {
+                let why = self.world.away(&record).map(|why| format!(": {why}")).unwrap_or_default();
+                let (name, seconds) = (&record.name, REACH_MAX.as_secs());
+                let message = format!("the machine {name} was not reached within {seconds} s{why}");
+                Err(ApiError::new(ProblemKind::Conflict, message)
+                    .hint(format!("`calve status {name}` says what it waits for")))
+            }
         }
     }
 

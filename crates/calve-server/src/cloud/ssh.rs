@@ -54,6 +54,8 @@ struct Inner {
     book: Book,
     dirs: RunDirs,
     passing: Mutex<BTreeMap<MachineId, AbortOnDropHandle<()>>>,
+    /// Why the agents of machines are not reached at the moment.
+    away: Mutex<BTreeMap<MachineId, String>>,
     /// Of two who want the same host the second sees that it is taken.
     claiming: Mutex<()>,
 }
@@ -74,6 +76,7 @@ impl SshDriver {
             book: Book::new(data_dir.join("ssh/machines")),
             dirs: RunDirs::new(&run_dir, DriverName::Ssh),
             passing: Mutex::default(),
+            away: Mutex::default(),
             claiming: Mutex::default(),
         }))
     }
@@ -84,9 +87,14 @@ impl Inner {
         self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn away(&self) -> MutexGuard<'_, BTreeMap<MachineId, String>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The machine is gone from its host: nothing of it stays here either.
     fn forget(&self, id: MachineId, entry: &Entry) -> Result<(), DriverError> {
         self.passing().remove(&id);
+        self.away().remove(&id);
         self.dirs.remove(id).map_err(|e| failed("the machine's directory cannot be removed").caused_by(e))?;
         self.book.remove(id)?;
         let others = self.book.all().unwrap_or_default();
@@ -269,6 +277,10 @@ impl Driver for SshDriver {
             passing.insert(id, AbortOnDropHandle::new(tokio::spawn(passing_on)));
         }
         socket
+    }
+
+    fn away(&self, id: MachineId) -> Option<String> {
+        self.0.away().get(&id).cloned()
     }
 
     fn console_log(&self, _: MachineId) -> Option<PathBuf> {

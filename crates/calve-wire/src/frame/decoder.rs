@@ -201,6 +201,17 @@ mod tests {
         TOKEN.parse().expect("32 digits")
     }
 
+    #[test]
+    fn a_preamble_tells_its_token_and_nothing_else_does() {
+        let preamble = token().preamble();
+        assert_eq!(Token::of_preamble(&preamble).expect("it is one").preamble(), preamble);
+        for at in [0, PREAMBLE_MAGIC.len()] {
+            let mut other = preamble;
+            other[at] = b'?';
+            assert_eq!(Token::of_preamble(&other).unwrap_err(), TokenError, "{at}");
+        }
+    }
+
     fn data(byte: u8, count: usize) -> Frame {
         Frame::Data { stream: 1, channel: Channel::Stdin, bytes: vec![byte; count] }
     }

@@ -43,6 +43,7 @@ pub(super) async fn run(driver: SshDriver, id: MachineId) {
             // An adopted host's connection ends with the talk.
             Ok(Some((mut session, _own))) => {
                 pause = PAUSE_FIRST;
+                driver.0.away().remove(&id);
                 let _ = pass(&mut here, &mut session).await;
             }
             Ok(None) => {
@@ -54,6 +55,7 @@ pub(super) async fn run(driver: SshDriver, id: MachineId) {
             }
             Err(error) => {
                 tracing::debug!(machine = %id, %error, "not reached");
+                driver.0.away().insert(id, error.to_string());
                 drop(here);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
