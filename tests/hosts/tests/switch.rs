@@ -1,6 +1,8 @@
 //! `calve adopt ssh://…` and `calve switch`, with the built programs and a real sshd: a host that is there gets another system, has
 //! its former one back where that cuts it off or is not well, and is given back as it is.
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 
@@ -69,6 +71,20 @@ impl Web {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
+    /// What the host says first at one of its ports, which is forwarded.
+    fn banner_of(&self, port: &str) -> String {
+        let mapping = format!("0:{port}");
+        let mut command = self.stage.calve(["forward", "web", mapping.as_str()]);
+        let mut forward = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (mut here, mut banner) = (String::new(), String::new());
+        BufReader::new(forward.stdout.take().unwrap()).read_line(&mut here).unwrap();
+        let stream = TcpStream::connect(here.trim()).unwrap();
+        BufReader::new(stream).read_line(&mut banner).unwrap();
+        forward.kill().unwrap();
+        forward.wait().unwrap();
+        banner
+    }
+
     /// Has a verb of a system (`new-test`) do this first.
     fn breaks(&self, what: &str, line: &str) {
         let ran = self.stage.host.sh(&format!("cat >/break/{what} <<'END'\n{line}\nEND"));
@@ -129,6 +145,8 @@ fn a_host_is_adopted_switched_looked_at_rolled_back_and_given_back() {
     std::fs::write(&file, "copied").unwrap();
     web.stage.home.ok(&["cp", file.to_str().unwrap(), "web:/root/"]);
     assert_eq!(web.stage.host.sh("cat /root/file").stdout, "copied");
+    let port = web.on.rsplit(':').next().unwrap();
+    assert!(web.banner_of(port).starts_with("SSH-2.0"));
     // Nothing that was started there outlives the session.
     web.exec("setsid sleep 1234 >/dev/null 2>&1 & echo begun");
     web.stage.home.ok(&["rm", "web"]);
