@@ -52,6 +52,11 @@ pub trait Enclosure {
         true
     }
 
+    /// Whether the machine ends with its lease. Where it does not, the server lets go of it then.
+    fn ends_with_lease(&self) -> bool {
+        true
+    }
+
     /// Kills everything in the machine by means other than init's, which has been told already.
     fn kill_all(&self);
 

@@ -1,5 +1,5 @@
-//! `calve-agent lend`: machines on a host that a server has borrowed over SSH. What is there of them lies in one directory,
-//! and is gone when they are.
+//! `calve-agent lend`: machines on a host that a server has borrowed over SSH, and the agent of a host that is a machine itself
+//! ([`host`]). What is there of them lies in one directory, and is gone when they are.
 //!
 //! ```text
 //!  DIR/agent-<hash>       this program, brought by the server
@@ -17,6 +17,7 @@
 mod base;
 mod connect;
 mod end;
+mod host;
 mod keeper;
 mod order;
 
@@ -39,6 +40,8 @@ pub enum Task {
     GiveBack(String),
     /// Say which machines are there.
     List,
+    /// Be the agent of the host itself, to whoever is at the other end of standard input and output.
+    Host,
 }
 
 /// Does it, in this directory, and says how it went on standard output.
@@ -47,6 +50,7 @@ pub fn run(base: PathBuf, task: Task) -> anyhow::Result<()> {
     let said = match task {
         Task::Lend => order::lend(&base).map(|()| Lent::Ready),
         Task::Connect(id) => return connect::connect(&base, &id),
+        Task::Host => return host::serve(),
         Task::GiveBack(id) => end::give_back(&base, &id).map(|()| Lent::Gone),
         Task::List => base.machines().map(|machines| Lent::Machines { machines }),
     };

@@ -42,7 +42,7 @@ pub enum Mode {
         /// Holds the machine's token.
         token_file: PathBuf,
     },
-    /// `lend --base DIR [--connect ID | --give-back ID | --list yes]`
+    /// `lend --base DIR [--connect ID | --give-back ID | --list yes | --host yes]`
     Lend {
         /// Holds everything of lent machines.
         base: PathBuf,
@@ -152,12 +152,14 @@ impl Options {
     }
 
     fn task(&mut self) -> anyhow::Result<Task> {
-        Ok(match (self.take("--connect"), self.take("--give-back"), self.take("--list")) {
-            (None, None, None) => Task::Lend,
-            (Some(id), None, None) => Task::Connect(id),
-            (None, Some(id), None) => Task::GiveBack(id),
-            (None, None, Some(_)) => Task::List,
-            _ => bail!("--connect, --give-back and --list do not go together"),
+        let host = self.take("--host");
+        Ok(match (self.take("--connect"), self.take("--give-back"), self.take("--list"), host) {
+            (None, None, None, None) => Task::Lend,
+            (Some(id), None, None, None) => Task::Connect(id),
+            (None, Some(id), None, None) => Task::GiveBack(id),
+            (None, None, Some(_), None) => Task::List,
+            (None, None, None, Some(_)) => Task::Host,
+            _ => bail!("--connect, --give-back, --list and --host do not go together"),
         })
     }
 
@@ -206,6 +208,7 @@ mod tests {
             ("plain --run-dir /x --ready-fd 999", "not open"),
             ("plain --run-dir /x --color red", "--color"),
             ("service --server a:1 --fingerprint zz --token-file f", "fingerprint"),
+            ("lend --base /x --host yes --give-back 1", "together"),
         ] {
             let error = parse_line(line).expect_err(line).to_string();
             assert!(error.contains(word), "{line}: {error}");

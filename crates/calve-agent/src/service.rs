@@ -93,7 +93,7 @@ fn serve(Entry { token, server, join, remaining }: Entry) -> anyhow::Result<()> 
 }
 
 /// Goes on with a switch of the system that nobody carries out any more: its time to confirm may be over.
-fn resume_switch() {
+pub fn resume_switch() {
     let program = format!("{SWITCH_DIR}/{SWITCH_PROGRAM}");
     if Path::new(&program).exists() {
         // It leaves a process of its own behind where there is something to do.

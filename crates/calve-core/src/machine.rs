@@ -59,6 +59,23 @@ pub enum Runs {
     Base,
     /// Whatever ran on it before: somebody else made the machine, it was adopted, and no agent of ours is in it.
     Adopted,
+    /// The same for a host that is reached over SSH: whoever speaks with it starts an agent there.
+    Host,
+}
+
+impl Runs {
+    /// Whether somebody else made the machine: nothing of it is ours to stop.
+    pub fn is_adopted(self) -> bool {
+        match self {
+            Self::Program | Self::System | Self::Base => false,
+            Self::Adopted | Self::Host => true,
+        }
+    }
+
+    /// Whether there is an agent to speak with.
+    pub fn has_agent(self) -> bool {
+        self != Self::Adopted
+    }
 }
 
 /// The life of a machine. Owner: the loop ([`crate::plan`]) alone writes it.

@@ -17,7 +17,7 @@ pub enum Choice {
 /// Chooses a driver for `machine`: the wanted one, else the first usable one of [`preference`].
 pub fn choose(machine: &Machine, drivers: &Drivers) -> Choice {
     if let Some(wanted) = machine.wanted_driver {
-        if machine.runs == Runs::Adopted {
+        if machine.runs.is_adopted() {
             // It is there already: what making one takes does not matter.
             return Choice::Driver(wanted);
         }
@@ -43,7 +43,7 @@ pub fn preference(runs: Runs) -> &'static [DriverName] {
         Runs::System => &[DriverName::Qemu],
         Runs::Base => &[DriverName::Qemu, DriverName::Sandbox],
         // Only the driver that has it already.
-        Runs::Adopted => &[],
+        Runs::Adopted | Runs::Host => &[],
     }
 }
 
@@ -59,6 +59,11 @@ fn can_make(driver: DriverName, runs: Runs) -> bool {
 
 fn choose_wanted(machine: &Machine, wanted: DriverName, drivers: &Drivers) -> Choice {
     if !can_make(wanted, machine.runs) {
+        if wanted == DriverName::Ssh {
+            let sentence = "a borrowed host keeps its own system; `calve adopt ssh://HOST --ttl none`, and then `calve switch`, give \
+                            it another";
+            return Choice::Nowhere(sentence.to_owned());
+        }
         return Choice::Nowhere(format!(
             "a system boots its own kernel, which the driver {wanted} cannot do; use --driver qemu or none"
         ));

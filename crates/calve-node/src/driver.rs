@@ -63,8 +63,10 @@ pub trait Driver: Send + Sync {
     async fn create(&self, order: &Order) -> Result<(), DriverError>;
 
     /// Where the machine with this id at the driver's provider is, and how large, if it may be adopted: an order whose workload is
-    /// [`calve_wire::machine::Workload::Adopted`] makes it this server's by [`Driver::create`].
-    async fn adoptable(&self, machine: &str) -> Result<Place, DriverError> {
+    /// [`calve_wire::machine::Workload::Adopted`] makes it this server's by [`Driver::create`]. Of a host that is reached over SSH,
+    /// `host_key` says by which key it is known.
+    async fn adoptable(&self, machine: &str, host_key: Option<&str>) -> Result<Place, DriverError> {
+        let _ = host_key;
         let message = format!("the driver {} has no machine {machine} that could be adopted", self.name());
         Err(DriverError::new(DriverErrorKind::Unusable, message))
     }
@@ -87,6 +89,12 @@ pub trait Driver: Send + Sync {
 
     /// The Unix socket on which the machine's agent listens.
     fn agent_socket(&self, id: MachineId) -> PathBuf;
+
+    /// Why nobody is passed on to the machine's agent at the moment, in a sentence, where its driver stands in between and knows.
+    fn away(&self, id: MachineId) -> Option<String> {
+        let _ = id;
+        None
+    }
 
     /// Whether the agents of its machines dial the server instead: they are elsewhere, and [`Driver::agent_socket`] is
     /// never asked for.

@@ -240,7 +240,7 @@ impl Driver for CloudDriver {
         Ok(())
     }
 
-    async fn adoptable(&self, machine: &str) -> Result<Place, DriverError> {
+    async fn adoptable(&self, machine: &str, _: Option<&str>) -> Result<Place, DriverError> {
         let provider = self.provider()?;
         let found = adopt::look(&**provider, machine, self.key()?.owner(), None).await;
         let Listed { region, size, .. } = found.map_err(adopt_error)?;

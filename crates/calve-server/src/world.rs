@@ -172,10 +172,20 @@ impl World {
     }
 
     /// Where a machine is that a provider has, and how large, if it may be adopted.
-    pub async fn adoptable(&self, driver: DriverName, machine: &str) -> Result<Place, DriverError> {
+    pub async fn adoptable(
+        &self,
+        driver: DriverName,
+        machine: &str,
+        host_key: Option<&str>,
+    ) -> Result<Place, DriverError> {
         let none =
             || DriverError::new(DriverErrorKind::Unusable, format!("this server has no driver {driver}"));
-        self.drivers.get(&driver).ok_or_else(none)?.adoptable(machine).await
+        self.drivers.get(&driver).ok_or_else(none)?.adoptable(machine, host_key).await
+    }
+
+    /// Why a machine's agent cannot be reached at the moment, where its driver knows.
+    pub fn away(&self, record: &MachineRecord) -> Option<String> {
+        self.drivers.get(&record.driver?)?.away(record.id)
     }
 
     /// Every driver's preflight, done anew.

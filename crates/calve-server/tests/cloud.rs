@@ -214,9 +214,9 @@ async fn a_machine_that_is_there_becomes_one_of_this_server_and_of_one_record() 
     // Nobody dials, so that no door is needed.
     let key = stage.dir.path().join("owner.key");
     let driver = CloudDriver::new(DriverName::DigitalOcean, Ok(provider), key, Arc::default());
-    let place = driver.adoptable(&machine).await.unwrap();
+    let place = driver.adoptable(&machine, None).await.unwrap();
     assert_eq!((place.region.as_str(), place.size.as_str()), ("nyc3", "s-1vcpu-1gb"));
-    assert!(driver.adoptable("1").await.unwrap_err().message.contains("there is no machine 1"));
+    assert!(driver.adoptable("1", None).await.unwrap_err().message.contains("there is no machine 1"));
     let of = |number: u128, attempt: u32| {
         let mut order = order(attempt);
         (order.id, order.spec.workload) =

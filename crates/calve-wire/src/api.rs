@@ -47,12 +47,15 @@ pub struct AdoptMachine {
     #[serde(default, with = "crate::text::option")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub name: Option<MachineName>,
-    /// The provider that has it.
+    /// The provider that has it; `ssh` for a host.
     #[serde(with = "crate::text")]
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub provider: DriverName,
-    /// The provider's id of it.
+    /// The provider's id of it; the host, such as `ssh://root@pi`.
     pub machine: String,
+    /// The host's key, or its fingerprint, where the user's `known_hosts` does not know it; with `ssh` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_key: Option<String>,
     /// Length of its lease; null for none.
     pub ttl_ms: Option<u64>,
     /// Time between its stop and its destruction, in which whoever has the provider's credentials leaves it alone; the server's

@@ -47,7 +47,7 @@ pub enum Lent {
     Ready,
     /// There is no machine, and nothing is left of it.
     Failed(SandboxFailure),
-    /// What follows are the bytes of the machine's agent.
+    /// What follows are the bytes of an agent: the machine's, or that of the host itself.
     Connected,
     /// No such machine is on the host, and nothing is left of it.
     Gone,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 pub use calve_core::ExitCause;
-use calve_core::{DriverName, Kind};
+use calve_core::{DriverName, Kind, Runs};
 use calve_nix::StorePath;
 use serde::{Deserialize, Serialize};
 
@@ -24,9 +24,9 @@ pub enum Workload {
     /// Nothing but the agent, to exec into.
     Base,
     /// Whatever ran on it before: somebody else made the machine and it was adopted, by `POST /v1/adoptions` alone. There is no
-    /// agent in it.
+    /// agent in one at a provider; with the driver `ssh` there is while the server speaks with it.
     Adopted {
-        /// The provider's id of it.
+        /// The provider's id of it, or the host: `ssh://root@pi`.
         machine: String,
     },
 }
@@ -275,6 +275,17 @@ impl MachineSpec {
             place: None,
             ports: Vec::new(),
             source: Source::default(),
+        }
+    }
+
+    /// What is handed to it, as decisions see it.
+    pub fn runs(&self) -> Runs {
+        match self.workload {
+            Workload::Program(_) => Runs::Program,
+            Workload::System { .. } => Runs::System,
+            Workload::Base => Runs::Base,
+            Workload::Adopted { .. } if self.driver == Some(DriverName::Ssh) => Runs::Host,
+            Workload::Adopted { .. } => Runs::Adopted,
         }
     }
 }

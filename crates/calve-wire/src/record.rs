@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use calve_core::plan::Change;
 use calve_core::{
-    DriverName, Goal, Lease, Machine, MachineId, MachineName, NodeName, Runs, State, StopReason, Timestamp,
+    DriverName, Goal, Lease, Machine, MachineId, MachineName, NodeName, State, StopReason, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Exit, MachineSpec, Workload};
+use crate::machine::{Exit, MachineSpec};
 
 /// The version that this program writes. Older ones are read; a newer one is refused ([`MachineRecord::from_json`]).
 pub const RECORD_VERSION: u32 = 1;
@@ -156,12 +156,7 @@ impl MachineRecord {
             id: self.id,
             name: self.name.clone(),
             kind: self.spec.kind,
-            runs: match self.spec.workload {
-                Workload::Program(_) => Runs::Program,
-                Workload::System { .. } => Runs::System,
-                Workload::Base => Runs::Base,
-                Workload::Adopted { .. } => Runs::Adopted,
-            },
+            runs: self.spec.runs(),
             state: self.state,
             goal: self.stop.map_or(Goal::Run, |stop| Goal::Stop {
                 since: Timestamp(stop.since_unix_ms),

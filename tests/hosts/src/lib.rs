@@ -1,6 +1,8 @@
 //! A host for tests: OpenSSH's real server in namespaces, with this machine's programs and everything else of its own: root
 //! file system, users, processes. Nothing of this machine is changed, and everything is gone when it is dropped.
 
+mod stage;
+
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -9,9 +11,13 @@ use std::process::{Child, Command, Stdio};
 
 use e2e::{Ran, wait_until};
 
+pub use stage::{Stage, agent};
+
 /// Makes the tree of the host and becomes its sshd. $1 is a directory with what the host is made of, $2 the bytes of its
 /// disk, $3 the sshd, $4 its port, $5 where the programs of an sshd of 9.8 or newer are. One that punishes broken connections is kept
-/// from it: tests break some. `/sys` stays empty, so that nothing is done to this machine's cgroups.
+/// from it: tests break some. `/sys` stays empty, so that nothing is done to this machine's cgroups, and the kernel's settings are
+/// read-only, as they are this machine's. A second `/proc` is whole: the kernel gives sandboxes none where all that they see are
+/// covered in part (`mount_too_revealing` of its `fs/namespace.c`).
 const BOOT: &str = r#"
 set -e
 mount --make-rprivate /
@@ -26,6 +32,12 @@ chmod 1777 "$r/tmp"
 mount --rbind /usr "$r/usr"
 mount --rbind /dev "$r/dev"
 mount -t proc proc "$r/proc"
+mkdir "$r/sshd/proc"
+mount -t proc proc "$r/sshd/proc"
+for file in sys sysrq-trigger; do
+    [ -e "$r/proc/$file" ] || continue
+    mount --bind "$r/proc/$file" "$r/proc/$file"; mount -o remount,bind,ro "$r/proc/$file"
+done
 cp -r "$1/etc" "$r/etc"
 echo "127.0.0.1 localhost $(uname -n)" >"$r/etc/hosts"
 cp "$3" "$r/sshd/sshd"
@@ -236,6 +248,19 @@ impl SshHost {
         ]);
         command.args(["-o", "ControlPath=none", "-p", &self.port.to_string(), "root@127.0.0.1", script]);
         Ran::from_output(&command.stdin(Stdio::null()).output().expect("ssh runs"))
+    }
+
+    /// Gives it a system as NixOS has one: this store path, with this `switch-to-configuration`, in its first generation.
+    pub fn install(&self, toplevel: &str, switch_to_configuration: &str) {
+        let script = format!(
+            "set -e; umask 022; mkdir -p {toplevel}/bin /nix/var/nix/profiles /break; cd {toplevel}/bin\n\
+             cat >switch-to-configuration <<'END'\n{switch_to_configuration}END\n\
+             chmod 755 switch-to-configuration; ln -s {toplevel} /nix/var/nix/profiles/system-1-link\n\
+             ln -s system-1-link /nix/var/nix/profiles/system\n\
+             ln -s {toplevel} /run/current-system; ln -s {toplevel} /run/booted-system"
+        );
+        let ran = self.sh(&script);
+        assert_eq!(ran.code, 0, "{ran:?}");
     }
 
     /// Cuts every connection but the one that says so.

@@ -28,6 +28,12 @@ pub fn program() -> PathBuf {
     std::env::var_os("CALVE_SWITCH").map_or_else(|| e2e::bin_dir().join("calve-switch"), PathBuf::from)
 }
 
+/// The `switch-to-configuration` of the system with this name: tells `/log` what it was asked, and does what is said in
+/// `/break/NAME-VERB` first.
+pub fn switch_to_configuration(name: &str) -> String {
+    SWITCH.replace("@name@", name)
+}
+
 /// A host in a directory.
 pub struct FakeHost {
     dir: tempfile::TempDir,
@@ -37,7 +43,8 @@ pub struct FakeHost {
 
 /// What `switch-to-configuration` of a system does: what the real one does, as far as it can be seen from outside.
 const SWITCH: &str = r#"#!/bin/sh
-root=$CALVE_SWITCH_ROOT self=@self@ name=@name@
+root=$CALVE_SWITCH_ROOT name=@name@
+self=${0%/bin/*} self=${self#"$root"}
 echo "$name $1" >>"$root/log"
 [ -e "$root/break/$name-$1" ] && . "$root/break/$name-$1"
 case $1 in
@@ -112,8 +119,7 @@ impl FakeHost {
             std::fs::create_dir_all(host.path(dir)).expect("a directory");
         }
         for (system, name) in [(FORMER, "former"), (NEW, "new")] {
-            let program = SWITCH.replace("@self@", system).replace("@name@", name);
-            host.script(&format!("{system}/bin/switch-to-configuration"), &program);
+            host.script(&format!("{system}/bin/switch-to-configuration"), &switch_to_configuration(name));
             host.script(&format!("{system}/sw/bin/bootctl"), BOOTCTL);
         }
         host.set_boot_id();

@@ -192,7 +192,8 @@ impl Supervisor {
                 }
                 self.feed(Input::Start { program: self.program.is_some(), restart });
             }
-            Event::Lease(remaining) => self.lease.set(remaining)?,
+            Event::Lease(remaining) if self.agent.enclosure.ends_with_lease() => self.lease.set(remaining)?,
+            Event::Lease(_) => {}
             Event::Stop { grace_ms } => self.feed(Input::Stop(Duration::from_millis(grace_ms))),
             Event::Signal(signal) => self.signal(signal),
             Event::Started(Ok(run)) => {

@@ -1,7 +1,7 @@
 //! Rule: a placed machine is made; the intent is written first. A creation whose end is not known is repeated under the
 //! same attempt, which changes nothing where it had succeeded; one that failed is followed by another attempt. At a provider
 //! it had succeeded only if the machine is listed: one that an earlier server may have asked for waits for a list that would
-//! show it, or there would be two. Adopting a machine is given up only where the very first attempt is refused:
+//! show it, or there would be two. Adopting a machine at a provider is given up only where the very first attempt is refused:
 //! an adoption that counts as failed and had succeeded would end what somebody else made.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::draft::Draft;
 use super::{Action, Change, Fault, On};
 use crate::limits::{ATTEMPT_PAUSE, ATTEMPTS_MAX};
-use crate::{DriverName, State};
+use crate::{DriverName, Runs, State};
 
 pub(super) fn create(draft: &mut Draft<'_>) {
     if !draft.wanted() {
@@ -47,7 +47,8 @@ fn failure<'a>(draft: &Draft<'a>) -> Option<&'a Fault> {
 /// What follows from a failed attempt: another, or the end.
 fn follow(draft: &mut Draft<'_>, fault: Fault) {
     let attempt = draft.machine.attempt;
-    let again = match draft.is_adopted() {
+    // A host is let go of without a change, whatever became of it.
+    let again = match draft.machine.runs == Runs::Adopted {
         // An earlier attempt may have succeeded unheard.
         true => fault.retry || attempt > 1,
         false => fault.retry && attempt < ATTEMPTS_MAX,

@@ -33,11 +33,15 @@ fn not_yet(draft: &Draft<'_>) -> Option<Because> {
     if reason == StopReason::Failed || lease.stage(draft.now) == LeaseStage::Destroy || draft.is_dead() {
         return None;
     }
+    // What runs in it was there before, and is not ours to stop.
+    if draft.is_adopted() {
+        return None;
+    }
     let lease_end = lease.deadline.map(|deadline| deadline.after(lease.grace));
     let by = |until: Timestamp| lease_end.map_or(until, |end| until.min(end));
     let time_up = by(since.after(grace).after(STOP_MARGIN));
     match draft.phase() {
-        None if draft.never_heard() || draft.is_adopted() => None,
+        None if draft.never_heard() => None,
         None => Some((On::Agent, time_up)),
         Some(Phase::Waiting) if !draft.handed_over() => None,
         Some(Phase::Waiting | Phase::Running | Phase::BackingOff | Phase::Stopping) => {

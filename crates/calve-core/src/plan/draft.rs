@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Action, Change, Ended, On, Plan, Seen, Sight, Wait, World};
 use crate::plan::Phase;
-use crate::{DriverName, Goal, Machine, MachineId, Runs, State, StopReason, Timestamp};
+use crate::{DriverName, Goal, Machine, MachineId, State, StopReason, Timestamp};
 
 /// A machine of which nothing is known beyond its record.
 pub(super) static UNSEEN: Sight = Sight {
@@ -82,9 +82,9 @@ impl<'a> Draft<'a> {
         self.stored == State::Creating && self.sight.created.is_none() && self.seen == Seen::Unknown
     }
 
-    /// Whether it was adopted: there is no agent of ours in it.
+    /// Whether it was adopted: nothing of it is ours to start or to stop.
     pub fn is_adopted(&self) -> bool {
-        self.machine.runs == Runs::Adopted
+        self.machine.runs.is_adopted()
     }
 
     /// Whether its agent never spoke, so that nothing can have been started.

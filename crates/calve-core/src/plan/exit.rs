@@ -7,7 +7,8 @@ use super::{Change, Phase};
 use crate::StopReason;
 
 pub(super) fn end(draft: &mut Draft<'_>) {
-    if draft.phase() != Some(Phase::Ended) {
+    // An agent that ends on an adopted host, as one does that restarts, ends nothing but itself.
+    if draft.phase() != Some(Phase::Ended) || draft.is_adopted() {
         return;
     }
     let exit = draft.sight.agent.and_then(|agent| agent.last_exit);

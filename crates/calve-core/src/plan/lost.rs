@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::draft::Draft;
 use super::{Change, Ended};
 use crate::limits::LEASE_SKEW;
-use crate::{Exit, ExitCause, Kind, LeaseStage, State, StopReason};
+use crate::{Exit, ExitCause, Kind, LeaseStage, Runs, State, StopReason};
 
 pub(super) fn end(draft: &mut Draft<'_>) {
     let exists = matches!(draft.machine.state, State::Booting | State::Seeding | State::Running);
@@ -23,9 +23,10 @@ pub(super) fn end(draft: &mut Draft<'_>) {
         None => Some("the system is no longer up: it was powered off, or its machine was killed"),
         Some(Ended::Killed) => None,
     };
-    let powered_off = match draft.is_adopted() {
-        true => Some("the machine is gone from its provider, or somebody took its tags away"),
-        false => powered_off,
+    let powered_off = match draft.machine.runs {
+        Runs::Adopted => Some("the machine is gone from its provider, or somebody took its tags away"),
+        Runs::Host => Some("this server's book of borrowed hosts does not have it any more"),
+        Runs::Program | Runs::System | Runs::Base => powered_off,
     };
     match powered_off {
         Some(sentence) if up => {

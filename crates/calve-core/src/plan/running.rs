@@ -13,7 +13,7 @@ pub(super) fn advance(draft: &mut Draft<'_>) {
     if draft.machine.state == State::Creating && made {
         draft.state(State::Booting);
     }
-    // Nobody speaks in it.
+    // It ran before, whoever speaks in it.
     if draft.machine.state == State::Booting && draft.is_adopted() {
         draft.state(State::Running);
     }

@@ -7,7 +7,7 @@ use crate::State;
 pub(super) fn start(draft: &mut Draft<'_>) {
     let exists =
         matches!(draft.machine.state, State::Booting | State::Seeding | State::Running | State::Draining);
-    if exists && !draft.is_adopted() && !draft.sight.link_asked && !draft.sight.destroyed {
+    if exists && draft.machine.runs.has_agent() && !draft.sight.link_asked && !draft.sight.destroyed {
         draft.link();
     }
     if draft.machine.state != State::Seeding || !draft.wanted() || draft.phase() != Some(Phase::Waiting) {

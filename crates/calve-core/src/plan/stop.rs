@@ -18,7 +18,12 @@ pub(super) fn stop(draft: &mut Draft<'_>) {
         Some(Phase::Waiting) => draft.handed_over(),
         Some(Phase::Ended) | None => false,
     };
-    if runs && draft.linked() && draft.sight.stop_told != Some((since, grace)) && !draft.is_dead() {
+    if runs
+        && !draft.is_adopted()
+        && draft.linked()
+        && draft.sight.stop_told != Some((since, grace))
+        && !draft.is_dead()
+    {
         let remaining = since.after(grace).since(draft.now);
         draft.act(Action::Stop { id: draft.id(), grace: remaining });
     }

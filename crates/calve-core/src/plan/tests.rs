@@ -220,8 +220,8 @@ fn placement_follows_the_workload_and_what_is_usable() {
     );
     check(
         with(Runs::System, Some(DriverName::Ssh)),
-        "write end failed since 1000000 with 0 ms, \"a system boots its own kernel, which the driver ssh cannot do; use \
-         --driver qemu or none\", failed",
+        "write end failed since 1000000 with 0 ms, \"a borrowed host keeps its own system; `calve adopt ssh://HOST --ttl \
+         none`, and then `calve switch`, give it another\", failed",
     );
     check(
         with(Runs::System, Some(DriverName::Sandbox)),
@@ -573,6 +573,40 @@ fn a_machine_that_was_adopted_runs_without_an_agent_and_ends_with_its_lease() {
         gone,
         &format!("write end exited since 1000000 with 0 ms, \"{why}\", draining\ndestroy in digitalocean"),
     );
+}
+
+#[test]
+fn a_host_that_was_adopted_is_linked_and_let_go_of_whatever_its_agent_says() {
+    let host = |state, phase: Option<Phase>| {
+        let case = match phase {
+            Some(phase) => Case::heard(state, phase),
+            None => Case::new(state),
+        };
+        case.but(|case| {
+            let machine = case.machine();
+            (machine.kind, machine.runs) = (Kind::System, Runs::Host);
+            machine.placement = Some(("local".parse().unwrap(), DriverName::Ssh));
+            let (lease_told, attempt) = (Some(machine.lease), machine.attempt);
+            case.sight().lease_told = lease_told;
+            let there = Listed { attempt, alive: true, ended: None };
+            case.lists.insert(DriverName::Sandbox, listed_at(5, None));
+            case.lists.insert(DriverName::Ssh, listed_at(5, Some((id(1), there))));
+        })
+    };
+    check(host(State::Booting, None), "write running\nlink");
+    check(host(State::Running, None), "link");
+    // An agent that is new with each connection, or just ends with one.
+    for phase in [Phase::Waiting, Phase::Stopping, Phase::Ended] {
+        check(host(State::Running, Some(phase)), "");
+        let stopped = host(State::Running, Some(phase)).stopping(StopReason::Requested);
+        check(stopped, "write draining\ndestroy in ssh");
+    }
+    let refused = host(State::Creating, None).but(|case| {
+        let fault = Fault { message: "not now".to_owned(), retry: true };
+        case.machine().attempt = 8;
+        case.sight().created = Some(Created { attempt: 8, result: Err(fault) });
+    });
+    check(refused, "write end failed since 1000000 with 0 ms, \"not now\", draining\ndestroy in ssh");
 }
 
 #[test]

@@ -91,15 +91,21 @@ impl Client {
         if let Some(host) = slot.as_ref().filter(|host| host.is_open()) {
             return Ok(host.clone());
         }
+        let host = Arc::new(self.connect(target, said).await?);
+        *slot = Some(host.clone());
+        Ok(host)
+    }
+
+    /// A new connection to a host, which nobody else gets: that there is one says that the host lets us in now.
+    pub async fn connect(&self, target: &Target, said: Option<&HostKey>) -> Result<Host, ProviderError> {
         let mut pin = Pin::find(&self.0.ssh, target, said).await?;
-        let host = Arc::new(self.0.ssh.connect(target, &pin.file).await?);
+        let host = self.0.ssh.connect(target, &pin.file).await?;
         if let Err(error) = pin.keep() {
             let message = format!("the host key of {target} cannot be pinned: {error}");
             return Err(ProviderError::new(NAME, ErrorKind::Failed, message));
         }
         // A later session that finds the connection gone makes one of its own, and must find the key.
         host.pin.set(pin.file.clone()).expect("a connection is new");
-        *slot = Some(host.clone());
         Ok(host)
     }
 

@@ -13,8 +13,8 @@ use super::problem::{ApiError, ApiResult};
 use super::{Api, Principal, check, machines};
 use crate::chain;
 
-/// Adopts a machine of a provider's that nobody has: looks at it, writes a record and answers; it is this server's once its state
-/// is `running`.
+/// Adopts a machine of a provider's, or a host, that nobody has: looks at it, writes a record and answers; it is this server's
+/// once its state is `running`.
 #[utoipa::path(post, path = "/v1/adoptions", request_body = AdoptMachine, responses(
     (status = 201, body = MachineView), (status = "default", body = Problem)))]
 pub async fn adopt(
@@ -26,11 +26,11 @@ pub async fn adopt(
     if let Some(there) = machines::asked_before(&api, request.id).await {
         return Ok(there);
     }
-    let AdoptMachine { id, name, provider, machine, ttl_ms, grace_ms } = request;
+    let AdoptMachine { id, name, provider, machine, host_key, ttl_ms, grace_ms } = request;
     let workload = Workload::Adopted { machine: machine.clone() };
     let mut spec = MachineSpec::new(Kind::System, workload);
     (spec.driver, spec.network) = (Some(provider), Network::Host);
-    spec.place = Some(api.world.adoptable(provider, &machine).await?);
+    spec.place = Some(api.world.adoptable(provider, &machine, host_key.as_deref()).await?);
     machines::declare(&api, &by, CreateMachine { id, name, spec, ttl_ms, grace_ms, hold: false }).await
 }
 

@@ -58,10 +58,15 @@ pub fn check(request: &CreateMachine) -> ApiResult<()> {
 pub fn adoption(request: &AdoptMachine) -> ApiResult<()> {
     name(request.name.as_ref())?;
     lease(request.ttl_ms, request.grace_ms)?;
+    if request.provider == DriverName::Ssh {
+        return target(&request.machine, request.host_key.as_deref());
+    }
     if !request.provider.is_provider() {
         let message = format!("the driver {} has no machines that could be adopted", request.provider);
-        return Err(ApiError::bad_request(message)
-            .hint("adopt a provider's; a host that is reached over SSH is borrowed: `calve run --on ssh://root@HOST X`"));
+        return Err(ApiError::bad_request(message).hint("adopt a provider's, or a host: ssh://root@HOST"));
+    }
+    if request.host_key.is_some() {
+        return Err(ApiError::bad_request("only a host that is reached over SSH has a host key to say"));
     }
     // It stands in paths of the provider's API.
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
@@ -133,18 +138,22 @@ fn place(spec: &MachineSpec) -> ApiResult<()> {
     Ok(())
 }
 
+/// How a host is reached, and by which key it is known.
+fn target(host: &str, key: Option<&str>) -> ApiResult<()> {
+    host.parse::<Target>()
+        .map_err(|error| ApiError::bad_request(error.to_string()).hint("such as ssh://root@pi.example"))?;
+    match key.map(str::parse::<HostKey>) {
+        Some(Err(error)) => Err(ApiError::bad_request(error.to_string())),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
 /// A host that is there already has no size and no image, and what a machine may use of it is said as for a sandbox.
 fn host(spec: &MachineSpec) -> ApiResult<()> {
     let Some(place) = &spec.place else {
         return Err(ApiError::bad_request("the host is not named").hint("say `--on ssh://root@HOST`"));
     };
-    place
-        .region
-        .parse::<Target>()
-        .map_err(|error| ApiError::bad_request(error.to_string()).hint("such as ssh://root@pi.example"))?;
-    if let Some(key) = &place.host_key {
-        key.parse::<HostKey>().map_err(|error| ApiError::bad_request(error.to_string()))?;
-    }
+    target(&place.region, place.host_key.as_deref())?;
     if !place.size.is_empty() || place.image.is_some() {
         return Err(ApiError::bad_request("a host that is there already has no size and no image to choose")
             .hint("leave `size` and `image` out"));

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use calve_core::State as MachineState;
 use calve_wire::api::ProblemKind;
-use calve_wire::machine::Workload;
 use calve_wire::record::MachineRecord;
 
 use super::Api;
@@ -19,18 +18,20 @@ impl Api {
     /// The machine's record, once it runs and its agent is heard.
     pub(super) async fn reach(&self, name_or_id: &str) -> ApiResult<Arc<MachineRecord>> {
         let record = self.find(name_or_id).await?;
-        if matches!(record.spec.workload, Workload::Adopted { .. }) {
+        if !record.spec.runs().has_agent() {
             let message = format!("there is no agent in {}, as it was adopted", record.name);
             return Err(ApiError::new(ProblemKind::Conflict, message)
                 .hint("it has a lease here and nothing else; reach it as you did before, such as by ssh"));
         }
         match tokio::time::timeout(REACH_MAX, self.reached(&record)).await {
             Ok(result) => result,
-            Err(_) => Err(ApiError::new(
-                ProblemKind::Conflict,
-                format!("the machine {} was not reached within {} s", record.name, REACH_MAX.as_secs()),
-            )
-            .hint(format!("`calve status {}` says what it waits for", record.name))),
+            Err(_) => {
+                let why = self.world.away(&record).map(|why| format!(": {why}")).unwrap_or_default();
+                let (name, seconds) = (&record.name, REACH_MAX.as_secs());
+                let message = format!("the machine {name} was not reached within {seconds} s{why}");
+                Err(ApiError::new(ProblemKind::Conflict, message)
+                    .hint(format!("`calve status {name}` says what it waits for")))
+            }
         }
     }
 

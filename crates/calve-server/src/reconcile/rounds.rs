@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calve_core::plan::{Action, Change, Drivers, List, Listed, On, Plan, Tick, World, plan};
-use calve_core::{DriverName, Goal, MachineId, NodeName, Runs, State as MachineState, Timestamp};
+use calve_core::{DriverName, Goal, MachineId, NodeName, State as MachineState, Timestamp};
 use calve_wire::event::What;
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -193,7 +193,7 @@ impl Rounds {
             let living = machines.values().filter(|machine| !machine.state.is_terminal());
             // Of those in which somebody should speak.
             let unheard = living.clone().any(|machine| {
-                let speaks = machine.state >= MachineState::Booting && machine.runs != Runs::Adopted;
+                let speaks = machine.state >= MachineState::Booting && !machine.runs.is_adopted();
                 speaks && !self.known.is_heard(machine.id)
             });
             let living = living.count() > 0;

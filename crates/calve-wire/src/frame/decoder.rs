@@ -40,6 +40,12 @@ impl fmt::Debug for Token {
 }
 
 impl Token {
+    /// The token in what a connection begins with, for an agent that takes whoever speaks for its server.
+    pub fn of_preamble(preamble: &[u8; PREAMBLE_BYTES]) -> Result<Self, TokenError> {
+        let token = preamble.strip_prefix(&PREAMBLE_MAGIC).ok_or(TokenError)?;
+        std::str::from_utf8(token).map_err(|_| TokenError)?.parse()
+    }
+
     /// What a connection begins with, in either direction.
     pub fn preamble(&self) -> [u8; PREAMBLE_BYTES] {
         let mut bytes = [0; PREAMBLE_BYTES];
@@ -193,6 +199,17 @@ mod tests {
 
     fn token() -> Token {
         TOKEN.parse().expect("32 digits")
+    }
+
+    #[test]
+    fn a_preamble_tells_its_token_and_nothing_else_does() {
+        let preamble = token().preamble();
+        assert_eq!(Token::of_preamble(&preamble).expect("it is one").preamble(), preamble);
+        for at in [0, PREAMBLE_MAGIC.len()] {
+            let mut other = preamble;
+            other[at] = b'?';
+            assert_eq!(Token::of_preamble(&other).unwrap_err(), TokenError, "{at}");
+        }
     }
 
     fn data(byte: u8, count: usize) -> Frame {

@@ -27,11 +27,20 @@ pub(super) struct Entry {
     pub attempt: u32,
     /// When the machine is ended at the latest; none where its lease has no end.
     pub end_unix_ms: Option<u64>,
+    /// What the host is called here where it is the machine itself; none for a sandbox on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<String>,
 }
 
 impl Entry {
     pub fn new(target: &Target, attempt: u32, remaining: Remaining, now: Timestamp) -> Self {
-        Self { target: target.to_string(), attempt, end_unix_ms: None }.with_lease(remaining, now)
+        Self { target: target.to_string(), attempt, end_unix_ms: None, adopted: None }
+            .with_lease(remaining, now)
+    }
+
+    /// The same where it has ended by now: somebody ends it before its lease does.
+    pub fn ended(self, now: Timestamp) -> Self {
+        Self { end_unix_ms: Some(self.end_unix_ms.map_or(now.0, |end| end.min(now.0))), ..self }
     }
 
     /// The same with another lease.
@@ -124,6 +133,8 @@ mod tests {
         assert!(entry.is_over(Timestamp(12_501), Duration::from_secs(1)));
         let endless = entry.with_lease(Remaining { until_deadline_ms: None, grace_ms: 0 }, Timestamp(0));
         assert!(!endless.is_over(Timestamp(u64::MAX), Duration::ZERO));
+        let ended = endless.ended(Timestamp(5000)).ended(Timestamp(9000));
+        assert!(ended.is_over(Timestamp(5001), Duration::ZERO));
         book.remove(id).unwrap();
         book.remove(id).unwrap();
         assert!(book.all().unwrap().is_empty());

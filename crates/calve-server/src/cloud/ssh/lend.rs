@@ -30,7 +30,7 @@ const BASE_OF_ROOT: &str = "/var/lib/calve-lent";
 /// The same below the home of a user who may not become root.
 const BASE_OF_USER: &str = ".calve-lent";
 /// How long a host may take to say what it is.
-const FACTS_MAX: Duration = Duration::from_secs(60);
+pub(super) const FACTS_MAX: Duration = Duration::from_secs(60);
 /// How long the agent may take to get there: 4 MB over 10 KB a second.
 const BRING_MAX: Duration = Duration::from_secs(600);
 /// How long a host may take to end a machine: longer than its agent waits for what does not die.
@@ -62,7 +62,7 @@ const BRING: &str = r#"
 
 /// Lends hosts.
 pub(super) struct Lender {
-    client: Client,
+    pub(super) client: Client,
     store: Arc<Store>,
     agent_binary: PathBuf,
     /// What is known of hosts, by target.
@@ -71,11 +71,13 @@ pub(super) struct Lender {
 
 /// What a host is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Facts {
+pub(super) struct Facts {
     /// Of the processor, as `uname -m` says it.
     machine: String,
+    /// Whether the user is root there, or may become so.
+    pub rooted: bool,
     sudo: bool,
-    has_agent: bool,
+    pub has_agent: bool,
     base: String,
     /// The agent's name there.
     agent: String,
@@ -139,33 +141,12 @@ impl Lender {
     pub async fn give_back(&self, target: &Target, id: MachineId) -> Result<(), ProviderError> {
         let host = self.client.open(target, None).await?;
         let facts = self.look(&host).await?;
-        if !facts.has_agent {
-            // It goes with the last machine, never before.
-            return Ok(());
+        let given_back = end(&host, &facts, id).await;
+        if given_back.is_err() {
+            // It may be that the agent has gone meanwhile: the next try looks.
+            self.forget(target);
         }
-        let id = id.to_string();
-        let words = facts.words(&["--give-back", &id]);
-        let output = match host.run(&words, b"", GIVE_BACK_MAX).await {
-            Ok(output) => output,
-            Err(error) => {
-                // It may be that the agent has gone meanwhile: the next try looks.
-                self.forget(target);
-                return Err(error);
-            }
-        };
-        match output.lines().find_map(Lent::parse_line) {
-            Some(Lent::Gone) => Ok(()),
-            Some(Lent::Failed(failure)) => Err(ProviderError::new(
-                calve_provider::ssh::NAME,
-                ErrorKind::Failed,
-                format!("{target}: {failure}"),
-            )),
-            _ => {
-                self.forget(target);
-                let message = format!("{target} does not say whether the machine is gone");
-                Err(ProviderError::new(calve_provider::ssh::NAME, ErrorKind::Failed, message))
-            }
-        }
+        given_back
     }
 
     /// A session that passes on to the machine's agent; none where the host has no such machine.
@@ -194,24 +175,21 @@ impl Lender {
         if let Some(known) = known {
             return Ok(known);
         }
-        let name = match self.agent_for(std::env::consts::ARCH).await {
-            Ok((name, _)) => name,
-            Err(error) => {
-                return Err(ProviderError::new(
-                    calve_provider::ssh::NAME,
-                    ErrorKind::Refused,
-                    error.to_string(),
-                ));
-            }
-        };
-        let mut facts = ask(host, &name).await?;
+        let facts = Arc::new(self.ask(host).await?);
+        self.facts().insert(host.target().clone(), facts.clone());
+        Ok(facts)
+    }
+
+    /// What the host is, asked now.
+    pub(super) async fn ask(&self, host: &Host) -> Result<Facts, ProviderError> {
+        let unreadable = |error: io::Error| ssh_error(ErrorKind::Refused, error.to_string());
+        let (name, _) = self.agent_for(std::env::consts::ARCH).await.map_err(unreadable)?;
+        let facts = ask(host, &name).await?;
         if facts.machine != std::env::consts::ARCH
             && let Ok((name, _)) = self.agent_for(&facts.machine).await
         {
-            facts = ask(host, &name).await?;
+            return ask(host, &name).await;
         }
-        let facts = Arc::new(facts);
-        self.facts().insert(host.target().clone(), facts.clone());
         Ok(facts)
     }
 
@@ -221,6 +199,14 @@ impl Lender {
         if facts.has_agent {
             return Ok(facts);
         }
+        self.bring(host, &facts).await?;
+        let facts = Arc::new(Facts { has_agent: true, ..(*facts).clone() });
+        self.facts().insert(host.target().clone(), facts.clone());
+        Ok(facts)
+    }
+
+    /// Brings the agent.
+    pub(super) async fn bring(&self, host: &Host, facts: &Facts) -> Result<(), DriverError> {
         let (name, bytes) = self.agent_for(&facts.machine).await.map_err(|error| {
             let (target, machine) = (host.target(), &facts.machine);
             let message = format!(
@@ -231,10 +217,8 @@ impl Lender {
         })?;
         let size = bytes.len().to_string();
         let words = facts.root(&["sh", "-c", BRING, "calve", &facts.base, &name, &size]);
-        host.run(&words, &bytes, BRING_MAX).await.map_err(|error| brought_not(&facts, error))?;
-        let facts = Arc::new(Facts { has_agent: true, ..(*facts).clone() });
-        self.facts().insert(host.target().clone(), facts.clone());
-        Ok(facts)
+        host.run(&words, &bytes, BRING_MAX).await.map_err(|error| brought_not(facts, error))?;
+        Ok(())
     }
 
     /// The agent for such hosts: its name there, which tells its content, and its bytes.
@@ -260,7 +244,7 @@ impl Facts {
     }
 
     /// The agent's lending with these options.
-    fn words<'a>(&'a self, options: &[&'a str]) -> Vec<&'a str> {
+    pub(super) fn words<'a>(&'a self, options: &[&'a str]) -> Vec<&'a str> {
         // By way of a shell, as the agent's place may hold spaces and its absence must have a code of its own.
         let script = "b=$1; a=$2; shift 2; exec \"$b/$a\" lend --base \"$b\" \"$@\"";
         let words = [&["sh", "-c", script, "calve", &self.base, &self.agent], options].concat();
@@ -270,10 +254,11 @@ impl Facts {
     fn parse(output: &str, agent: &str) -> Option<Self> {
         let line = output.lines().find_map(|line| line.strip_prefix("calve-host "))?;
         let mut words = line.splitn(5, ' ');
-        let (machine, _uid) = (words.next()?, words.next()?);
+        let (machine, uid, sudo) = (words.next()?, words.next()?, words.next()? == "sudo");
         Some(Self {
             machine: machine.to_owned(),
-            sudo: words.next()? == "sudo",
+            rooted: sudo || uid == "0",
+            sudo,
             has_agent: words.next()? == "yes",
             base: words.next()?.to_owned(),
             agent: agent.to_owned(),
@@ -281,12 +266,34 @@ impl Facts {
     }
 }
 
+/// Ends a machine on the host, and what nobody uses there any more; absence is success.
+pub(super) async fn end(host: &Host, facts: &Facts, id: MachineId) -> Result<(), ProviderError> {
+    if !facts.has_agent {
+        // It goes with the last machine, never before.
+        return Ok(());
+    }
+    let output = host.run(&facts.words(&["--give-back", &id.to_string()]), b"", GIVE_BACK_MAX).await?;
+    let target = host.target();
+    match output.lines().find_map(Lent::parse_line) {
+        Some(Lent::Gone) => Ok(()),
+        Some(Lent::Failed(failure)) => Err(ssh_error(ErrorKind::Failed, format!("{target}: {failure}"))),
+        _ => {
+            let message = format!("{target} does not say whether the machine is gone");
+            Err(ssh_error(ErrorKind::Failed, message))
+        }
+    }
+}
+
+pub(super) fn ssh_error(kind: ErrorKind, message: String) -> ProviderError {
+    ProviderError::new(calve_provider::ssh::NAME, kind, message)
+}
+
 async fn ask(host: &Host, agent: &str) -> Result<Facts, ProviderError> {
     let words = ["sh", "-c", FACTS, "calve", agent, BASE_OF_ROOT, BASE_OF_USER];
     let output = host.run(&words, b"", FACTS_MAX).await?;
     Facts::parse(&output, agent).ok_or_else(|| {
         let message = format!("{} has no usual shell: it does not say what it is", host.target());
-        ProviderError::new(calve_provider::ssh::NAME, ErrorKind::Refused, message)
+        ssh_error(ErrorKind::Refused, message)
     })
 }
 
@@ -390,7 +397,7 @@ fn lend_order(order: &Order) -> Result<LendOrder, DriverError> {
     if let Workload::System { .. } = order.spec.workload {
         let message = "a borrowed host keeps its own system";
         return Err(DriverError::new(DriverErrorKind::Unusable, message)
-            .hint("`calve switch` changes a host's system"));
+            .hint("`calve adopt ssh://HOST --ttl none` and then `calve switch` give it another"));
     }
     let names = order.closure.paths.iter().map(|path| path.path.base_name());
     let user =
@@ -425,10 +432,11 @@ mod tests {
         let output = "Welcome!\ncalve-host x86_64 1000 none no /home/a b/.calve-lent\nbye\n";
         let facts = Facts::parse(output, "agent-1").unwrap();
         assert_eq!(
-            (facts.sudo, facts.has_agent, facts.base.as_str()),
-            (false, false, "/home/a b/.calve-lent")
+            (facts.sudo, facts.rooted, facts.has_agent, facts.base.as_str()),
+            (false, false, false, "/home/a b/.calve-lent")
         );
         assert!(Facts::parse("calve-host x86_64", "a").is_none());
+        assert!(Facts::parse("calve-host x86_64 0 none no /b", "a").is_some_and(|facts| facts.rooted));
         let rooted = Facts { sudo: true, ..facts };
         assert_eq!(rooted.root(&["true"]), ["sudo", "-n", "true"]);
     }

@@ -8,6 +8,7 @@ use calve_provider::ssh::Target;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 
+use super::super::driver_error;
 use super::SshDriver;
 
 /// First pause after a host could not be reached, and the longest, up to which each doubles.
@@ -30,9 +31,19 @@ pub(super) async fn run(driver: SshDriver, id: MachineId) {
         };
         let Some(entry) = driver.0.book.get(id) else { return };
         let Ok(target) = entry.target.parse::<Target>() else { return };
-        match driver.0.lender.connect(&target, id).await {
-            Ok(Some(mut session)) => {
+        let lender = &driver.0.lender;
+        let reached = match entry.adopted {
+            Some(_) => lender.speak(&target).await.map(|(session, own)| Some((session, Some(own)))),
+            None => match lender.connect(&target, id).await {
+                Ok(session) => Ok(session.map(|session| (session, None))),
+                Err(error) => Err(driver_error(error)),
+            },
+        };
+        match reached {
+            // An adopted host's connection ends with the talk.
+            Ok(Some((mut session, _own))) => {
                 pause = PAUSE_FIRST;
+                driver.0.away().remove(&id);
                 let _ = pass(&mut here, &mut session).await;
             }
             Ok(None) => {
@@ -44,6 +55,7 @@ pub(super) async fn run(driver: SshDriver, id: MachineId) {
             }
             Err(error) => {
                 tracing::debug!(machine = %id, %error, "not reached");
+                driver.0.away().insert(id, error.to_string());
                 drop(here);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
