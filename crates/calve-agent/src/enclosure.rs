@@ -70,9 +70,15 @@ pub trait Enclosure {
     fn on_end(&self);
 
     /// The last call instead of [`Enclosure::on_end`] where neither the lease nor the server ended the machine: the agent was
-    /// told to go by a signal, or failed. A system that is more than its agent stays up here.
+    /// told to go by a signal, or failed.
     fn on_interrupt(&self) {
         self.on_end();
+    }
+
+    /// Whether the machine goes on without its agent, until that is started again: there is no call at all then where neither
+    /// the lease nor the server ended the machine, and nobody hears of an end.
+    fn outlives_agent(&self) -> bool {
+        false
     }
 }
 

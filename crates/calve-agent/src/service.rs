@@ -129,7 +129,9 @@ impl Enclosure for FullSystem {
     }
 
     /// The system restarts its service, or the agent is to blame: no reason to end the system.
-    fn on_interrupt(&self) {}
+    fn outlives_agent(&self) -> bool {
+        true
+    }
 }
 
 /// Asks the system's init to power off; both names are systemd's (systemctl(1), poweroff(8)).

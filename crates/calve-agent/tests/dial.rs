@@ -4,14 +4,16 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
-use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, ToAgent};
+use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Phase, Remaining, ToAgent};
 use calve_wire::join::{KNOCK_MAGIC, Knock, KnockAnswer, USER_DATA_VERSION, UserData};
+use calve_wire::machine::Restart;
 use rustls::pki_types::PrivateKeyDer;
 use sha2::{Digest, Sha256};
 use support::{Client, TOKEN};
@@ -176,4 +178,36 @@ fn a_server_with_another_certificate_hears_nothing() {
         while client.step(Duration::from_millis(100)) {}
         assert!(!client.is_connected());
     }
+}
+
+/// A system restarts its services when it is switched, the agent among them.
+#[test]
+fn a_service_that_is_told_to_go_leaves_its_system_up() {
+    if !e2e::may_mount("a_service_that_is_told_to_go_leaves_its_system_up") {
+        return;
+    }
+    // In place of all programs of this host, so that nobody asks it to power off.
+    let programs = tempfile::tempdir().expect("a directory");
+    let asked = programs.path().join("asked");
+    std::fs::copy("/bin/busybox", programs.path().join("sh")).expect("busybox-static is installed");
+    let script = format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display());
+    for name in ["systemctl", "poweroff"] {
+        let program = programs.path().join(name);
+        std::fs::write(&program, &script).expect("written");
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).expect("set");
+    }
+    let bin = Path::new("/bin").canonicalize().expect("every host has it");
+    let mounted = Command::new("mount").arg("--bind").arg(programs.path()).arg(bin).status();
+    assert!(mounted.expect("mount runs").success());
+    let server = Server::start();
+    let (mut service, _token) = service(&server, &server.fingerprint);
+    let mut client = server.accept();
+    hello(&mut client);
+    // The machine's workload is the system itself.
+    client.send(&ToAgent::Start { program: None, restart: Restart::Never, health: None });
+    client.until_phase(Phase::Running);
+    let pid = rustix::process::Pid::from_child(&service.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it lives");
+    service.0.wait().expect("it ends");
+    assert!(!asked.exists(), "it asked for the end of the system: {:?}", std::fs::read_to_string(asked));
 }

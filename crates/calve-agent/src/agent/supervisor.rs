@@ -111,11 +111,17 @@ impl Supervisor {
         // this is the machine's own end.
         let ended = self.workload.starts() > 0 && self.workload.ends() == self.workload.starts();
         let own_end = ended || (matches!(supervised, Ok(Ending::Ordered)) && !self.dismissed);
+        let ordered = matches!(supervised, Ok(Ending::Ordered));
+        if !ordered && agent.enclosure.outlives_agent() {
+            self.kill_all().await;
+            return supervised.map(|_| ());
+        }
         self.end(own_end).await;
         link.abort();
-        match supervised {
-            Ok(Ending::Ordered) => agent.enclosure.on_end(),
-            Ok(Ending::Interrupted) | Err(_) => agent.enclosure.on_interrupt(),
+        if ordered {
+            agent.enclosure.on_end()
+        } else {
+            agent.enclosure.on_interrupt()
         }
         supervised.map(|_| ())
     }
@@ -364,10 +370,15 @@ impl Supervisor {
         ended.map(|()| Ending::Interrupted)
     }
 
-    /// Kills everything and lets the server know, where it listens.
-    async fn end(mut self, own_end: bool) {
+    /// Kills everything that was started in the machine.
+    async fn kill_all(&self) {
         self.agent.enclosure.kill_all();
         let _ = tokio::time::timeout(LAST_KILL_MAX, self.agent.processes.kill_all()).await;
+    }
+
+    /// Kills everything and lets the server know, where it listens.
+    async fn end(mut self, own_end: bool) {
+        self.kill_all().await;
         self.feed(Input::Stop(Duration::ZERO));
         let last_words = async {
             while self.workload.phase() != Phase::Ended {

@@ -77,4 +77,8 @@ impl Enclosure for AdoptedHost {
     }
 
     fn on_end(&self) {}
+
+    fn outlives_agent(&self) -> bool {
+        true
+    }
 }
