@@ -441,6 +441,9 @@ impl Effects for World {
         let remaining = remaining(record, now());
         let driver = self.driver(placed(record)?)?;
         driver.set_lease(record.id, remaining).await.map_err(|error| driver_error(&error))?;
+        if !record.spec.runs().has_agent() {
+            return Ok(());
+        }
         match self.agents.send(record.id, ToAgent::Lease { remaining }) {
             // An agent that is not heard is told at its next welcome, which may be minutes away.
             Ok(()) | Err(LinkError::NotLinked) => Ok(()),
