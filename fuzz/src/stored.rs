@@ -1,4 +1,4 @@
-//! Fuzz targets of what a cache stores and sends: messages, frames, recipes, manifests, packs, problems, addresses. Sizes in
+//! Fuzz targets of what a cache stores and sends: messages, frames, recipes, archives told of, manifests, packs, problems, addresses. Sizes in
 //! them may lie, and must cost nothing then.
 
 use bytes::Bytes;
@@ -6,6 +6,7 @@ use calve_nix::StorePath;
 use calve_store::Address;
 use calve_store::cache::stored::{read_manifest, read_pack, write_manifest};
 use calve_store::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
+use calve_store::http::ahead::{AheadDecoder, encode_part};
 use calve_store::http::frame::{Decoder, encode};
 use calve_store::http::message::Message;
 use calve_store::http::{Problem, pack_recipe, unpack_recipe};
@@ -19,6 +20,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Every target.
 pub const TARGETS: &[Target] = &[
     ("address", address),
+    ("ahead", ahead),
     ("frames", frames),
     ("message", message),
     ("pack", pack),
@@ -32,6 +34,34 @@ fn address(bytes: &[u8]) {
         return;
     };
     assert_eq!(address.to_string().parse().as_ref(), Ok(&address));
+}
+
+/// The first byte says how long the pieces are in which the rest comes; the parts begin where the path is read.
+fn ahead(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let (mut decoder, mut begin, mut again) = (AheadDecoder::default(), None, Vec::new());
+    for piece in rest.chunks(usize::from(*first).max(1)) {
+        decoder.push(piece);
+        if begin.is_none() {
+            match decoder.path() {
+                Ok(None) => continue,
+                Ok(Some(_)) => {
+                    begin = rest.first_chunk().map(|length| 4 + u32::from_le_bytes(*length) as usize)
+                }
+                Err(_) => return,
+            }
+        }
+        loop {
+            match decoder.part() {
+                Ok(None) => break,
+                Ok(Some(part)) => again.extend(encode_part(&part)),
+                Err(_) => return,
+            }
+        }
+    }
+    let Some(begin) = begin else { return };
+    assert!(rest[begin..].starts_with(&again));
+    assert_eq!(decoder.finish().is_ok(), begin + again.len() == rest.len());
 }
 
 /// The first byte says how long the pieces are in which the rest comes.

@@ -12,7 +12,7 @@ use calve_store::cache::{Cache, CacheOptions, NarEncoding};
 use calve_store::chunk::StoredChunk;
 use calve_store::cut::{CHUNK_LEVEL, Cutter, cut};
 use calve_store::normal::Normaliser;
-use calve_store::recipe::Recipe;
+use calve_store::recipe::{Position, Recipe};
 use calve_store::remote::{Manifest, Remote, UPLOAD_BYTES_MAX};
 use futures_util::StreamExt;
 
@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Normaliser::new(&[&reference]).normalise(&mut bytes, true);
     rate("normalise", begin);
     let begin = Instant::now();
-    let mut cutter = Cutter::new(&[&reference], |_: &[u8]| Ok(()));
+    let mut cutter = Cutter::new(&[&reference], |_: &[u8], _: &[Position]| Ok(()));
     cutter.write_all(&archive)?;
     cutter.finish()?;
     rate("normalise, cut", begin);

@@ -10,7 +10,9 @@
 //! An object is written whole before a row names it; rows change in transactions. So a crash leaves at most packs that
 //! nothing names, and [`Cache::collect`] removes those after the grace.
 
+mod ahead;
 mod answer;
+mod check;
 mod commit;
 mod error;
 mod gc;
@@ -24,6 +26,7 @@ mod objects;
 mod pack;
 mod read;
 mod rebuild;
+mod recent;
 mod reserve;
 mod rewrite;
 mod stats;
@@ -61,9 +64,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use calve_nix::SecretKey;
 use tokio::sync::Semaphore;
 
+use ahead::Aheads;
 use index::Index;
 use objects::Objects;
+use recent::Recent;
 
+pub use ahead::Ahead;
 pub use error::{CacheError, DISK_FULL};
 pub use gc::{Collected, GcPolicy};
 pub use nar::NarEncoding;
@@ -121,6 +127,8 @@ struct Inner {
     cpus: Semaphore,
     /// Streams of chunks that read ahead.
     eager: Arc<Semaphore>,
+    recent: Recent,
+    aheads: Aheads,
 }
 
 impl Cache {
@@ -137,7 +145,10 @@ impl Cache {
             let cpus = Semaphore::new(cpus());
             let name = dir.display().to_string();
             let eager = Arc::new(Semaphore::new(read::EAGER_STREAMS_MAX));
-            Ok((Inner { name, dir, priority, grace, key, index, objects, cpus, eager }, made))
+            let (recent, aheads) = (Recent::default(), Aheads::default());
+            let inner =
+                Inner { name, dir, priority, grace, key, index, objects, cpus, eager, recent, aheads };
+            Ok((inner, made))
         });
         let (inner, made) = opened.await?;
         let cache = Self(Arc::new(inner));

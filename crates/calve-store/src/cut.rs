@@ -28,9 +28,23 @@ pub const CUT_AHEAD_CHUNKS: usize = 32;
 /// Compression level of zstd for chunks: two thirds of the bytes of level 1 would take twice its time.
 pub const CHUNK_LEVEL: i32 = 3;
 
-/// Cuts the archive that is written to it, and hands each chunk's plain normalised bytes to a function.
+/// A chunk that was cut off an archive.
+#[derive(Debug)]
+pub struct CutChunk {
+    /// Its id.
+    pub id: ChunkId,
+    /// Its plain normalised bytes.
+    pub bytes: Bytes,
+    /// The positions that were found since the chunk before it: all that begin in it, and perhaps some behind it.
+    pub positions: Vec<Position>,
+}
+
+/// Cuts the archive that is written to it, and hands each chunk's plain normalised bytes to a function, with the positions
+/// that were found since the chunk before.
 pub struct Cutter<F> {
     normaliser: Normaliser,
+    /// Positions that were handed over.
+    told: usize,
     /// Bytes not handed over yet, behind `begin`.
     buffer: Vec<u8>,
     begin: usize,
@@ -40,12 +54,13 @@ pub struct Cutter<F> {
     chunk: F,
 }
 
-impl<F: FnMut(&[u8]) -> io::Result<()>> Cutter<F> {
+impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Cutter<F> {
     /// For the archive of a path with these references, in the order of
     /// [`PathInfo::counted_references`](crate::PathInfo::counted_references). An error of `chunk` ends the writing.
     pub fn new(references: &[&StorePath], chunk: F) -> Self {
         Self {
             normaliser: Normaliser::new(references),
+            told: 0,
             buffer: Vec::new(),
             begin: 0,
             normal: 0,
@@ -82,7 +97,9 @@ impl<F: FnMut(&[u8]) -> io::Result<()>> Cutter<F> {
         );
         let begin = self.begin;
         self.begin += len;
-        (self.chunk)(&self.buffer[begin..begin + len])
+        let positions = &self.normaliser.positions()[self.told..];
+        self.told += positions.len();
+        (self.chunk)(&self.buffer[begin..begin + len], positions)
     }
 
     fn make_room(&mut self) {
@@ -92,7 +109,7 @@ impl<F: FnMut(&[u8]) -> io::Result<()>> Cutter<F> {
     }
 }
 
-impl<F: FnMut(&[u8]) -> io::Result<()>> Write for Cutter<F> {
+impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Write for Cutter<F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.buffer.len() == BUFFER_BYTES {
             self.normalise(false);
@@ -124,13 +141,27 @@ where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
     E: Fn(ChunkId, Bytes) -> io::Result<()> + Sync,
 {
+    cut_with_positions(references, threads, write, |chunk| each(chunk.id, chunk.bytes))
+}
+
+/// As [`cut`], for who wants to know on the way where hash parts stood. One thread hands over chunks in order.
+pub fn cut_with_positions<W, E>(
+    references: &[&StorePath],
+    threads: Option<NonZeroUsize>,
+    write: W,
+    each: E,
+) -> io::Result<Recipe>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+    E: Fn(CutChunk) -> io::Result<()> + Sync,
+{
     match threads {
         None => {
             let mut pieces = Vec::new();
-            let mut cutter = Cutter::new(references, |bytes| {
+            let mut cutter = Cutter::new(references, |bytes, positions| {
                 let (id, len) = (ChunkId::of(bytes), bytes.len() as u32);
                 pieces.push(Piece { id, len });
-                each(id, Bytes::copy_from_slice(bytes))
+                each(CutChunk { id, bytes: Bytes::copy_from_slice(bytes), positions: positions.to_vec() })
             });
             write(&mut cutter)?;
             let positions = cutter.finish()?;
@@ -148,7 +179,7 @@ fn cut_threaded<W, E>(
 ) -> io::Result<Recipe>
 where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
-    E: Fn(ChunkId, Bytes) -> io::Result<()> + Sync,
+    E: Fn(CutChunk) -> io::Result<()> + Sync,
 {
     let (give, take) = sync_channel(CUT_AHEAD_CHUNKS);
     let take = Mutex::new(take);
@@ -173,7 +204,8 @@ where
     })
 }
 
-type Counted = (usize, Bytes);
+/// A chunk that is to be hashed: its place among all, its bytes, the positions found since the one before.
+type Counted = (usize, Bytes, Vec<Position>);
 
 fn give_chunks<W>(
     references: &[&StorePath],
@@ -184,9 +216,9 @@ where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
 {
     let mut count = 0;
-    let mut cutter = Cutter::new(references, |bytes| {
+    let mut cutter = Cutter::new(references, |bytes, positions| {
         count += 1;
-        give.send((count, Bytes::copy_from_slice(bytes)))
+        give.send((count, Bytes::copy_from_slice(bytes), positions.to_vec()))
             .map_err(|_| io::Error::other("nobody takes chunks any more"))
     });
     write(&mut cutter)?;
@@ -195,20 +227,20 @@ where
 
 fn take_chunks<E>(take: &Mutex<Receiver<Counted>>, each: &E) -> io::Result<Vec<(usize, Piece)>>
 where
-    E: Fn(ChunkId, Bytes) -> io::Result<()>,
+    E: Fn(CutChunk) -> io::Result<()>,
 {
     let mut taken = Vec::new();
     let mut result = Ok(());
     loop {
         let next = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((count, bytes)) = next else { return result.map(|()| taken) };
+        let Ok((count, bytes, positions)) = next else { return result.map(|()| taken) };
         if result.is_err() {
             // Taken and dropped, so that whoever cuts is not stuck; the failure is told at the end.
             continue;
         }
         let piece = Piece { id: ChunkId::of(&bytes), len: bytes.len() as u32 };
         taken.push((count, piece));
-        result = each(piece.id, bytes);
+        result = each(CutChunk { id: piece.id, bytes, positions });
     }
 }
 

@@ -7,12 +7,14 @@
 //! POST /calve/v1/chunks           Ids            ─▶ frame frame frame …     (in the order of the ids)
 //! POST /calve/v1/recipes          Ids            ─▶ frame frame frame …
 //! POST /calve/v1/upload           frame frame …  ─▶ nothing
+//! POST /calve/v1/ahead            path, parts …  ─▶ nothing, once its archive is hashed   (sent while it is cut)
 //! POST /calve/v1/commit           Commit, frames ─▶ beats while the cache works, then Manifests or a problem
 //! POST /calve/v1/closure          Paths          ─▶ Manifests
 //! ```
 //! Lists are [`message`]s, chunks and recipes travel as [`frame`]s, and what went wrong is a [`Problem`].
 
 mod address;
+pub mod ahead;
 mod client;
 mod connect;
 pub mod frame;
@@ -40,6 +42,8 @@ pub const MESSAGE_PLAIN_MAX_BYTES: usize = 128 << 20;
 pub const RECIPE_FRAME_MAX_BYTES: u32 = 64 << 20;
 /// Most bytes of one commit: its manifests and recipes.
 pub const COMMIT_MAX_BYTES: usize = 128 << 20;
+/// Most bytes that tell of one archive: that of [`RECIPE_FRAME_MAX_BYTES`], with as much again for what stands around.
+pub const AHEAD_MAX_BYTES: usize = 128 << 20;
 /// What a commit's answer begins with: a byte [`COMMIT_BEAT`] now and then while the cache works, so that a busy cache
 /// is told from one that stalls.
 pub const COMMIT_BEAT: u8 = 0;

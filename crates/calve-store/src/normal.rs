@@ -93,6 +93,11 @@ impl Normaliser {
         self.references.is_empty() || self.positions.len() >= self.positions_max
     }
 
+    /// Where hash parts stood so far: all that begin in bytes that are final.
+    pub fn positions(&self) -> &[Position] {
+        &self.positions
+    }
+
     /// Where hash parts stood, once all bytes were final.
     pub fn finish(self) -> Vec<Position> {
         self.positions
@@ -111,15 +116,21 @@ impl Restorer {
     /// For an archive with these positions, of a path with these references in the order of
     /// [`PathInfo::counted_references`](crate::PathInfo::counted_references).
     pub fn new(positions: &[Position], references: &[&StorePath]) -> Result<Self, RecipeError> {
-        let hashes: Vec<_> = references.iter().map(|path| hash_part(path)).collect();
-        let mut places = Vec::with_capacity(positions.len());
-        let mut end: u64 = 0;
+        let hashes = references.iter().map(|path| hash_part(path)).collect();
+        let mut restorer = Self { places: Vec::with_capacity(positions.len()), hashes };
+        restorer.extend(positions)?;
+        Ok(restorer)
+    }
+
+    /// Takes further positions, behind those that it has.
+    pub fn extend(&mut self, positions: &[Position]) -> Result<(), RecipeError> {
+        let mut end = self.places.last().map_or(0, |(begin, _)| begin + HASH_CHARS as u64);
         for position in positions {
-            if position.reference as usize >= hashes.len() {
+            if position.reference as usize >= self.hashes.len() {
                 return Err(RecipeError(format!(
                     "it speaks of reference {} of a path that has {}",
                     position.reference,
-                    hashes.len()
+                    self.hashes.len()
                 )));
             }
             let begin = end.checked_add(position.skip);
@@ -127,10 +138,20 @@ impl Restorer {
             let (Some(begin), Some(next)) = (begin, next) else {
                 return Err(RecipeError("a position beyond all archives".to_owned()));
             };
-            places.push((begin, position.reference));
+            self.places.push((begin, position.reference));
             end = next;
         }
-        Ok(Self { places, hashes })
+        Ok(())
+    }
+
+    /// How many positions it has.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// Restores `bytes`, which begin at byte `at` of the archive; hash parts that reach over their borders are restored as

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! push:  missing_paths ─▶ missing_chunks ─▶ put_chunks … ─▶ commit      (a path appears with its commit, never half)
+//!                                           hash_ahead …               (beside that; whoever leaves it out waits longer)
 //! pull:  closure ─▶ recipes (those not known yet) ─▶ chunks …           (each in one request for many)
 //! ```
 //! Nothing that comes from a cache is trusted: whoever pulls checks the signatures of the [`PathInfo`], each chunk's id,
@@ -10,16 +11,22 @@
 use async_trait::async_trait;
 use calve_nix::StorePath;
 use futures_util::stream::BoxStream;
+use tokio::sync::mpsc::Receiver;
 
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::lazy::Proof;
-use crate::recipe::{Recipe, RecipeId};
+use crate::recipe::{Piece, Position, Recipe, RecipeId};
 
 /// Most items (paths, chunk ids, recipes) that one request may name; longer lists are split by the caller.
 pub const ITEMS_MAX: usize = 100_000;
 /// Most bytes of chunks in one upload: what is lost when a connection breaks.
 pub const UPLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// Most chunks in one [`ArchivePart`]: some 64 MiB of an archive.
+pub const PART_PIECES_MAX: usize = 1024;
+/// Most positions in one [`ArchivePart`]: more than one chunk can bring, of an archive that is cut as calve cuts.
+pub const PART_POSITIONS_MAX: usize = 1 << 17;
 
 /// A path in a cache: what is known of it and how its archive is put together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +37,15 @@ pub struct Manifest {
     pub recipe: RecipeId,
     /// What lets it be mounted before it is pulled; older caches have none, nor has what is no archive of files.
     pub lazy: Option<Proof>,
+}
+
+/// What comes next of an archive that is hashed ahead of its commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ArchivePart {
+    /// Its next chunks, which the cache has; at most [`PART_PIECES_MAX`].
+    pub pieces: Vec<Piece>,
+    /// The next positions: all that begin in these chunks, and perhaps some behind them; at most [`PART_POSITIONS_MAX`].
+    pub positions: Vec<Position>,
 }
 
 /// What a cache says of itself.
@@ -112,6 +128,16 @@ pub trait Remote: Send + Sync {
     /// `recipes`). The cache checks that the chunks give the archive's hash; the answer holds the manifests with all
     /// signatures.
     async fn commit(&self, paths: Vec<Manifest>, recipes: Vec<Recipe>) -> Result<Vec<Manifest>, RemoteError>;
+
+    /// Has the cache put an archive together and hash it while the rest of it is still pushed: a commit of this path that
+    /// comes soon afterwards finds it checked. Nothing depends on it, and a cache may refuse it at any time.
+    async fn hash_ahead(&self, info: PathInfo, parts: Receiver<ArchivePart>) -> Result<(), RemoteError> {
+        let _ = (info, parts);
+        Err(RemoteError::Failed {
+            cache: "asked".to_owned(),
+            message: "it hashes no archive ahead of its commit".to_owned(),
+        })
+    }
 
     /// The manifests of `roots` with everything that they refer to; [`RemoteError::Missing`] names what is lacking.
     async fn closure(&self, roots: &[StorePath]) -> Result<Vec<Manifest>, RemoteError>;

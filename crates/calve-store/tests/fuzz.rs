@@ -13,11 +13,13 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
 use calve_store::HttpRemote;
+use calve_store::cache::stored::read_manifest;
 use calve_store::chunk::{ChunkId, StoredChunk};
+use calve_store::http::ahead::{encode_part, encode_path};
 use calve_store::http::frame::{encode, encode_problem};
 use calve_store::http::{Problem, ProblemKind, pack_recipe};
 use calve_store::recipe::{Piece, Position, Recipe};
-use calve_store::remote::Remote;
+use calve_store::remote::{ArchivePart, Remote};
 use changes::{change, changed, check, check_all, check_arbitrary, check_changed, corpus, write_corpus};
 use futures_util::StreamExt;
 use proptest::prelude::*;
@@ -50,7 +52,11 @@ fn first_inputs() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         let signature = [&[4][..], b"k:AA"].concat();
         [&[1][..], &text, &[1; 32], &[100], &[1], &text, &[0, 0, 1], &signature, &[2; 32]].concat()
     };
+    let parts = ArchivePart { pieces: a_recipe().pieces, positions: a_recipe().positions };
+    let path = read_manifest(&manifest).unwrap().info;
+    let archive = [&[90][..], &encode_path(&path), &encode_part(&parts), &encode_part(&parts)].concat();
     vec![
+        ("ahead", "two", archive),
         ("address", "http", b"https://h:8443/a/b/".to_vec()),
         ("address", "unix", b"unix:/run/c.sock:/cache".to_vec()),
         ("frames", "two", [&[200][..], &frames].concat()),
@@ -72,7 +78,7 @@ fn every_target_has_a_corpus_and_a_program() {
     check(TARGETS);
     // What the corpus is made of is what the cache itself writes.
     let manifest = corpus(TARGETS).into_iter().find(|(name, _)| *name == "stored_manifest").unwrap().1;
-    let read = calve_store::cache::stored::read_manifest(&manifest).unwrap();
+    let read = read_manifest(&manifest).unwrap();
     assert_eq!(calve_store::cache::stored::write_manifest(&read), manifest);
 }
 

@@ -12,12 +12,14 @@ use axum::response::Response;
 use axum::routing::post;
 use bytes::{Buf, Bytes};
 use calve_nix::StorePath;
+use calve_store::cache::CacheError;
 use calve_store::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
+use calve_store::http::ahead::{AheadDecoder, AheadError, PATH_BYTES_MAX};
 use calve_store::http::frame::{self, Decoder, FrameError};
 use calve_store::http::message::{MESSAGE_RATIO_MAX, Message};
 use calve_store::http::{
-    COMMIT_BEAT, COMMIT_DONE, COMMIT_MAX_BYTES, COMMIT_REFUSED, MEDIA_TYPE, MESSAGE_MAX_BYTES, PREFIX,
-    Problem, RECIPE_FRAME_MAX_BYTES, unpack_recipe,
+    AHEAD_MAX_BYTES, COMMIT_BEAT, COMMIT_DONE, COMMIT_MAX_BYTES, COMMIT_REFUSED, MEDIA_TYPE,
+    MESSAGE_MAX_BYTES, PREFIX, Problem, RECIPE_FRAME_MAX_BYTES, unpack_recipe,
 };
 use calve_store::recipe::Recipe;
 use calve_store::remote::{ITEMS_MAX, Manifest, Remote, RemoteError, UPLOAD_BYTES_MAX};
@@ -42,6 +44,7 @@ pub fn routes() -> Router<Arc<Context>> {
         .route(&at("chunks"), post(chunks))
         .route(&at("recipes"), post(recipes))
         .route(&at("upload"), post(upload))
+        .route(&at("ahead"), post(ahead))
         .route(&at("commit"), post(commit))
         .route(&at("closure"), post(closure))
         .layer(DefaultBodyLimit::disable())
@@ -123,6 +126,33 @@ async fn upload((State(context), headers, body): Asked) -> Answered {
     }
     decoder.finish().map_err(damaged)?;
     context.cache.put_chunks(chunks).await?;
+    Ok(Response::new(Body::empty()))
+}
+
+/// A body that comes as slowly as the archive is cut and uploaded, and is hashed as it comes. No room is taken for it: how many
+/// there are at once is bounded, and what each holds.
+async fn ahead((State(context), headers, body): Asked) -> Answered {
+    context.gate.push(&headers)?;
+    let mut body = Incoming::new(&headers, body, AHEAD_MAX_BYTES as u64)?;
+    let refused = |error: AheadError| Refusal::damaged("the archive", error.to_string());
+    let told = |error: CacheError| Refusal::from(error.into_remote("calve"));
+    let (mut decoder, mut begun) = (AheadDecoder::default(), None);
+    while let Some(bytes) = body.next().await? {
+        decoder.push(&bytes);
+        if begun.is_none() {
+            let _unpacked = context.room_to_unpack((PATH_BYTES_MAX * MESSAGE_RATIO_MAX) as u64).await;
+            let Some(info) = decoder.path().map_err(refused)? else { continue };
+            begun = Some(context.cache.hash_ahead_of(info).map_err(told)?);
+        }
+        if let Some(ahead) = &mut begun {
+            while let Some(part) = decoder.part().map_err(refused)? {
+                ahead.take(part).await.map_err(told)?;
+            }
+        }
+    }
+    decoder.finish().map_err(refused)?;
+    let ahead = begun.ok_or_else(|| Refusal::damaged("the archive", "no path is named"))?;
+    ahead.finish().await.map_err(told)?;
     Ok(Response::new(Body::empty()))
 }
 

@@ -1,10 +1,12 @@
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
 use calve_store::chunk::ChunkId;
+use calve_store::http::ahead::{encode_part, encode_path};
 use calve_store::http::message::Message;
-use calve_store::remote::{ITEMS_MAX, UPLOAD_BYTES_MAX};
+use calve_store::recipe::Piece;
+use calve_store::remote::{ArchivePart, ITEMS_MAX, Remote, UPLOAD_BYTES_MAX};
 
-use crate::support::{Served, made, push};
+use crate::support::{PATIENCE, Served, made, noise, push};
 
 fn post(what: &str, token: &str, length: usize, body: &[u8]) -> Vec<u8> {
     let head = format!(
@@ -95,4 +97,77 @@ async fn a_narinfo_that_leads_out_of_the_store_or_of_the_uploads_is_refused() {
         assert!(answer.starts_with("HTTP/1.1 400"), "{path} {url} {reference}: {answer}");
     }
     assert_eq!(served.cache.stats().await.unwrap().paths, 0);
+}
+
+/// What is told of an archive over HTTP; parts in chunks of their own, as whoever cuts sends them.
+fn chunked(what: &str, token: &str, parts: &[&[u8]], ends: bool) -> Vec<u8> {
+    let head = format!(
+        "POST /calve/v1/{what} HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer {token}\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    let mut said = head.into_bytes();
+    for part in parts {
+        said.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+        said.extend_from_slice(part);
+        said.extend_from_slice(b"\r\n");
+    }
+    said.extend_from_slice(if ends { b"0\r\n\r\n" } else { b"" });
+    said
+}
+
+#[tokio::test]
+async fn what_is_told_of_an_archive_is_believed_for_its_chunks_alone() {
+    let served = Served::new(Visibility::Private).await;
+    let token = served.token("ci", &Right::Push);
+    let one = made("one", &noise(300_000), &[]);
+    served.cache.put_chunks(one.chunks.clone()).await.unwrap();
+    let path = encode_path(&one.info);
+    let part = encode_part(&ArchivePart { pieces: one.recipe.pieces.clone(), positions: Vec::new() });
+    let said = async |parts: &[&[u8]]| served.say(chunked("ahead", &token, parts, true)).await;
+    assert!(said(&[&path, &part]).await.starts_with("HTTP/1.1 200"));
+    for (why, status, parts) in [
+        ("no path is named", 400, &[][..]),
+        ("in the middle of a part", 400, &[&path[..], &part[..part.len() - 1]][..]),
+        ("4294967295 chunks", 400, &[&path, &[255; 8]]),
+        ("its path takes 4294967295 bytes", 400, &[&[255; 8]]),
+        ("message is damaged", 400, &[&[4, 0, 0, 0, 1, 2, 3, 4]]),
+        ("its archive is none", 400, &[&path]),
+        ("more than the", 400, &[&path, &part, &part]),
+    ] {
+        let answer = said(parts).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(why), "{why}: {answer}");
+    }
+    let none = encode_part(&ArchivePart {
+        pieces: vec![Piece { id: ChunkId([7; 32]), len: 9 }],
+        positions: Vec::new(),
+    });
+    assert!(said(&[&path, &none]).await.starts_with("HTTP/1.1 404"));
+    let broken = served.break_off(chunked("ahead", &token, &[&path], false)).await;
+    assert!(broken.is_empty() || broken.starts_with("HTTP/1.1 400"), "{broken}");
+    // Whoever may not push may not have anything hashed either.
+    for (token, status) in [(served.token("reader", &Right::Pull), 403), ("wrong".to_owned(), 401)] {
+        let denied = served.say(chunked("ahead", &token, &[&path, &part], true)).await;
+        assert!(denied.starts_with(&format!("HTTP/1.1 {status}")), "{denied}");
+    }
+    assert_eq!(served.cache.stats().await.unwrap().paths, 0, "nothing appears without a commit");
+}
+
+/// Those who begin and go on with nothing take turns from nobody but each other, and their turns end with them.
+#[tokio::test]
+async fn who_stalls_while_an_archive_is_hashed_holds_nobody_up() {
+    let served = Served::new(Visibility::Private).await;
+    let token = served.token("ci", &Right::Push);
+    let one = made("one", &noise(300_000), &[]);
+    let path = encode_path(&one.info);
+    let stalling: Vec<_> = (0..4).map(|_| served.begin(chunked("ahead", &token, &[&path], false))).collect();
+    let full = "it hashes 4 archives ahead of their commits already, and no more at once";
+    let deadline = std::time::Instant::now() + PATIENCE;
+    // The four are read by a server that is busy with other things, too.
+    while !served.say(chunked("ahead", &token, &[&path], true)).await.contains(full) {
+        assert!(std::time::Instant::now() < deadline, "the stalling requests hold no turns");
+    }
+    push(&served.cache, &[&one]).await;
+    drop(stalling);
+    while served.say(chunked("ahead", &token, &[&path], true)).await.contains(full) {
+        assert!(std::time::Instant::now() < deadline, "a turn outlives its request");
+    }
 }

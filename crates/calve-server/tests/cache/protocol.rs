@@ -1,7 +1,7 @@
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
 use calve_store::chunk::ChunkId;
-use calve_store::remote::{Manifest, Remote, RemoteError};
+use calve_store::remote::{ArchivePart, Manifest, Remote, RemoteError};
 use futures_util::TryStreamExt;
 
 use crate::support::{Served, made, noise, path, push};
@@ -94,4 +94,39 @@ async fn tokens_open_what_they_say_and_denial_tells_nothing() {
         open.remote(None).put_chunks(one.chunks.clone()).await,
         Err(RemoteError::Denied { .. })
     ));
+}
+
+/// A push of a path of some size: its commit finds it hashed, or does that itself where the cache would not do it ahead.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_hashed_while_it_is_pushed() {
+    let served = Served::new(Visibility::Private).await;
+    let remote = served.remote(Some(&served.token("ci", &Right::Push)));
+    let below = made("below", &noise(700_000), &[]);
+    let mut contents = noise(600_000);
+    contents[300_000..300_032].copy_from_slice(below.info.path.hash_part().as_bytes());
+    let above = made("above", &contents, &[&below]);
+    for made in [&below, &above] {
+        remote.put_chunks(made.chunks.clone()).await.unwrap();
+        let (give, take) = tokio::sync::mpsc::channel(1);
+        let telling = async {
+            let mut positions = made.recipe.positions.clone();
+            for pieces in made.recipe.pieces.chunks(2) {
+                let part = ArchivePart { pieces: pieces.to_vec(), positions: std::mem::take(&mut positions) };
+                give.send(part).await.unwrap();
+            }
+            drop(give);
+        };
+        let (hashed, ()) = tokio::join!(remote.hash_ahead(made.info.clone(), take), telling);
+        hashed.unwrap();
+        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id(), lazy: None };
+        remote.commit(vec![manifest], vec![made.recipe.clone()]).await.unwrap();
+    }
+    assert!(!above.recipe.positions.is_empty());
+    // A refusal in the middle is told in the cache's own words.
+    let other = made("other", &noise(400_000), &[]);
+    let (give, take) = tokio::sync::mpsc::channel(1);
+    let part = ArchivePart { pieces: other.recipe.pieces.clone(), positions: Vec::new() };
+    give.send(part).await.unwrap();
+    let refused = remote.hash_ahead(other.info.clone(), take).await.unwrap_err();
+    assert!(matches!(&refused, RemoteError::Missing { what, .. } if what.starts_with("chunk ")), "{refused}");
 }

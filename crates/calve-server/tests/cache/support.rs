@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// How long an answer may take before the test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cache that is being served; gone when dropped.
 pub struct Served {
@@ -79,6 +79,13 @@ impl Served {
     /// Says these bytes over a connection of its own and gives what comes back until the server closes it.
     pub async fn say(&self, bytes: impl Into<Vec<u8>>) -> String {
         String::from_utf8_lossy(&self.ask(bytes).await).into_owned()
+    }
+
+    /// Says these bytes and nothing more, for as long as the connection is kept.
+    pub fn begin(&self, bytes: impl Into<Vec<u8>>) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.addr).unwrap();
+        stream.write_all(&bytes.into()).unwrap();
+        stream
     }
 
     /// Says these bytes and that no more come.

@@ -3,13 +3,15 @@
 use async_trait::async_trait;
 use calve_nix::StorePath;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use tokio::sync::mpsc::Receiver;
 
 use super::commit::Check;
 use super::index::paths;
 use super::{Cache, CacheError, blocking, manifest, now_ms};
+use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::recipe::{Recipe, RecipeId};
-use crate::remote::{CacheInfo, Manifest, Remote, RemoteError};
+use crate::remote::{ArchivePart, CacheInfo, Manifest, Remote, RemoteError};
 
 impl Cache {
     /// The path with this hash part, where the cache has it.
@@ -166,6 +168,14 @@ impl Remote for Cache {
 
     async fn commit(&self, paths: Vec<Manifest>, recipes: Vec<Recipe>) -> Result<Vec<Manifest>, RemoteError> {
         self.commit_paths(paths, recipes, Check::Archives).await.map_err(self.told())
+    }
+
+    async fn hash_ahead(&self, info: PathInfo, mut parts: Receiver<ArchivePart>) -> Result<(), RemoteError> {
+        let mut ahead = self.hash_ahead_of(info).map_err(self.told())?;
+        while let Some(part) = parts.recv().await {
+            ahead.take(part).await.map_err(self.told())?;
+        }
+        ahead.finish().await.map_err(self.told())
     }
 
     async fn closure(&self, roots: &[StorePath]) -> Result<Vec<Manifest>, RemoteError> {

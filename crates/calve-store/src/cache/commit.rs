@@ -2,21 +2,20 @@
 //!
 //! ```text
 //! check references, signatures, recipes ─▶ put each archive together and hash it ─▶ sign ─▶ pack ─▶ rows
+//!                                          (or it was hashed ahead: `ahead.rs`)
 //! ```
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io::Write;
 use std::sync::Arc;
 
-use calve_nix::content_address::FileCheck;
 use calve_nix::sign::fingerprint;
-use calve_nix::{HashWriter, Sha256Hash, Signature, StorePath};
+use calve_nix::{Signature, StorePath};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rusqlite::Connection;
-use tokio::sync::mpsc;
 
+use super::check::ArchiveCheck;
 use super::index::{WriteError, chunks, paths};
-use super::listing::{FromChannel, Listing, read_listing};
+use super::listing::Listing;
 use super::nar::Assembly;
 use super::pack::{Kind, PackWriter};
 use super::write::Written;
@@ -32,9 +31,6 @@ use crate::remote::Manifest;
 const CHECKED_AT_ONCE_MAX: usize = 4;
 /// Most signatures that a path keeps: whoever may push could else grow a manifest without end.
 const SIGNATURES_MAX: usize = 64;
-
-/// Parts of an archive that wait to be hashed and listed.
-const LISTED_AHEAD: usize = 1;
 
 /// Whether the archives are checked, or the only one was just cut into chunks here, with this tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,25 +142,14 @@ impl Cache {
         info: &PathInfo,
         assembly: &Assembly,
     ) -> Result<Option<Listing>, CacheError> {
+        let recipe = &assembly.recipe;
+        if let Some(listing) = self.0.aheads.take(info, &recipe.pieces, &recipe.positions) {
+            return Ok(listing);
+        }
         let _cpu = self.0.cpus.acquire().await.expect("never closed");
-        let mut archive = self.assemble_to_hash(assembly);
-        let (give, take) = mpsc::channel(LISTED_AHEAD);
-        let of = info.clone();
-        let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
-        while let Some(bytes) = archive.next().await {
-            // Who takes them gives up where they are no archive, or by a panic, which is passed on below.
-            if give.send(bytes?).await.is_err() {
-                break;
-            }
-        }
-        drop(give);
-        let read = reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        let ((found, size), listing) = read?;
-        if (found, size) != (info.nar_hash, info.nar_size) {
-            let message = format!("its chunks give {} instead of {}", found.to_nix(), info.nar_hash.to_nix());
-            return Err(CacheError::damaged(&info.path, message));
-        }
-        Ok(listing)
+        let mut check = ArchiveCheck::begin(self.clone(), info.clone());
+        check.take(&recipe.pieces, &assembly.restorer).await?;
+        check.finish().await
     }
 
     /// Writes manifests and recipes, then the rows. Gives what is there now, by hash part.
@@ -213,31 +198,8 @@ fn compress(id: ChunkId, plain: &[u8]) -> Result<StoredChunk, CacheError> {
         .map_err(|error| CacheError::damaged(id, format!("it cannot be compressed: {error}")))
 }
 
-/// Hash and size of the archive that comes in, and its listing.
-fn hash_and_list(
-    archive: FromChannel,
-    info: &PathInfo,
-) -> Result<((Sha256Hash, u64), Option<Listing>), CacheError> {
-    let (mut hash, mut check) = (HashWriter::default(), info.file_check());
-    let tree = read_listing(archive, |bytes| {
-        check.iter_mut().try_for_each(|check| check.write_all(bytes))?;
-        hash.write_all(bytes)
-    });
-    let tree = tree.map_err(|error| CacheError::damaged(&info.path, error))?;
-    check_file(info, check)?;
-    Ok((hash.finish(), Listing::of(tree.as_ref(), info)?))
-}
-
-/// Whether the file that passed by is the one that the path's content address names.
-pub(super) fn check_file(info: &PathInfo, check: Option<FileCheck>) -> Result<(), CacheError> {
-    if check.is_none_or(FileCheck::is_right) {
-        return Ok(());
-    }
-    Err(CacheError::damaged(&info.path, "its file has another hash than its content address says"))
-}
-
 /// References in order and once each; a content address from which the path follows; signatures that are some.
-fn tidy(info: &mut PathInfo) -> Result<(), CacheError> {
+pub(super) fn tidy(info: &mut PathInfo) -> Result<(), CacheError> {
     info.references.sort_unstable();
     info.references.dedup();
     let mut seen = HashSet::new();

@@ -8,7 +8,6 @@ use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 
 use super::{Cache, CacheError, blocking};
 use crate::chunk::StoredChunk;
-use crate::cut::ChunkError;
 use crate::decode;
 use crate::normal::Restorer;
 use crate::recipe::Recipe;
@@ -77,41 +76,16 @@ impl Cache {
         Assembly::new(manifest, Arc::new(recipes.remove(0)))
     }
 
-    /// The whole archive for who hashes it: each chunk's own hash would say the same once more.
-    pub(super) fn assemble_to_hash(
-        &self,
-        assembly: &Assembly,
-    ) -> BoxStream<'static, Result<Bytes, CacheError>> {
-        let range = 0..assembly.recipe.nar_size();
-        self.assemble_with(assembly, range, |group, at, restorer, range| {
-            plain(group, at, restorer, range, decode::append_unchecked)
-        })
-    }
-
     pub(super) fn assemble(
         &self,
         assembly: &Assembly,
         range: Range<u64>,
         encoding: NarEncoding,
     ) -> BoxStream<'static, Result<Bytes, CacheError>> {
-        self.assemble_with(
-            assembly,
-            range,
-            match encoding {
-                NarEncoding::Plain => {
-                    |group, at, restorer, range| plain(group, at, restorer, range, decode::append)
-                }
-                NarEncoding::Zstd => |group, at, restorer, _| compressed(group, at, restorer),
-            },
-        )
-    }
-
-    fn assemble_with(
-        &self,
-        assembly: &Assembly,
-        range: Range<u64>,
-        join: Join,
-    ) -> BoxStream<'static, Result<Bytes, CacheError>> {
+        let join: Join = match encoding {
+            NarEncoding::Plain => plain,
+            NarEncoding::Zstd => |group, at, restorer, _| compressed(group, at, restorer),
+        };
         let (mut at, mut first_at, mut ids) = (0, 0, Vec::new());
         for piece in &assembly.recipe.pieces {
             let end = at + u64::from(piece.len);
@@ -142,13 +116,12 @@ fn plain(
     mut at: u64,
     restorer: &Restorer,
     range: &Range<u64>,
-    decode: impl Fn(&StoredChunk, &mut Vec<u8>) -> Result<(), ChunkError>,
 ) -> Result<Bytes, CacheError> {
     let begin = at;
     let mut bytes = Vec::with_capacity(group.iter().map(|chunk| chunk.len as usize).sum());
     for chunk in group {
         let from = bytes.len();
-        decode(chunk, &mut bytes)
+        decode::append(chunk, &mut bytes)
             .map_err(|error| CacheError::damaged(format!("chunk {}", chunk.id), error.message))?;
         restorer.restore(&mut bytes[from..], at);
         at += u64::from(chunk.len);

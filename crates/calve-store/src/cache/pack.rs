@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use super::CacheError;
-use crate::chunk::{CHUNK_MAX, ChunkId, StoredChunk};
+use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use crate::recipe::RECIPE_BYTES_MAX;
 
 /// Bytes of frames at which a pack is full: large enough that S3 answers at its full rate, small enough to be held in
@@ -21,6 +21,9 @@ const CONTENTS_BYTES_MAX: usize = 64 << 20;
 
 /// Most plain bytes of a manifest that anybody reads: one with a million references has 60 MB.
 const MANIFEST_BYTES_MAX: u32 = 64 << 20;
+
+/// Bytes of frames for which a byte of contents is expected at the most: an entry has some 40.
+const ROOM_FRAMES: usize = 64;
 
 const MAGIC: &[u8; 12] = b"calve-pack-1";
 /// Bytes behind the contents.
@@ -76,7 +79,16 @@ pub(super) struct PackWriter {
 
 impl PackWriter {
     pub fn new() -> Self {
-        Self { bytes: BytesMut::from(&MAGIC[..]), entries: Vec::new() }
+        Self::with_room(0)
+    }
+
+    /// For frames of so many bytes together, of which it takes what fits into one pack: one that grows leaves holes in memory as
+    /// large as itself, and is copied each time.
+    pub fn with_room(bytes: usize) -> Self {
+        let room = bytes.min(PACK_BYTES + CHUNK_STORED_MAX as usize) / ROOM_FRAMES * (ROOM_FRAMES + 1);
+        let mut bytes = BytesMut::with_capacity(MAGIC.len() + room);
+        bytes.put_slice(MAGIC);
+        Self { bytes, entries: Vec::new() }
     }
 
     /// Adds a frame.

@@ -17,7 +17,8 @@ use rusqlite::OptionalExtension;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 
-use super::commit::{Check, check_file};
+use super::check::check_file;
+use super::commit::Check;
 use super::index::chunks;
 use super::listing::read_listing;
 use super::pack::{Kind, PackWriter};

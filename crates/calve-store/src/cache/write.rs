@@ -21,11 +21,13 @@ impl Cache {
     pub(super) async fn store_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), CacheError> {
         let this = self.clone();
         let missing = blocking(move || this.missing_and_sound(chunks)).await?;
-        let mut pack = PackWriter::new();
+        let mut left = missing.iter().map(|chunk| chunk.zstd.len()).sum();
+        let mut pack = PackWriter::with_room(left);
         for chunk in missing {
             pack.push(Kind::Chunk, &chunk);
+            left -= chunk.zstd.len();
             if pack.is_full() {
-                self.store_pack(std::mem::replace(&mut pack, PackWriter::new())).await?;
+                self.store_pack(std::mem::replace(&mut pack, PackWriter::with_room(left))).await?;
             }
         }
         self.store_pack(pack).await
@@ -46,7 +48,7 @@ impl Cache {
                     "it is larger than chunks are",
                 ));
             }
-            chunk.check()?;
+            self.0.recent.put(chunk.id, chunk.check()?);
             kept.push(chunk);
         }
         Ok(kept)

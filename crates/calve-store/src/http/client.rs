@@ -15,6 +15,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use rustls::ClientConfig;
+use tokio::sync::mpsc::Receiver;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::address::Address;
@@ -101,7 +102,7 @@ impl Client {
         let inner = &self.inner;
         let room = inner.room.clone().acquire_owned().await.expect("the semaphore is never closed");
         while let Some(sender) = inner.pool.take() {
-            let request = self.request(&method, path, headers, &body);
+            let request = self.request(&method, path, headers, Sent::new(body.clone()));
             match self.exchange(sender, request).await {
                 Ok((sender, response)) => return self.answer(path, sender, response, room).await,
                 Err(Broken::Stalled) => return Err(self.stalled()),
@@ -109,7 +110,26 @@ impl Client {
             }
         }
         let sender = connect(&inner.address, &inner.tls).await.map_err(|why| self.unreachable(why))?;
-        let request = self.request(&method, path, headers, &body);
+        let request = self.request(&method, path, headers, Sent::new(body.clone()));
+        match self.exchange(sender, request).await {
+            Ok((sender, response)) => self.answer(path, sender, response, room).await,
+            Err(Broken::Stalled) => Err(self.stalled()),
+            Err(Broken::Closed(why)) => Err(self.unreachable(why)),
+        }
+    }
+
+    /// Posts what comes through a channel, over a connection of its own, and waits for the answer's head. Whoever gives
+    /// nothing for 30 s is given up as a cache is that takes nothing.
+    pub async fn post_stream(
+        &self,
+        path: &str,
+        headers: &[(HeaderName, HeaderValue)],
+        body: Receiver<Bytes>,
+    ) -> Result<Answer, RemoteError> {
+        let inner = &self.inner;
+        let room = inner.room.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let sender = connect(&inner.address, &inner.tls).await.map_err(|why| self.unreachable(why))?;
+        let request = self.request(&Method::POST, path, headers, Sent::stream(body));
         match self.exchange(sender, request).await {
             Ok((sender, response)) => self.answer(path, sender, response, room).await,
             Err(Broken::Stalled) => Err(self.stalled()),
@@ -122,10 +142,10 @@ impl Client {
         method: &Method,
         path: &str,
         headers: &[(HeaderName, HeaderValue)],
-        body: &[Bytes],
+        body: Sent,
     ) -> Request<Sent> {
         let target = format!("{}{path}", self.inner.address.prefix);
-        let mut request = Request::new(Sent::new(body.to_vec()));
+        let mut request = Request::new(body);
         *request.method_mut() = method.clone();
         *request.uri_mut() = target.parse().unwrap_or_else(|_| "/".parse().expect("a path"));
         let set = request.headers_mut();
@@ -281,11 +301,12 @@ impl AnswerBody {
     }
 }
 
-/// A request's body: parts that are in memory anyway, sent without being copied together.
+/// A request's body: parts that are in memory anyway, sent without being copied together; or what comes through a channel.
 #[derive(Debug)]
 pub struct Sent {
     parts: VecDeque<Bytes>,
     left: u64,
+    more: Option<Receiver<Bytes>>,
     taken: Arc<AtomicU64>,
 }
 
@@ -293,7 +314,11 @@ impl Sent {
     fn new(parts: Vec<Bytes>) -> Self {
         let left = parts.iter().map(|part| part.len() as u64).sum();
         let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
-        Self { parts, left, taken: Arc::default() }
+        Self { parts, left, more: None, taken: Arc::default() }
+    }
+
+    fn stream(more: Receiver<Bytes>) -> Self {
+        Self { parts: VecDeque::new(), left: 0, more: Some(more), taken: Arc::default() }
     }
 }
 
@@ -303,19 +328,28 @@ impl Body for Sent {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(part) = self.parts.pop_front() else { return Poll::Ready(None) };
-        self.left -= part.len() as u64;
+        let part = match (self.parts.pop_front(), &mut self.more) {
+            (Some(part), _) => {
+                self.left -= part.len() as u64;
+                part
+            }
+            (None, None) => return Poll::Ready(None),
+            (None, Some(more)) => match std::task::ready!(more.poll_recv(context)) {
+                Some(part) => part,
+                None => return Poll::Ready(None),
+            },
+        };
         self.taken.fetch_add(part.len() as u64, Ordering::Relaxed);
         Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.parts.is_empty()
+        self.parts.is_empty() && self.more.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        if self.more.is_some() { SizeHint::default() } else { SizeHint::with_exact(self.left) }
     }
 }

@@ -5,8 +5,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use calve_nix::StorePath;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use hyper::Method;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use tokio::sync::mpsc::{Receiver, channel};
 
+use super::ahead::{encode_part, encode_path};
 use super::client::{Answer, AnswerBody, Client};
 use super::frame::{self, Decoder, FrameError};
 use super::message::{Message, decompress};
@@ -14,12 +16,15 @@ use super::{
     Address, COMMIT_BEAT, COMMIT_DONE, COMMIT_REFUSED, MEDIA_TYPE, MESSAGE_MAX_BYTES, PREFIX, Problem,
     RECIPE_FRAME_MAX_BYTES,
 };
+use crate::PathInfo;
 use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use crate::recipe::{Recipe, RecipeId};
-use crate::remote::{CacheInfo, Manifest, Remote, RemoteError};
+use crate::remote::{ArchivePart, CacheInfo, Manifest, Remote, RemoteError};
 
 /// Level at which recipes are compressed: hashes, which nothing compresses, and lengths.
 const RECIPE_ZSTD_LEVEL: i32 = 1;
+/// Parts of an archive that wait to be told of.
+const AHEAD_PARTS: usize = 1;
 
 /// A cache behind HTTP.
 #[derive(Debug, Clone)]
@@ -39,8 +44,7 @@ impl HttpRemote {
     }
 
     async fn post(&self, what: &str, body: Vec<Bytes>) -> Result<Answer, RemoteError> {
-        let media_type = (CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-        let answered = self.client.send(Method::POST, &format!("{PREFIX}{what}"), &[media_type], body).await;
+        let answered = self.client.send(Method::POST, &format!("{PREFIX}{what}"), &media_type(), body).await;
         match answered {
             // The path of the protocol itself: no calve answers there.
             Err(RemoteError::Missing { cache, what }) if what.starts_with(PREFIX) => {
@@ -154,6 +158,27 @@ impl Remote for HttpRemote {
         self.commit_answer(answer).await
     }
 
+    async fn hash_ahead(&self, info: PathInfo, mut parts: Receiver<ArchivePart>) -> Result<(), RemoteError> {
+        let (give, body) = channel(AHEAD_PARTS);
+        let telling = async move {
+            let mut bytes = encode_path(&info);
+            // A cache that takes no more says why in its answer.
+            while give.send(bytes).await.is_ok() {
+                let Some(part) = parts.recv().await else { return };
+                bytes = encode_part(&part);
+            }
+        };
+        let (path, headers) = (format!("{PREFIX}/ahead"), media_type());
+        let asking = self.client.post_stream(&path, &headers, body);
+        let mut asking = std::pin::pin!(asking);
+        let answer = tokio::select! {
+            // An answer before the end is a refusal.
+            answer = &mut asking => answer?,
+            () = telling => asking.await?,
+        };
+        answer.body.collect(MESSAGE_MAX_BYTES).await.map(drop)
+    }
+
     async fn closure(&self, roots: &[StorePath]) -> Result<Vec<Manifest>, RemoteError> {
         self.ask("/closure", roots.to_vec().encode()).await
     }
@@ -199,6 +224,10 @@ impl HttpRemote {
             }),
         }
     }
+}
+
+fn media_type() -> [(HeaderName, HeaderValue); 1] {
+    [(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE))]
 }
 
 /// A recipe as it travels.

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use calve_nix::StorePath;
 use calve_nix::sign::fingerprint;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
+use super::ahead::Ahead;
 use super::{ANSWER_TIMEOUT, PushOptions, Shared};
 use crate::pull::blocking;
 use crate::recipe::{Recipe, RecipeId};
@@ -28,6 +31,8 @@ pub(super) struct Cut {
     /// Its number, references first.
     pub n: usize,
     pub recipe: Recipe,
+    /// Where the cache is told of its archive.
+    pub ahead: Option<Ahead>,
 }
 
 pub(super) struct Commits {
@@ -36,6 +41,8 @@ pub(super) struct Commits {
     options: PushOptions,
     /// Paths that have been cut and not committed.
     cut: BTreeMap<usize, (RecipeId, Arc<Recipe>)>,
+    /// Those of them whose archives the cache hashes ahead: to commit one meanwhile would have it hashed twice.
+    ahead: HashSet<usize>,
     /// What the cache lacked and lacks no more.
     committed: HashSet<StorePath>,
     lacking: HashSet<StorePath>,
@@ -50,6 +57,7 @@ impl Commits {
             infos,
             options,
             cut: BTreeMap::new(),
+            ahead: HashSet::new(),
             committed: HashSet::new(),
             lacking,
             manifests: Vec::new(),
@@ -58,16 +66,27 @@ impl Commits {
 
     /// Commits what is cut, until all is.
     pub async fn run(mut self, mut cut: UnboundedReceiver<Cut>) -> Result<Vec<Manifest>, TransferError> {
-        let shared = Arc::clone(&self.shared);
+        let mut settled = self.shared.settled.subscribe();
         let mut last = Instant::now();
         let mut cutting = true;
+        let mut hashing = FuturesUnordered::new();
         while cutting || !self.cut.is_empty() {
             tokio::select! {
                 path = cut.recv(), if cutting => match path {
-                    Some(Cut { n, recipe }) => drop(self.cut.insert(n, (recipe.id(), Arc::new(recipe)))),
+                    Some(Cut { n, recipe, ahead }) => {
+                        self.cut.insert(n, (recipe.id(), Arc::new(recipe)));
+                        if let Some(ahead) = ahead {
+                            self.ahead.insert(n);
+                            hashing.push(async move {
+                                ahead.end().await;
+                                n
+                            });
+                        }
+                    }
                     None => cutting = false,
                 },
-                () = shared.settled.notified() => {}
+                Some(n) = hashing.next() => drop(self.ahead.remove(&n)),
+                _ = settled.changed() => {}
             }
             let ready = if cutting && last.elapsed() < COMMIT_INTERVAL { Vec::new() } else { self.ready() };
             // At the end one commit for all that is left, rather than one for each that becomes ready.
@@ -97,7 +116,8 @@ impl Commits {
                     || self.committed.contains(path)
                     || before.contains(path)
             };
-            if info.references.iter().all(is_there)
+            if !self.ahead.contains(&n)
+                && info.references.iter().all(is_there)
                 && recipe.pieces.iter().all(|piece| chunks.get(&piece.id) == Some(&true))
             {
                 before.insert(info.path.clone());

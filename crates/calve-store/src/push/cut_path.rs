@@ -6,17 +6,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use calve_nix::store_path::HASH_CHARS;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Shared;
+use super::ahead::Ahead;
 use crate::archive::write_nar;
 use crate::chunk::ChunkId;
-use crate::cut::cut;
+use crate::cut::{CutChunk, cut_with_positions};
 use crate::index::LocalIndex;
 use crate::nar_view::ChunkView;
-use crate::recipe::{Piece, Recipe};
+use crate::recipe::{Piece, Position, Recipe};
 use crate::{PathInfo, StoreError, TransferError};
 
 /// A path that has to be cut.
@@ -41,15 +43,22 @@ pub(super) enum Plain {
     OnDisk(Arc<ChunkView>, u64),
 }
 
+/// Where what is cut goes.
+pub(super) struct Onward<'a> {
+    pub shared: &'a Shared,
+    pub found: &'a UnboundedSender<Found>,
+    /// Where the cache is told of the archive.
+    pub ahead: Option<&'a Ahead>,
+    pub runtime: &'a Handle,
+}
+
 /// Cuts a path and hands on its chunks, hashed by so many further threads; gives its recipe. Where the recipe is known from
 /// before, nothing is read here.
 pub(super) fn cut_path(
     path: &CutPath,
-    shared: &Shared,
     index: Option<&LocalIndex>,
     threads: Option<NonZeroUsize>,
-    found: &UnboundedSender<Found>,
-    runtime: &Handle,
+    on: &Onward<'_>,
 ) -> Result<Recipe, TransferError> {
     let known =
         index.map(|index| index.recipe_of(&path.info.path, &path.info.nar_hash)).transpose()?.flatten();
@@ -58,16 +67,23 @@ pub(super) fn cut_path(
     {
         let view = Arc::new(view);
         let mut at = 0;
+        let (mut positions, mut position_end) = (&recipe.positions[..], 0);
         for &piece in &recipe.pieces {
             let plain = || Plain::OnDisk(Arc::clone(&view), at);
-            hand_on(piece, plain, shared, found, runtime).map_err(|error| read_error(path, error))?;
+            hand_on(piece, plain, on).map_err(|error| read_error(path, error))?;
             at += u64::from(piece.len);
+            let begun = begun_before(at, positions, &mut position_end);
+            let (own, behind) = positions.split_at(begun);
+            positions = behind;
+            on.tell_ahead(piece, || own.to_vec());
         }
         return Ok(recipe);
     }
-    let each = |id: ChunkId, bytes: Bytes| {
+    let each = |CutChunk { id, bytes, positions }| {
         let piece = Piece { id, len: bytes.len() as u32 };
-        hand_on(piece, || Plain::Held(bytes), shared, found, runtime)
+        hand_on(piece, || Plain::Held(bytes), on)?;
+        on.tell_ahead(piece, || positions);
+        Ok(())
     };
     let write = |out: &mut dyn io::Write| {
         write_nar(&path.host_path, out).map(|_| ()).map_err(|error| match error {
@@ -78,7 +94,7 @@ pub(super) fn cut_path(
             error => io::Error::other(TransferError::from(error)),
         })
     };
-    let recipe = cut(&path.info.counted_references(), threads, write, each)
+    let recipe = cut_with_positions(&path.info.counted_references(), threads, write, each)
         .map_err(|error| read_error(path, error))?;
     if recipe.nar_size() == path.info.nar_size {
         Ok(recipe)
@@ -87,19 +103,36 @@ pub(super) fn cut_path(
     }
 }
 
+impl Onward<'_> {
+    fn tell_ahead(&self, piece: Piece, positions: impl FnOnce() -> Vec<Position>) {
+        if let Some(ahead) = self.ahead {
+            ahead.tell(piece, positions());
+        }
+    }
+}
+
+/// How many of `positions` begin before byte `at` of the archive; `end` is where the one before them ends, and then where
+/// the last of these does.
+fn begun_before(at: u64, positions: &[Position], end: &mut u64) -> usize {
+    let begun = positions.iter().take_while(|position| {
+        let begins = *end + position.skip;
+        let begun = begins < at;
+        if begun {
+            *end = begins + HASH_CHARS as u64;
+        }
+        begun
+    });
+    begun.count()
+}
+
 fn read_error(path: &CutPath, error: io::Error) -> TransferError {
     let of = |source| TransferError::Read { path: path.info.path.clone(), source };
     error.downcast().unwrap_or_else(of)
 }
 
 /// Hands on a chunk that was not come across before, once there is room for it.
-fn hand_on(
-    piece: Piece,
-    plain: impl FnOnce() -> Plain,
-    shared: &Shared,
-    found: &UnboundedSender<Found>,
-    runtime: &Handle,
-) -> io::Result<()> {
+fn hand_on(piece: Piece, plain: impl FnOnce() -> Plain, on: &Onward<'_>) -> io::Result<()> {
+    let Onward { shared, found, runtime, .. } = on;
     shared.progress.chunks.add(1);
     shared.progress.archive_bytes_done.add(u64::from(piece.len));
     let cancelled = || io::Error::other(TransferError::Cancelled);

@@ -201,5 +201,5 @@ fn settle(shared: &Shared, ids: impl Iterator<Item = ChunkId>) {
     let mut chunks = shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
     chunks.extend(ids.map(|id| (id, true)));
     drop(chunks);
-    shared.settled.notify_one();
+    shared.settled.send_replace(());
 }

@@ -1,0 +1,154 @@
+//! Archives put together from chunks and hashed: at their commit, or ahead of it as their chunks come.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use calve_nix::content_address::FileCheck;
+use calve_nix::{HashWriter, Sha256Hash};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::JoinHandle;
+
+use super::listing::{FromChannel, Listing, read_listing};
+use super::{Cache, CacheError, blocking};
+use crate::PathInfo;
+use crate::chunk::StoredChunk;
+use crate::decode;
+use crate::normal::Restorer;
+use crate::recipe::Piece;
+
+/// Chunks of an archive that wait to be hashed and listed: 2 MiB, 8 at most.
+const HASHED_AHEAD: usize = 32;
+/// Plain bytes of chunks that are read and decompressed by one job.
+const GROUP_BYTES: u64 = 2 << 20;
+/// Such jobs at once for one archive.
+const GROUPS_AHEAD: usize = 2;
+
+/// Hash and size of an archive, and its listing.
+type Read = ((Sha256Hash, u64), Option<Listing>);
+
+/// An archive that is put together and hashed.
+pub(super) struct ArchiveCheck {
+    cache: Cache,
+    info: PathInfo,
+    /// Where the archive goes on.
+    at: u64,
+    give: Sender<Bytes>,
+    reading: JoinHandle<Result<Read, CacheError>>,
+}
+
+impl ArchiveCheck {
+    /// Begins with the archive of a path.
+    pub fn begin(cache: Cache, info: PathInfo) -> Self {
+        let (give, take) = channel(HASHED_AHEAD);
+        let of = info.clone();
+        let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
+        Self { cache, info, at: 0, give, reading }
+    }
+
+    /// The cache whose chunks they are.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Takes the next chunks, for which `restorer` has all positions.
+    pub async fn take(&mut self, pieces: &[Piece], restorer: &Restorer) -> Result<(), CacheError> {
+        let groups: Vec<_> = groups(pieces).map(<[Piece]>::to_vec).collect();
+        let cache = self.cache.clone();
+        let mut plain = stream::iter(groups)
+            .map(|group| {
+                let cache = cache.clone();
+                async move { cache.plain(&group).await }
+            })
+            .buffered(GROUPS_AHEAD);
+        while let Some(chunks) = plain.try_next().await? {
+            for mut chunk in chunks {
+                restorer.restore(&mut chunk, self.at);
+                self.at += chunk.len() as u64;
+                // Who takes them gives up where they are no archive, or by a panic: `finish` tells.
+                if self.give.send(chunk.into()).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the archive's listing, once all of it was taken and is what its path says.
+    pub async fn finish(self) -> Result<Option<Listing>, CacheError> {
+        drop(self.give);
+        let read = self.reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let ((found, size), listing) = read?;
+        let info = &self.info;
+        if (found, size) != (info.nar_hash, info.nar_size) {
+            let message = format!("its chunks give {} instead of {}", found.to_nix(), info.nar_hash.to_nix());
+            return Err(CacheError::damaged(&info.path, message));
+        }
+        Ok(listing)
+    }
+}
+
+impl Cache {
+    /// The plain bytes of chunks, in order, of which each was checked when it came: whoever hashes the archive learns of
+    /// those that have changed since.
+    async fn plain(&self, group: &[Piece]) -> Result<Vec<Vec<u8>>, CacheError> {
+        let recent: Vec<_> = group.iter().map(|piece| self.0.recent.take(&piece.id)).collect();
+        let lacking = group.iter().zip(&recent).filter(|(_, recent)| recent.is_none());
+        let lacking: Vec<_> = lacking.map(|(piece, _)| piece.id).collect();
+        if lacking.is_empty() {
+            return Ok(recent.into_iter().flatten().collect());
+        }
+        let stored: Vec<_> = self.read_chunks(lacking).try_collect().await?;
+        blocking(move || {
+            let mut stored = stored.into_iter().flatten();
+            let plain = |recent: Option<Vec<u8>>| {
+                if let Some(plain) = recent {
+                    return Ok(plain);
+                }
+                let chunk: StoredChunk = stored.next().expect("as many as were asked for");
+                let mut plain = Vec::new();
+                decode::append_unchecked(&chunk, &mut plain)
+                    .map_err(|error| CacheError::damaged(format!("chunk {}", chunk.id), error.message))?;
+                Ok(plain)
+            };
+            recent.into_iter().map(plain).collect()
+        })
+        .await
+    }
+}
+
+/// Neighbours of about [`GROUP_BYTES`].
+fn groups(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
+    let mut rest = pieces;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let count = rest.iter().take_while(|piece| {
+            let fits = bytes < GROUP_BYTES;
+            bytes += u64::from(piece.len);
+            fits
+        });
+        let (group, behind) = rest.split_at(count.count());
+        rest = behind;
+        (!group.is_empty()).then_some(group)
+    })
+}
+
+/// Hash and size of the archive that comes in, and its listing.
+fn hash_and_list(archive: FromChannel, info: &PathInfo) -> Result<Read, CacheError> {
+    let (mut hash, mut check) = (HashWriter::default(), info.file_check());
+    let tree = read_listing(archive, |bytes| {
+        check.iter_mut().try_for_each(|check| check.write_all(bytes))?;
+        hash.write_all(bytes)
+    });
+    let tree = tree.map_err(|error| CacheError::damaged(&info.path, error))?;
+    check_file(info, check)?;
+    Ok((hash.finish(), Listing::of(tree.as_ref(), info)?))
+}
+
+/// Whether the file that passed by is the one that the path's content address names.
+pub(super) fn check_file(info: &PathInfo, check: Option<FileCheck>) -> Result<(), CacheError> {
+    if check.is_none_or(FileCheck::is_right) {
+        return Ok(());
+    }
+    Err(CacheError::damaged(&info.path, "its file has another hash than its content address says"))
+}

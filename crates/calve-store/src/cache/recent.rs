@@ -1,0 +1,123 @@
+//! Plain bytes of chunks that were checked a moment ago, for whoever hashes their archives next: else each chunk of a push
+//! would be read again and made plain a second time.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::chunk::ChunkId;
+
+/// Most bytes that are kept, of all pushes at once: more than one push has between being cut and being uploaded.
+const RECENT_BYTES_MAX: usize = 32 << 20;
+/// How long they are kept: what is hashed ahead is hashed as soon as it has come, and an idle cache shall be small.
+const RECENT_FOR: Duration = Duration::from_secs(10);
+
+/// The chunks; clones share them.
+#[derive(Clone, Default)]
+pub(super) struct Recent(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    chunks: HashMap<ChunkId, (u64, Vec<u8>)>,
+    /// Oldest first, each by its number: one that was taken and came again has another.
+    order: VecDeque<(Instant, u64, ChunkId)>,
+    bytes: usize,
+    count: u64,
+    /// Whether somebody is going to forget what gets old.
+    swept: bool,
+}
+
+impl Recent {
+    /// Keeps a chunk whose bytes were checked against its id; to be called within a tokio runtime.
+    pub fn put(&self, id: ChunkId, plain: Vec<u8>) {
+        let mut state = self.lock();
+        state.bytes += plain.len();
+        state.count += 1;
+        let count = state.count;
+        state.order.push_back((Instant::now(), count, id));
+        if let Some((_, before)) = state.chunks.insert(id, (count, plain)) {
+            state.bytes -= before.len();
+        }
+        while state.bytes > RECENT_BYTES_MAX {
+            state.forget_oldest();
+        }
+        if !state.swept {
+            state.swept = true;
+            tokio::spawn(self.clone().sweep());
+        }
+    }
+
+    /// Takes a chunk: who hashes an archive needs most chunks once.
+    pub fn take(&self, id: &ChunkId) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        let (_, plain) = state.chunks.remove(id)?;
+        state.bytes -= plain.len();
+        Some(plain)
+    }
+
+    /// Forgets what gets old, until nothing is left.
+    async fn sweep(self) {
+        loop {
+            let until = {
+                let mut state = self.lock();
+                while state.order.front().is_some_and(|(since, ..)| since.elapsed() >= RECENT_FOR) {
+                    state.forget_oldest();
+                }
+                match state.order.front() {
+                    Some((since, ..)) => *since + RECENT_FOR,
+                    None => {
+                        *state = State::default();
+                        return;
+                    }
+                }
+            };
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn forget_oldest(&mut self) {
+        let Some((_, number, id)) = self.order.pop_front() else { return };
+        if self.chunks.get(&id).is_some_and(|(now, _)| *now == number)
+            && let Some((_, plain)) = self.chunks.remove(&id)
+        {
+            self.bytes -= plain.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_bounded_in_bytes_and_in_time() {
+        let recent = Recent::default();
+        let put = |n: u8, len| recent.put(ChunkId([n; 32]), vec![n; len]);
+        let take = |n: u8| recent.take(&ChunkId([n; 32]));
+        put(1, 10);
+        put(2, RECENT_BYTES_MAX - 10);
+        put(3, 1);
+        assert_eq!(take(1), None, "the oldest makes room");
+        assert_eq!(take(3), Some(vec![3]));
+        assert_eq!(take(3), None);
+        // It came again: what is known of its first coming is no reason to forget it.
+        put(3, 1);
+        put(3, 2);
+        tokio::time::sleep(RECENT_FOR / 2).await;
+        put(3, 3);
+        tokio::time::sleep(RECENT_FOR * 3 / 4).await;
+        assert_eq!(take(2), None);
+        assert_eq!(recent.lock().bytes, 3);
+        tokio::time::sleep(RECENT_FOR).await;
+        let state = recent.lock();
+        assert!(state.chunks.is_empty() && state.order.is_empty() && state.bytes == 0 && !state.swept);
+    }
+}

@@ -1,0 +1,120 @@
+//! Large archives told of while they are cut, so that the cache hashes them meanwhile and their commits find them checked.
+//!
+//! Nothing depends on it: a cache that does not know that, refuses it or stalls does all of it at the commit.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::Shared;
+use crate::PathInfo;
+use crate::recipe::{Piece, Position};
+use crate::remote::{ArchivePart, PART_PIECES_MAX, PART_POSITIONS_MAX};
+
+/// Archives from this size on: a smaller one is hashed in the time of a request.
+const AHEAD_BYTES_MIN: u64 = 4 << 20;
+/// How long a push waits for the cache to hash what was cut: then the commit does it.
+const END_TIMEOUT: Duration = Duration::from_secs(120);
+/// Parts that wait for the cache.
+const PARTS_WAITING: usize = 1;
+
+/// What was cut off an archive.
+pub(super) struct Cut {
+    pub piece: Piece,
+    /// The positions that were found since the one before.
+    pub positions: Vec<Position>,
+}
+
+/// An archive that the cache is told of; given up when it is dropped.
+pub(super) struct Ahead {
+    give: Option<UnboundedSender<Cut>>,
+    task: JoinHandle<()>,
+}
+
+impl Ahead {
+    /// Begins with a path, if that helps.
+    pub fn begin(info: &PathInfo, shared: &Arc<Shared>, runtime: &Handle) -> Option<Self> {
+        if info.nar_size < AHEAD_BYTES_MIN || shared.refuses_ahead.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (give, cut) = unbounded_channel();
+        let task = runtime.spawn(tell(info.clone(), Arc::clone(shared), cut));
+        Some(Self { give: Some(give), task })
+    }
+
+    /// Tells of what comes next, once the cache has it.
+    pub fn tell(&self, piece: Piece, positions: Vec<Position>) {
+        // Nobody takes it where the cache refused it.
+        let _ = self.give.as_ref().map(|give| give.send(Cut { piece, positions }));
+    }
+
+    /// Waits until the cache has hashed all that it was told of, has refused it, or takes too long.
+    pub async fn end(mut self) {
+        self.give = None;
+        let _ = timeout(END_TIMEOUT, &mut self.task).await;
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn tell(info: PathInfo, shared: Arc<Shared>, cut: UnboundedReceiver<Cut>) {
+    let (give, parts) = channel(PARTS_WAITING);
+    let telling = give_parts(&shared, cut, give);
+    let hashing = shared.remote.hash_ahead(info, parts);
+    let mut hashing = std::pin::pin!(hashing);
+    let hashed = tokio::select! {
+        hashed = &mut hashing => hashed,
+        () = telling => hashing.await,
+    };
+    if hashed.is_err() {
+        shared.refuses_ahead.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Gives what the cache has of what was cut, in order.
+async fn give_parts(shared: &Shared, mut cut: UnboundedReceiver<Cut>, give: Sender<ArchivePart>) {
+    let mut settled = shared.settled.subscribe();
+    let mut waiting = VecDeque::new();
+    let mut cutting = true;
+    while cutting || !waiting.is_empty() {
+        let part = next_part(shared, &mut waiting);
+        if !part.pieces.is_empty() {
+            if give.send(part).await.is_err() {
+                return;
+            }
+            continue;
+        }
+        tokio::select! {
+            next = cut.recv(), if cutting => match next {
+                Some(next) => waiting.push_back(next),
+                None => cutting = false,
+            },
+            _ = settled.changed() => {}
+        }
+    }
+}
+
+fn next_part(shared: &Shared, waiting: &mut VecDeque<Cut>) -> ArchivePart {
+    let chunks = shared.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut part = ArchivePart::default();
+    while let Some(next) = waiting.front()
+        && part.pieces.len() < PART_PIECES_MAX
+        && part.positions.len() + next.positions.len() <= PART_POSITIONS_MAX
+        && chunks.get(&next.piece.id) == Some(&true)
+        && let Some(next) = waiting.pop_front()
+    {
+        part.pieces.push(next.piece);
+        part.positions.extend(next.positions);
+    }
+    part
+}
