@@ -61,8 +61,13 @@ impl ArchiveCheck {
                 async move { cache.plain(&group).await }
             })
             .buffered(GROUPS_AHEAD);
+        let mut pieces = pieces.iter();
         while let Some(chunks) = plain.try_next().await? {
-            for mut chunk in chunks {
+            for (mut chunk, piece) in chunks.into_iter().zip(&mut pieces) {
+                if chunk.len() != piece.len as usize {
+                    let message = format!("chunk {} has another length than its recipe says", piece.id);
+                    return Err(CacheError::damaged(&self.info.path, message));
+                }
                 restorer.restore(&mut chunk, self.at);
                 self.at += chunk.len() as u64;
                 // Who takes them gives up where they are no archive, or by a panic: `finish` tells.

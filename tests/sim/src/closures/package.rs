@@ -126,7 +126,7 @@ impl Upload {
     pub fn spoilt(package: &Package, before: &[Package], faults: &mut Faults) -> (Self, &'static str) {
         let mut upload = Self::of(package);
         let info = &mut upload.manifest.info;
-        let how = match faults.range(0, 6) {
+        let how = match faults.range(0, 7) {
             0 => {
                 info.nar_hash = Sha256Hash::of(b"another");
                 "hash is another's"
@@ -148,7 +148,13 @@ impl Upload {
                 (upload.recipe, upload.chunks) = (recipe, chunks);
                 "recipe is another's"
             }
-            4 => {
+            4 if upload.recipe.pieces.len() > 1 => {
+                upload.recipe.pieces[0].len += 1;
+                upload.recipe.pieces[1].len -= 1;
+                upload.manifest.recipe = upload.recipe.id();
+                "chunks have other lengths"
+            }
+            4 | 5 => {
                 let nowhere = StorePath::from_base_name(&format!("{}-nowhere", "0".repeat(32)));
                 info.references.push(nowhere.expect("a name"));
                 info.references.sort_unstable();
