@@ -165,6 +165,10 @@ impl SimEffects {
         }
         let retry = !self.world.happens(Fault::ForGood);
         self.moment(Which::Create, When::Before, retry).await?;
+        if let Workload::Adopted { machine } = &record.spec.workload {
+            self.adopt_host(record, machine)?;
+            return self.moment(Which::Create, When::After, retry).await;
+        }
         let key = (driver, record.id);
         let now = self.world.now();
         {
@@ -186,6 +190,25 @@ impl SimEffects {
         }
         self.world.touched.notify_one();
         self.moment(Which::Create, When::After, retry).await
+    }
+
+    /// Notes that a host is a machine; one that another machine is already is refused.
+    fn adopt_host(&self, record: &MachineRecord, host: &str) -> Result<(), EffectError> {
+        let now = self.world.now();
+        let mut inner = self.world.inner();
+        let Inner { host: vms, rng, .. } = &mut *inner;
+        let taken = |((_, id), vm): (&(DriverName, MachineId), &Vm)| {
+            *id != record.id && vm.adopted.as_deref() == Some(host)
+        };
+        if vms.iter().any(taken) {
+            return Err(EffectError { message: "adopted already".to_owned(), retry: false });
+        }
+        let key = (DriverName::Ssh, record.id);
+        vms.entry(key).or_insert_with(|| Vm::adopted(host, record.attempt, now, rng)).attempt =
+            record.attempt;
+        drop(inner);
+        self.world.touched.notify_one();
+        Ok(())
     }
 
     async fn do_destroy(&self, id: MachineId, driver: DriverName) -> Result<(), EffectError> {
@@ -292,7 +315,8 @@ impl Effects for SimEffects {
 
     fn is_alive(&self, driver: DriverName, found: Found) -> bool {
         // Of machines at a provider nothing is known but that they are listed.
-        driver == DriverName::DigitalOcean
+        // A host that was adopted is in the book until it is let go of.
+        matches!(driver, DriverName::DigitalOcean | DriverName::Ssh)
             || self.world.inner().host.get(&(driver, found.id)).is_some_and(|vm| vm.alive)
     }
 
@@ -378,6 +402,9 @@ impl Effects for SimEffects {
     async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), EffectError> {
         let under_way = self.began(id, "stop");
         self.world.check_may_end(id, "told to stop");
+        if self.world.inner().host.contains_key(&(DriverName::Ssh, id)) {
+            self.world.violation(format!("{id}, a host that was adopted, was told to stop"));
+        }
         let result =
             self.talk(Which::Stop, id, |vm, now, rng| vm.stop(grace.as_millis() as u64, now, rng)).await;
         under_way.ended(&result);
@@ -386,7 +413,13 @@ impl Effects for SimEffects {
 
     async fn destroy(&self, id: MachineId, driver: DriverName) -> Result<(), EffectError> {
         let under_way = self.began(id, "destroy");
-        if self.world.inner().host.get(&(driver, id)).is_some_and(Vm::works) {
+        let ends = {
+            let inner = self.world.inner();
+            // A host that is linked is in use.
+            let linked = inner.links.contains_key(&id);
+            inner.host.get(&(driver, id)).is_some_and(|vm| vm.works() || vm.adopted.is_some() && linked)
+        };
+        if ends {
             self.world.check_may_end(id, "destroyed");
         }
         let mut result = self.do_destroy(id, driver).await;

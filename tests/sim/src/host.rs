@@ -49,6 +49,8 @@ pub struct Vm {
     paused_until: Ms,
     /// How many thousandths its clock is too fast.
     drift: u64,
+    /// Whether it is a host that was there before: nothing ends it, it is let go of.
+    pub adopted: Option<String>,
 }
 
 impl Vm {
@@ -79,7 +81,17 @@ impl Vm {
             log_lag: if rng.chance(20) { 3_600_000 } else { rng.range(0, 300) },
             paused_until: 0,
             drift: rng.pick(&[0, 0, 0, 1, 10]),
+            adopted: None,
         }
+    }
+
+    /// A host that was adopted under this name.
+    pub fn adopted(name: &str, attempt: u32, now: Ms, rng: &mut Rng) -> Self {
+        let new = Self::new(attempt, false, (None, 0), now, rng);
+        let boots_at = now + rng.range(0, 200);
+        // Each talk has an agent of its own, and what that says of itself says nothing of the host.
+        let phase = rng.pick(&[Phase::Waiting, Phase::Waiting, Phase::Ended]);
+        Self { boots_at, phase, enforces: false, dies_at: None, adopted: Some(name.to_owned()), ..new }
     }
 
     /// What a creation that was cut off leaves.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use calve_core::State::Running;
-use calve_core::{DriverName, Kind, MachineId, StopReason, Timestamp};
+use calve_core::{DriverName, Kind, MachineId, Runs, StopReason, Timestamp};
 use calve_server::reconcile::records::{self, NewMachine, RecordsError, View};
 use calve_server::state::State;
 use calve_server::systems::Systems;
@@ -136,6 +136,7 @@ fn new_machine(kinds: &[Kind], rng: &mut Rng, now: Timestamp) -> NewMachine {
 /// What the simulator learnt late.
 fn late(world: &World, rng: &mut Rng, now: Timestamp) -> Wish {
     match rng.range(0, 10) {
+        0 if world.inner().adopts_hosts => Wish::Create(Box::new(adopted_host(rng, now))),
         0..2 => Wish::Create(Box::new(adoption(world, rng, now))),
         2..4 if world.inner().gives => Wish::Create(Box::new(made_for_a_system(rng, now))),
         2..4 => Wish::Create(Box::new(new_machine(&[Kind::System], rng, now))),
@@ -162,6 +163,17 @@ fn adoption(world: &World, rng: &mut Rng, now: Timestamp) -> NewMachine {
         driver: Some(DriverName::DigitalOcean),
         place: Some(place()),
         ..MachineSpec::new(Kind::System, Workload::Adopted { machine })
+    };
+    with_spec(spec, rng, now)
+}
+
+/// A host that is reached over SSH: also one that was adopted before.
+fn adopted_host(rng: &mut Rng, now: Timestamp) -> NewMachine {
+    let host = rng.pick(&["ssh://root@one", "ssh://root@two"]).to_owned();
+    let spec = MachineSpec {
+        driver: Some(DriverName::Ssh),
+        place: Some(Place { region: host.clone(), ..place() }),
+        ..MachineSpec::new(Kind::System, Workload::Adopted { machine: host })
     };
     with_spec(spec, rng, now)
 }
@@ -238,7 +250,8 @@ async fn grant(world: &World, api: &Api, wish: Wish) {
         Wish::Switch(chance, pending) => {
             let listed = records::list(state, view).await.unwrap_or_default();
             let is_system = |it: &&Arc<MachineRecord>| {
-                it.state == Running && (it.spec.workload == Workload::Base || is_given(it))
+                let is_host = it.spec.workload == Workload::Base || it.spec.runs() == Runs::Host;
+                it.state == Running && (is_host || is_given(it))
             };
             let hosts: Vec<_> = listed.iter().filter(is_system).collect();
             let host = hosts.get(chance as usize % hosts.len().max(1));

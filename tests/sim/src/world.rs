@@ -78,6 +78,8 @@ pub struct Inner {
     pub late: bool,
     /// Whether users have machines at the provider made for systems.
     pub gives: bool,
+    /// Whether users adopt hosts that are reached over SSH.
+    pub adopts_hosts: bool,
     /// Effects under way, by the server's generation.
     pub under_way: BTreeMap<MachineId, u32>,
     pub links: BTreeMap<MachineId, Link>,
@@ -100,6 +102,7 @@ impl World {
         // The other worlds are what they were when seeds failed that are tried each time.
         let late = options.seed % 3 == 1;
         let gives = late && options.seed.is_multiple_of(2);
+        let adopts_hosts = gives && options.seed % 4 == 2;
         let strangers = if late { STRANGERS } else { 0 };
         let inner = Inner {
             faults: Faults::new(options.seed, chances, options.without.clone()),
@@ -120,6 +123,7 @@ impl World {
             switches: BTreeMap::new(),
             late,
             gives,
+            adopts_hosts,
             under_way: BTreeMap::new(),
             links: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -245,7 +249,8 @@ impl World {
     /// The host goes down: the server dies, and every machine on it, and what it had of them in memory.
     pub fn host_dies(&self) {
         self.kill("host goes down");
-        self.inner().host.clear();
+        // What was adopted over SSH is another host.
+        self.inner().host.retain(|_, vm| vm.adopted.is_some());
     }
 
     /// One of the hosts that were switched is restarted.
@@ -382,7 +387,7 @@ pub fn speaking<'a>(
     id: MachineId,
     now: Ms,
 ) -> Option<&'a mut Vm> {
-    let local = [DriverName::Sandbox, DriverName::Qemu].into_iter();
+    let local = [DriverName::Sandbox, DriverName::Qemu, DriverName::Ssh].into_iter();
     let local = local.map(|driver| (driver, id)).find(|key| host.get(key).is_some_and(|vm| vm.speaks(now)));
     match local {
         Some(key) => host.get_mut(&key),
