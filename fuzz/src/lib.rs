@@ -1,9 +1,11 @@
 //! Fuzz targets: of the formats in `targets`, of what caches store and send in `stored`, of caches behind HTTP in `served`, of
-//! what agents, clients and the state send in `wire`.
+//! what agents, clients and the state send in `wire`, of what providers say in `providers`, of what agents take in `agent`.
 //! Cargo.toml says how to run them.
 
 use std::io::{self, Read};
 
+pub mod agent;
+pub mod providers;
 pub mod served;
 pub mod stored;
 pub mod targets;
@@ -11,7 +13,15 @@ pub mod wire;
 
 /// Does what the target called `name` does.
 pub fn run(name: &str, bytes: &[u8]) {
-    let all = [targets::TARGETS, stored::TARGETS, served::TARGETS, wire::TARGETS].concat();
+    let all = [
+        targets::TARGETS,
+        stored::TARGETS,
+        served::TARGETS,
+        wire::TARGETS,
+        providers::TARGETS,
+        agent::TARGETS,
+    ]
+    .concat();
     let (_, target) = all.iter().find(|(known, _)| *known == name).expect("a target of this name");
     target(bytes);
 }

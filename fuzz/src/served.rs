@@ -29,6 +29,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("POST", "/calve/v1/recipes"),
     ("POST", "/calve/v1/upload"),
     ("POST", "/calve/v1/commit"),
+    ("POST", "/calve/v1/ahead"),
     ("PUT", "/nix-cache-info"),
     ("PUT", "/00000000000000000000000000000000.narinfo"),
     ("PUT", "/00000000000000000000000000000000.ls"),

@@ -1,12 +1,14 @@
 //! Fuzz targets of what agents, clients and the state send: frames in pieces and control messages, orders given in advance,
-//! bodies of requests, records, user data. What is read is written as something that is read alike.
+//! bodies of requests, records, user data, joins, borrowed hosts, switches. What is read is written as something that is read alike.
 
 use calve_wire::agent::{FromAgent, ToAgent};
 use calve_wire::api::{CreateMachine, ExecRequest, ExtendLease, Prune, StopMachine};
 use calve_wire::frame::{Decoder, FRAME_MAX_BYTES, Frame, Incoming, PREAMBLE_BYTES, Token};
-use calve_wire::join::UserData;
+use calve_wire::join::{Knock, KnockAnswer, UserData};
+use calve_wire::lend::{LendOrder, Lent};
 use calve_wire::record::MachineRecord;
 use calve_wire::start;
+use calve_wire::system::{HostAnswer, HostFacts, HostOrder, HostRoom, SwitchRequest, SystemRecord};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,8 +20,11 @@ pub const TARGETS: &[Target] = &[
     ("agent_frames", agent_frames),
     ("agent_message", agent_message),
     ("body", body),
+    ("knock", knock),
+    ("lent_line", lent_line),
     ("machine_record", machine_record),
     ("start_order", start_order),
+    ("switch", switch),
     ("user_data", user_data),
 ];
 
@@ -82,6 +87,29 @@ fn body(bytes: &[u8]) {
     json::<StopMachine>(bytes);
     json::<ExtendLease>(bytes);
     json::<Prune>(bytes);
+}
+
+/// What stands between an agent that joins and its server.
+fn knock(bytes: &[u8]) {
+    json::<Knock>(bytes);
+    json::<KnockAnswer>(bytes);
+}
+
+/// What a borrowed host and its server say to each other.
+fn lent_line(bytes: &[u8]) {
+    json::<LendOrder>(bytes);
+    let Some(said) = str::from_utf8(bytes).ok().and_then(Lent::parse_line) else { return };
+    assert_eq!(Lent::parse_line(&said.to_line()), Some(said));
+}
+
+/// What a host whose system is switched and its server say to each other, and what the server keeps of it.
+fn switch(bytes: &[u8]) {
+    json::<HostOrder>(bytes);
+    json::<HostAnswer>(bytes);
+    json::<HostRoom>(bytes);
+    json::<HostFacts>(bytes);
+    json::<SwitchRequest>(bytes);
+    json::<SystemRecord>(bytes);
 }
 
 fn machine_record(bytes: &[u8]) {

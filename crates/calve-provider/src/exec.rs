@@ -12,6 +12,31 @@ mod call;
 mod config;
 mod protocol;
 
+/// What the fuzz target reads: the lines of plugins, of which nothing else outside of this module knows.
+#[doc(hidden)]
+pub mod lines {
+    use super::call::Plugin;
+    use super::config::Command;
+    use super::protocol::{Described, Made, Seen, SeenImage, SeenRegion, SeenSize, Things};
+
+    /// Reads a line as the answer to the first request, whichever that was.
+    pub fn read(line: &[u8]) {
+        let plugin = Plugin::new("fuzzed".to_owned(), Command { program: "/".into(), arguments: Vec::new() });
+        let _ = plugin.read::<Described>("describe", 1, line);
+        let _ = plugin.read::<Things<SeenSize>>("sizes", 1, line);
+        let _ = plugin.read::<Things<SeenRegion>>("regions", 1, line);
+        let _ = plugin.read::<Things<SeenImage>>("images", 1, line);
+        let made = plugin.read::<Made>("create", 1, line).map(|made| vec![made.machine]);
+        let seen = plugin.read::<Things<Seen>>("list", 1, line).map(|things| things.machines);
+        for machine in made.into_iter().chain(seen).flatten() {
+            if machine.check(&[]).is_ok() {
+                let id = machine.id.clone();
+                assert_eq!(machine.listed("fuzzed").id, format!("fuzzed/{id}"));
+            }
+        }
+    }
+}
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -8,8 +8,12 @@ mod changes;
 mod wire;
 
 use calve_wire::frame::{Channel, Frame, LogEntry};
+use calve_wire::lend::Lent;
 use changes::{check, check_arbitrary, check_changed, write_corpus};
 use wire::TARGETS;
+
+/// The first words of an agent that joins.
+const KNOCK: &str = r#"{"version":1,"machine":"m","key":"00","signature":"00","join":"1-00"}"#;
 
 fn example(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/examples/{name}.1.json", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -29,8 +33,6 @@ fn frames() -> Vec<u8> {
     for frame in [Frame::Control(first_of("from-agent")), Frame::Log(entry), data] {
         frame.encode(&mut bytes);
     }
-    let token: calve_wire::frame::Token = wire::TOKEN.parse().unwrap();
-    bytes.extend(token.preamble());
     bytes
 }
 
@@ -44,8 +46,16 @@ fn every_target_has_a_corpus_and_a_program() {
         ("body", "create", first_of("create-machine")),
         ("body", "exec", first_of("exec-request")),
         ("body", "extend", br#"{"by_ms":1}"#.to_vec()),
+        ("knock", "one", KNOCK.as_bytes().to_vec()),
+        ("knock", "answer", br#"{"answer":"refused","why":"expired"}"#.to_vec()),
+        ("lent_line", "missing", Lent::Missing { paths: vec!["x".to_owned()] }.to_line().into_bytes()),
+        ("lent_line", "ready", Lent::Ready.to_line().into_bytes()),
         ("machine_record", "one", first_of("machine-record")),
         ("start_order", "one", order),
+        ("switch", "order", first_of("host-order")),
+        ("switch", "answer", first_of("host-answer")),
+        ("switch", "facts", first_of("host-facts")),
+        ("switch", "record", first_of("system-record")),
         ("user_data", "one", first_of("user-data")),
     ]);
     check(TARGETS);

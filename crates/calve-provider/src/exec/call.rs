@@ -113,7 +113,8 @@ impl Plugin {
         self.read(what, id, &answer)
     }
 
-    fn read<T: DeserializeOwned>(&self, what: &str, id: u64, answer: &[u8]) -> Result<T, ProviderError> {
+    /// Reads the answer to the request with this number.
+    pub fn read<T: DeserializeOwned>(&self, what: &str, id: u64, answer: &[u8]) -> Result<T, ProviderError> {
         let shown = || words(&String::from_utf8_lossy(answer));
         if !answer.ends_with(b"\n") && answer.len() as u64 == ANSWER_MAX_BYTES {
             return Err(self.lie(&format!("it has more than {ANSWER_MAX_BYTES} bytes")));
