@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use calve_core::{DriverName, Kind, MachineId, MachineName, State as MachineState, Timestamp};
+use calve_core::{DriverName, Kind, MachineId, MachineName, Timestamp};
 use calve_node::Found;
 use calve_server::reconcile::records::{View, machine_key};
 use calve_server::reconcile::{self, AgentReport, DriverState, EffectError, Effects};
@@ -16,10 +16,11 @@ use calve_server::world::now;
 use calve_wire::agent::{Phase, Status};
 use calve_wire::event::What;
 use calve_wire::machine::{MachineSpec, Workload};
-use calve_wire::record::{MachineRecord, RECORD_VERSION};
+use calve_wire::record::MachineRecord;
 use tokio::sync::Notify;
 
 use crate::Effort;
+use crate::records;
 use crate::table::Table;
 
 /// Leases, as promised.
@@ -101,30 +102,6 @@ impl Effects for Fleet {
     fn emit(&self, _: MachineId, _: &MachineName, _: What) {}
 }
 
-fn record(id: MachineId, n: u64, deadline: Option<u64>, node: &str) -> anyhow::Result<MachineRecord> {
-    Ok(MachineRecord {
-        version: RECORD_VERSION,
-        id,
-        name: format!("lease-{n}").parse().map_err(|error| anyhow::anyhow!("{error:?}"))?,
-        spec: MachineSpec::new(Kind::System, Workload::Base),
-        state: MachineState::Running,
-        stop: None,
-        deadline_unix_ms: deadline,
-        grace_ms: 0,
-        node: Some(node.parse().map_err(|error| anyhow::anyhow!("{error:?}"))?),
-        driver: Some(DriverName::Sandbox),
-        attempt: 1,
-        agent_token: "0".repeat(32),
-        joined: None,
-        exit: None,
-        message: None,
-        created_unix_ms: 1,
-        state_since_unix_ms: 1,
-        remove: false,
-        held: false,
-    })
-}
-
 /// Ends one lease in ten of them within the time, evenly, while the others live on.
 pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let span = Duration::from_secs(if effort.machines < 1000 { 20 } else { 60 });
@@ -142,7 +119,9 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
         if n % 10 == 0 {
             deadlines.insert(id, deadline);
         }
-        let value = record(id, n, Some(deadline.0), "local")?.to_json().into();
+        let spec = MachineSpec::new(Kind::System, Workload::Base);
+        let record = records::running(id, &format!("lease-{n}"), spec, DriverName::Sandbox, 1)?;
+        let value = MachineRecord { deadline_unix_ms: Some(deadline.0), ..record }.to_json().into();
         state.put(&machine_key(id), value, Expect::Absent, Durability::Soon).await?;
         let name = format!(r#"{{"version":1,"id":"{id}","claimed_unix_ms":1}}"#);
         state.put(&format!("name/lease-{n}"), name.into(), Expect::Absent, Durability::Soon).await?;

@@ -11,6 +11,7 @@ mod load;
 mod peers;
 mod providers;
 mod reads;
+mod records;
 mod size;
 mod start;
 mod store;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use calve_core::{DriverName, Kind, MachineId, NodeName, State as MachineState, Timestamp};
+use calve_core::{DriverName, Kind, MachineId, Timestamp};
 use calve_provider::digitalocean::{DigitalOcean, Settings};
 use calve_provider::mark::{OwnerKey, Subject, Until};
 use calve_provider::{Order, Pace, Provider};
@@ -24,6 +24,7 @@ use tokio::net::TcpListener as AsyncListener;
 use crate::Effort;
 use crate::home::{Home, beside};
 use crate::reads::worked;
+use crate::records;
 use crate::table::Table;
 use crate::times::{Times, millis};
 
@@ -268,29 +269,11 @@ fn provider(emulator: &Emulator) -> anyhow::Result<Arc<dyn Provider>> {
 
 fn record(n: u64, now: Timestamp) -> anyhow::Result<MachineRecord> {
     let place = Place { region: REGION.to_owned(), size: SIZE.to_owned(), image: None, host_key: None };
-    Ok(MachineRecord {
-        version: RECORD_VERSION,
-        id: MachineId::new(now, u128::from(n)),
-        name: format!("run-{n}").parse().map_err(|error| anyhow::anyhow!("{error:?}"))?,
-        spec: MachineSpec {
-            driver: Some(DriverName::DigitalOcean),
-            place: Some(place),
-            ..MachineSpec::new(Kind::System, Workload::Base)
-        },
-        state: MachineState::Running,
-        stop: None,
-        deadline_unix_ms: Some(now.0 + 24 * 3_600_000),
-        grace_ms: 10_000,
-        node: Some("local".parse::<NodeName>().map_err(|error| anyhow::anyhow!("{error:?}"))?),
-        driver: Some(DriverName::DigitalOcean),
-        attempt: 1,
-        agent_token: format!("{n:032x}"),
-        joined: None,
-        exit: None,
-        message: None,
-        created_unix_ms: now.0,
-        state_since_unix_ms: now.0,
-        remove: false,
-        held: false,
-    })
+    let driver = DriverName::DigitalOcean;
+    let spec = MachineSpec {
+        driver: Some(driver),
+        place: Some(place),
+        ..MachineSpec::new(Kind::System, Workload::Base)
+    };
+    records::running(MachineId::new(now, u128::from(n)), &format!("run-{n}"), spec, driver, now.0)
 }

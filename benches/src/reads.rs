@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use calve_core::{
-    DriverName, ExitCause, Kind, MachineId, MachineName, NodeName, State as MachineState, StopReason,
-    Timestamp,
-};
+use calve_core::{DriverName, ExitCause, Kind, MachineId, State as MachineState, StopReason, Timestamp};
 use calve_server::dirs::Dirs;
 use calve_server::events::EventLog;
 use calve_server::logs::{LogOptions, Logs};
@@ -21,6 +18,7 @@ use calve_wire::record::{MachineRecord, NameRecord, RECORD_VERSION, Stop};
 
 use crate::Effort;
 use crate::home::{Home, megabytes};
+use crate::records;
 use crate::start::SERVER_RSS_MB;
 use crate::table::Table;
 use crate::times::{Times, millis};
@@ -194,25 +192,11 @@ fn record(n: u128, lives: bool, now: Timestamp) -> anyhow::Result<MachineRecord>
         source,
         ..MachineSpec::new(Kind::Service, Workload::Program(program))
     };
-    Ok(MachineRecord {
-        version: RECORD_VERSION,
-        id: MachineId::new(Timestamp(created), n),
-        name: format!("run-{n}").parse::<MachineName>()?,
-        spec,
-        state: if lives { MachineState::Running } else { MachineState::Gone },
-        stop: (!lives).then_some(requested),
-        deadline_unix_ms: Some(now.0 + 3_600_000),
-        grace_ms: 10_000,
-        node: Some("local".parse::<NodeName>()?),
-        driver: Some(DriverName::Qemu),
-        attempt: 1,
-        agent_token: format!("{n:032x}"),
-        joined: None,
-        exit: (!lives).then_some(Exit { code: Some(0), signal: None, cause: ExitCause::Normal }),
-        message: None,
-        created_unix_ms: created,
-        state_since_unix_ms: created,
-        remove: false,
-        held: false,
-    })
+    let id = MachineId::new(Timestamp(created), n);
+    let record = records::running(id, &format!("run-{n}"), spec, DriverName::Qemu, created)?;
+    if lives {
+        return Ok(record);
+    }
+    let exit = Some(Exit { code: Some(0), signal: None, cause: ExitCause::Normal });
+    Ok(MachineRecord { state: MachineState::Gone, stop: Some(requested), exit, ..record })
 }
