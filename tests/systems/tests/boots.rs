@@ -41,6 +41,8 @@ struct Guest {
     dir: tempfile::TempDir,
     qemu: Child,
     line: UnixStream,
+    /// How many switches were begun.
+    switches: u32,
 }
 
 impl Guest {
@@ -52,7 +54,7 @@ impl Guest {
         e2e::wait_until("QEMU to listen", || socket.exists());
         let line = UnixStream::connect(socket).expect("it listens");
         line.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
-        let mut guest = Self { built, dir, qemu, line };
+        let mut guest = Self { built, dir, qemu, line, switches: 0 };
         guest.wait_for_version("standin");
         guest
     }
@@ -153,10 +155,21 @@ impl Guest {
         found.expect("it was found")
     }
 
+    /// A host begins a switch of the same id only once.
+    fn next_switch(&mut self) -> String {
+        self.switches += 1;
+        self.switch()
+    }
+
+    /// The id of the last switch.
+    fn switch(&self) -> String {
+        format!("switch-{}", self.switches)
+    }
+
     fn begin(&mut self, action: SwitchAction, confirm_ms: u64) {
         let order = HostOrder {
             version: SWITCH_VERSION,
-            id: "one".to_owned(),
+            id: self.next_switch(),
             toplevel: self.built.second.clone(),
             action,
             health: None,
@@ -253,10 +266,12 @@ fn a_system_that_panics_at_its_boot_is_tried_once_and_one_that_is_confirmed_boot
     let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
     guest.wait_for_version("two");
     guest.wait_for(SwitchStage::Confirming);
-    let said = guest.sh(&format!("{PROGRAM} confirm one")).expect("an answer");
+    let confirm = format!("{PROGRAM} confirm {}", guest.switch());
+    let said = guest.sh(&confirm).expect("an answer");
     assert!(said.contains("\"outcome\":\"applied\""), "{said}");
     let conf = guest.sh("cat /boot/loader/loader.conf").expect("an answer");
-    assert!(conf.contains("default nixos-generation-2.conf"), "{conf}");
+    // The second try has a generation of its own.
+    assert!(conf.contains("default nixos-generation-3.conf"), "{conf}");
 }
 
 #[test]
