@@ -1,10 +1,17 @@
 //! A home of calve's own for one measurement, with the release binaries.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use calve_server::dirs::Dirs;
+
+/// How long a server may take to listen.
+const LISTENS_MAX: Duration = Duration::from_secs(30);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Everything of it is gone when it is dropped.
 pub struct Home {
@@ -67,6 +74,22 @@ impl Drop for Home {
         let _ = self.calve(&["rm", "--all"]);
         let _ = self.calve(&["server", "stop"]);
     }
+}
+
+/// Starts a server, and waits until it listens.
+pub fn serve(command: &mut Command, listens: impl Fn() -> bool) -> anyhow::Result<Child> {
+    let mut server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let until = Instant::now() + LISTENS_MAX;
+    while !listens() {
+        ensure!(server.try_wait()?.is_none() && Instant::now() < until, "the server does not listen");
+        std::thread::sleep(PAUSE);
+    }
+    Ok(server)
+}
+
+/// An address of this host that nobody listens at just now.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// A binary of the same build.

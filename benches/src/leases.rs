@@ -8,10 +8,10 @@ use anyhow::Context;
 use async_trait::async_trait;
 use calve_core::{DriverName, Kind, MachineId, MachineName, Timestamp};
 use calve_node::Found;
-use calve_server::reconcile::records::{View, machine_key};
+use calve_server::reconcile::records::View;
 use calve_server::reconcile::{self, AgentReport, DriverState, EffectError, Effects};
+use calve_server::state::State;
 use calve_server::state::memory::MemoryState;
-use calve_server::state::{Durability, Expect, State};
 use calve_server::world::now;
 use calve_wire::agent::{Phase, Status};
 use calve_wire::event::What;
@@ -121,10 +121,8 @@ pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
         }
         let spec = MachineSpec::new(Kind::System, Workload::Base);
         let record = records::running(id, &format!("lease-{n}"), spec, DriverName::Sandbox, 1)?;
-        let value = MachineRecord { deadline_unix_ms: Some(deadline.0), ..record }.to_json().into();
-        state.put(&machine_key(id), value, Expect::Absent, Durability::Soon).await?;
-        let name = format!(r#"{{"version":1,"id":"{id}","claimed_unix_ms":1}}"#);
-        state.put(&format!("name/lease-{n}"), name.into(), Expect::Absent, Durability::Soon).await?;
+        let record = MachineRecord { deadline_unix_ms: Some(deadline.0), ..record };
+        records::write(&*state, &record).await?;
         found.insert(id, Found { id, attempt: 1 });
         reports.insert(id, AgentReport { linked: true, status: Some(status.clone()), log_complete: true });
     }

@@ -2,27 +2,26 @@
 //! The provider is the emulator of DigitalOcean's API; the machines of the first part are real guests, in emulation.
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
 use calve_core::{DriverName, Kind, MachineId, Timestamp};
 use calve_provider::digitalocean::{DigitalOcean, Settings};
 use calve_provider::mark::{OwnerKey, Subject, Until};
 use calve_provider::{Order, Pace, Provider};
-use calve_server::reconcile::records::{NAMES, machine_key};
-use calve_server::state::{Durability, EmbeddedState, Expect, State};
+use calve_server::state::EmbeddedState;
 use calve_wire::machine::{MachineSpec, Place, Workload};
-use calve_wire::record::{MachineRecord, NameRecord, RECORD_VERSION};
+use calve_wire::record::MachineRecord;
 use digitalocean_emulator::{Backing, Droplet, Emulator, Options, TOKEN};
 use droplets::{Guests, HOST_FROM_GUEST};
-use tokio::net::TcpListener as AsyncListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::Effort;
-use crate::home::{Home, beside};
+use crate::home::{Home, beside, free_address, serve};
 use crate::reads::worked;
 use crate::records;
 use crate::table::Table;
@@ -39,10 +38,6 @@ const MACHINES: u64 = 1000;
 const ROUND_MS: f64 = 1000.0;
 /// A server that has just started makes itself acquainted with what there is.
 const WARM_UP: Duration = Duration::from_secs(15);
-/// Longest wait for a server to listen.
-const LISTENS_MAX: Duration = Duration::from_secs(30);
-/// Pause between two looks.
-const PAUSE: Duration = Duration::from_millis(20);
 
 pub async fn measure(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     overhead(effort, table).await?;
@@ -60,12 +55,8 @@ impl Server {
         let mut command =
             home.command(&["server", "--agents", &door.to_string(), "--agents-address", dialled]);
         command.env("DIGITALOCEAN_API_URL", &emulator.url).env("DIGITALOCEAN_TOKEN", TOKEN);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let until = Instant::now() + LISTENS_MAX;
-        while std::os::unix::net::UnixStream::connect(home.dirs().socket()).is_err() {
-            ensure!(Instant::now() < until, "the server does not listen");
-            std::thread::sleep(PAUSE);
-        }
+        let socket = home.dirs().socket();
+        let child = serve(&mut command, || UnixStream::connect(&socket).is_ok())?;
         Ok(Self { home, child })
     }
 }
@@ -115,18 +106,14 @@ impl Backing for Watched {
 }
 
 /// Passes on who dials, and notes when.
-async fn pass_on(listener: AsyncListener, door: SocketAddr, moments: Arc<Moments>) {
+async fn pass_on(listener: TcpListener, door: SocketAddr, moments: Arc<Moments>) {
     while let Ok((mut agent, _)) = listener.accept().await {
         Moments::note(&moments.dialled);
         tokio::spawn(async move {
-            let Ok(mut server) = tokio::net::TcpStream::connect(door).await else { return };
+            let Ok(mut server) = TcpStream::connect(door).await else { return };
             let _ = tokio::io::copy_bidirectional(&mut agent, &mut server).await;
         });
     }
-}
-
-fn free() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// A program on a machine that is made for it, again and again: the time of which the provider is not the cause. The closure is
@@ -139,8 +126,8 @@ async fn overhead(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
     let guests = Guests::new(&beside("calve-agent"), &consoles, &home.path().join("images"))?;
     let backing = Some(Arc::new(Watched { guests, moments: moments.clone() }) as Arc<dyn Backing>);
     let emulator = Emulator::start(Options { backing, ..Options::default() }).await?;
-    let door = free()?;
-    let listener = AsyncListener::bind("127.0.0.1:0").await?;
+    let door = free_address()?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
     let dialled = format!("{HOST_FROM_GUEST}:{}", listener.local_addr()?.port());
     tokio::spawn(pass_on(listener, door, moments.clone()));
     let app = home.app()?;
@@ -153,17 +140,9 @@ async fn overhead(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
             server.home.command(&["run", "--on", &on, "--size", SIZE, &app, "--", "echo", "ran"]);
         let began = Instant::now();
         let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let mut first = [0];
-        let said = child.stdout.take().context("it was asked for")?;
-        let (said, read) = tokio::task::spawn_blocking(move || {
-            let mut said = said;
-            let read = said.read(&mut first).map(|bytes| (bytes, Instant::now()));
-            (said, read)
-        })
-        .await?;
-        let (bytes, ran) = read?;
-        ensure!(bytes == 1, "the program said nothing");
-        drop(said);
+        let mut said = child.stdout.take().context("it was asked for")?;
+        let ran = tokio::task::spawn_blocking(move || said.read_exact(&mut [0]).map(|()| Instant::now()));
+        let ran = ran.await?.context("the program said nothing")?;
         child.wait()?;
         let (asked, dialled) = (Moments::take(&moments.asked)?, Moments::take(&moments.dialled)?);
         if n > 0 {
@@ -173,17 +152,17 @@ async fn overhead(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
             providers.push(dialled.duration_since(asked));
         }
     }
-    let p99 = own.quantile(99);
+    let longest = own.quantile(100);
     let ours = format!(
         "{} (p50 {}: {} before the request, {} behind the agent's call; in between, by the provider: {})",
-        millis(p99),
+        millis(longest),
         millis(own.median()),
         millis(before.median()),
         millis(behind.median()),
         millis(providers.median())
     );
     let what = "calve run --on PROVIDER to a program's first output, beyond the provider's own time, longest";
-    table.limit(what, ours, p99.as_secs_f64() * 1000.0, OVERHEAD_MS, "ms");
+    table.limit(what, ours, longest.as_secs_f64() * 1000.0, OVERHEAD_MS, "ms");
     Ok(())
 }
 
@@ -212,15 +191,10 @@ async fn thousand(effort: Effort, table: &mut Table) -> anyhow::Result<()> {
             user_data: String::new(),
         };
         provider.create(&order).await.map_err(|error| anyhow::anyhow!("{error}"))?;
-        let name = NameRecord { version: RECORD_VERSION, id: record.id, claimed_unix_ms: now.0 };
-        let name_key = format!("{NAMES}{}", record.name);
-        let name = Bytes::from(serde_json::to_vec(&name)?);
-        state.put(&name_key, name, Expect::Absent, Durability::Soon).await?;
-        let value = Bytes::from(record.to_json());
-        state.put(&machine_key(record.id), value, Expect::Absent, Durability::Soon).await?;
+        records::write(&state, &record).await?;
     }
     drop(state);
-    let door = free()?;
+    let door = free_address()?;
     let server = Server::start(home, &emulator, door, &door.to_string())?;
     let pid = server.home.server_pid()?;
     tokio::time::sleep(WARM_UP).await;

@@ -4,17 +4,15 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
 use calve_core::{DriverName, ExitCause, Kind, MachineId, State as MachineState, StopReason, Timestamp};
 use calve_server::dirs::Dirs;
 use calve_server::events::EventLog;
 use calve_server::logs::{LogOptions, Logs};
-use calve_server::reconcile::records::{NAMES, machine_key};
-use calve_server::state::{Durability, EmbeddedState, Expect, State};
+use calve_server::state::EmbeddedState;
 use calve_wire::event::What;
 use calve_wire::frame::{Channel, LogEntry};
 use calve_wire::machine::{Exit, MachineSpec, Program, Restart, Source, Workload};
-use calve_wire::record::{MachineRecord, NameRecord, RECORD_VERSION, Stop};
+use calve_wire::record::{MachineRecord, Stop};
 
 use crate::Effort;
 use crate::home::{Home, megabytes};
@@ -145,11 +143,7 @@ async fn seed(dirs: &Dirs, living: u128) -> anyhow::Result<()> {
     let now = calve_server::world::now();
     for n in 1..=RECORDS {
         let record = record(n, n <= living, now)?;
-        let name =
-            NameRecord { version: RECORD_VERSION, id: record.id, claimed_unix_ms: record.created_unix_ms };
-        let name_key = format!("{NAMES}{}", record.name);
-        put(&state, &name_key, serde_json::to_vec(&name)?).await?;
-        put(&state, &machine_key(record.id), record.to_json()).await?;
+        records::write(&state, &record).await?;
         if record.name.as_str() == LOGGED {
             Logs::open(dirs.logs(), LogOptions::default()).append(record.id, &said(now))?;
         }
@@ -166,11 +160,6 @@ fn said(now: Timestamp) -> Vec<LogEntry> {
     let bytes = "a line that says what is being done\n".repeat(400).into_bytes();
     let entry = |seq| LogEntry { seq, time_unix_ms: now.0, channel: Channel::Stdout, bytes: bytes.clone() };
     (1..=70).map(entry).collect()
-}
-
-async fn put(state: &EmbeddedState, key: &str, value: Vec<u8>) -> anyhow::Result<()> {
-    state.put(key, Bytes::from(value), Expect::Absent, Durability::Soon).await?;
-    Ok(())
 }
 
 fn record(n: u128, lives: bool, now: Timestamp) -> anyhow::Result<MachineRecord> {

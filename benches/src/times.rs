@@ -28,6 +28,12 @@ impl Times {
     }
 }
 
+impl From<Vec<Duration>> for Times {
+    fn from(times: Vec<Duration>) -> Self {
+        Self(times)
+    }
+}
+
 /// In milliseconds, for people.
 pub fn millis(time: Duration) -> String {
     let millis = time.as_secs_f64() * 1000.0;

@@ -1,4 +1,4 @@
-//! Fuzz target of what an agent takes from a server without a name of its own for it: store paths that come one by one.
+//! Fuzz target of store paths that come to an agent one by one.
 
 use calve_agent::seed;
 use calve_nix::StorePath;

@@ -7,10 +7,8 @@ mod agent;
 #[path = "../../../fuzz/src/changes.rs"]
 mod changes;
 
-use std::io::Write;
-
 use agent::TARGETS;
-use calve_nix::{HashWriter, NarWriter};
+use calve_nix::{NarWriter, Sha256Hash};
 use calve_wire::seed::{END, Header};
 use changes::{check, check_arbitrary, check_changed, write_corpus};
 
@@ -25,11 +23,9 @@ fn closure() -> Vec<u8> {
     nar.symlink(b"b", b"a").expect("in order");
     nar.end_directory().expect("in order");
     let archive = nar.finish().expect("whole");
-    let mut hash = HashWriter::default();
-    hash.write_all(&archive).expect("in memory");
-    let (nar_hash, nar_size) = hash.finish();
+    let (nar_hash, nar_size) = (Sha256Hash::of(&archive).to_hex(), archive.len() as u64);
     let base_name = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-a".to_owned();
-    let header = Header { base_name, nar_hash: nar_hash.to_hex(), nar_size };
+    let header = Header { base_name, nar_hash, nar_size };
     [format!("{header}\n").as_bytes(), &archive, format!("{END}\n").as_bytes()].concat()
 }
 

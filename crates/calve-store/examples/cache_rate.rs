@@ -3,14 +3,13 @@
 //! The archive is FILE, or made up: text with references in it, which compresses as programs do.
 
 use std::io::Write;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use calve_nix::{NarWriter, Sha256Hash, StorePath};
 use calve_store::PathInfo;
 use calve_store::cache::{Cache, CacheOptions, NarEncoding};
 use calve_store::chunk::StoredChunk;
-use calve_store::cut::{CHUNK_LEVEL, Cutter, cut};
+use calve_store::cut::{CHUNK_LEVEL, Cutter, cut, cut_stored};
 use calve_store::normal::Normaliser;
 use calve_store::recipe::{Position, Recipe};
 use calve_store::remote::{Manifest, Remote, UPLOAD_BYTES_MAX};
@@ -47,11 +46,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     cutter.finish()?;
     rate("normalise, cut", begin);
     let begin = Instant::now();
-    cut(&[&reference], None, |out| out.write_all(&archive), |_, _| Ok(()))?;
+    cut(&[&reference], None, |out| out.write_all(&archive), |_| Ok(()))?;
     rate("normalise, cut, hash; one thread", begin);
     let threads = std::thread::available_parallelism()?;
     let begin = Instant::now();
-    cut(&[&reference], Some(threads), |out| out.write_all(&archive), |_, _| Ok(()))?;
+    cut(&[&reference], Some(threads), |out| out.write_all(&archive), |_| Ok(()))?;
     rate("normalise, cut, hash; all processors", begin);
     let begin = Instant::now();
     let (recipe, chunks) = stored(&reference, &archive, threads)?;
@@ -121,18 +120,7 @@ fn stored(
     archive: &[u8],
     threads: std::num::NonZeroUsize,
 ) -> std::io::Result<(Recipe, Vec<StoredChunk>)> {
-    let chunks = Mutex::new(Vec::new());
-    let recipe = cut(
-        &[reference],
-        Some(threads),
-        |out| out.write_all(archive),
-        |id, bytes| {
-            let chunk = StoredChunk::compress(id, &bytes, CHUNK_LEVEL)?;
-            chunks.lock().expect("no panics while it is held").push(chunk);
-            Ok(())
-        },
-    )?;
-    Ok((recipe, chunks.into_inner().expect("no panics while it is held")))
+    cut_stored(&[reference], Some(threads), CHUNK_LEVEL, |out| out.write_all(archive))
 }
 
 /// Words of a small language in random order, a reference every few KiB.

@@ -139,20 +139,6 @@ pub fn cut<W, E>(
 ) -> io::Result<Recipe>
 where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
-    E: Fn(ChunkId, Bytes) -> io::Result<()> + Sync,
-{
-    cut_with_positions(references, threads, write, |chunk| each(chunk.id, chunk.bytes))
-}
-
-/// As [`cut`], for who wants to know on the way where hash parts stood. One thread hands over chunks in order.
-pub fn cut_with_positions<W, E>(
-    references: &[&StorePath],
-    threads: Option<NonZeroUsize>,
-    write: W,
-    each: E,
-) -> io::Result<Recipe>
-where
-    W: FnOnce(&mut dyn Write) -> io::Result<()>,
     E: Fn(CutChunk) -> io::Result<()> + Sync,
 {
     match threads {
@@ -169,6 +155,25 @@ where
         }
         Some(threads) => cut_threaded(references, threads, write, &each),
     }
+}
+
+/// Cuts one small archive and gives its recipe and its chunks, compressed at a level of zstd.
+pub fn cut_stored<W>(
+    references: &[&StorePath],
+    threads: Option<NonZeroUsize>,
+    level: i32,
+    write: W,
+) -> io::Result<(Recipe, Vec<StoredChunk>)>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+{
+    let stored = Mutex::new(Vec::new());
+    let recipe = cut(references, threads, write, |chunk| {
+        let chunk = StoredChunk::compress(chunk.id, &chunk.bytes, level)?;
+        stored.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        Ok(())
+    })?;
+    Ok((recipe, stored.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }
 
 fn cut_threaded<W, E>(

@@ -207,7 +207,7 @@ fn recipe(store: &Store, index: Option<&LocalIndex>, info: &PathInfo) -> Result<
         store.host_path_of(&info.path).ok_or_else(|| StoreError::Unknown { path: info.path.clone() })?;
     let write =
         |out: &mut dyn std::io::Write| write_nar(&place, out).map(|_| ()).map_err(std::io::Error::other);
-    let recipe = cut(&info.counted_references(), None, write, |_, _| Ok(()));
+    let recipe = cut(&info.counted_references(), None, write, |_| Ok(()));
     recipe.map_err(|source| TransferError::Read { path: info.path.clone(), source })
 }
 

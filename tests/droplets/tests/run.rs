@@ -320,7 +320,8 @@ async fn a_machine_at_a_provider_is_switched_to_its_system() {
             assert!(run.try_wait().unwrap().is_none(), "{} {:?}", told(), stage.consoles());
             told().contains(&format!("web runs {system}"))
         });
-        for step in ["web: creating", "web: booting", "web: seeding ("] {
+        // Steps that are over between two looks are not told: how fast the cloud creates is not our doing.
+        for step in ["web: booting", "web: seeding ("] {
             assert!(told().contains(step), "{step}: {}", told());
         }
         let sh = |line: &str| home.run(&["exec", "web", "--", &format!("{system}/sw/bin/sh"), "-c", line]);

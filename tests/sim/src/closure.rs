@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 
 use calve_agent::seed;
-use calve_nix::{HashWriter, NarWriter};
+use calve_nix::{NarWriter, Sha256Hash};
 use calve_wire::seed::{END, Header};
 use tempfile::TempDir;
 
@@ -56,51 +56,50 @@ fn parts(system: System) -> [(String, String); 2] {
 
 /// What a server sends of a system: each archive behind the hash under which it was registered.
 pub fn sent(system: System) -> Vec<u8> {
-    let mut sent = Vec::new();
-    for (name, text) in parts(system) {
-        let archive = archive(&text);
-        sent.extend(header(&name, &archive).into_bytes());
-        sent.extend(archive);
-    }
-    sent.extend(format!("{END}\n").bytes());
-    sent
+    let (begun, own) = message(system);
+    [begun, own, end()].concat()
 }
 
 /// The same, where something has become of the archives since they were registered, or the connection breaks.
 pub fn spoilt(system: System, faults: &mut Faults) -> Vec<u8> {
-    let [(kernel, text), (name, own)] = parts(system);
-    let (first, second) = (archive(&text), archive(&own));
-    let mut sent = [header(&kernel, &first).as_bytes(), &first, header(&name, &second).as_bytes()].concat();
+    let (begun, mut own) = message(system);
     match faults.range(0, 3) {
         // One bit of its own archive is another.
         0 => {
-            let mut flipped = second;
-            let bit = faults.range(0, 8 * flipped.len() as u64) as usize;
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            sent.extend(flipped);
+            let bit = faults.range(0, 8 * own.len() as u64) as usize;
+            own[bit / 8] ^= 1 << (bit % 8);
         }
         // The archive is that of another system.
-        1 => sent.extend(archive(&parts(system + 1)[1].1)),
+        1 => own = message(system + 1).1,
         // It ends early.
         _ => {
-            let cut = faults.range(0, second.len() as u64) as usize;
-            sent.extend_from_slice(&second[..cut]);
-            return sent;
+            own.truncate(faults.range(0, own.len() as u64) as usize);
+            return [begun, own].concat();
         }
     }
-    sent.extend(format!("{END}\n").bytes());
-    sent
+    [begun, own, end()].concat()
 }
 
-fn archive(text: &str) -> Vec<u8> {
+/// All that comes before the system's own archive, and that.
+fn message(system: System) -> (Vec<u8>, Vec<u8>) {
+    let [(kernel, text), (name, own)] = parts(system);
+    let (first, second) = (archive(text.as_bytes()), archive(own.as_bytes()));
+    let begun = [header(&kernel, &first).as_bytes(), &first, header(&name, &second).as_bytes()].concat();
+    (begun, second)
+}
+
+fn end() -> Vec<u8> {
+    format!("{END}\n").into_bytes()
+}
+
+/// The archive of a file.
+pub fn archive(contents: &[u8]) -> Vec<u8> {
     let mut nar = NarWriter::new(Vec::new()).expect("in memory");
-    nar.file(b"", false, text.len() as u64, &mut text.as_bytes()).expect("in order");
+    nar.file(b"", false, contents.len() as u64, &mut &*contents).expect("in order");
     nar.finish().expect("whole")
 }
 
 fn header(name: &str, archive: &[u8]) -> String {
-    let mut hash = HashWriter::default();
-    io::copy(&mut &*archive, &mut hash).expect("in memory");
-    let (hash, size) = hash.finish();
-    format!("{}\n", Header { base_name: name.to_owned(), nar_hash: hash.to_hex(), nar_size: size })
+    let (nar_hash, nar_size) = (Sha256Hash::of(archive).to_hex(), archive.len() as u64);
+    format!("{}\n", Header { base_name: name.to_owned(), nar_hash, nar_size })
 }

@@ -32,6 +32,7 @@ mod users;
 mod world;
 
 pub use aim::{Aim, How, When, Which};
+pub use closures::PULLS;
 pub use faults::{Chances, Fault, Without};
 pub use many::{Enough, Layer, Outcome, Sum, run_many, run_one};
 pub use shrink::{Shrunk, TRIES, shrink};

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use sim::{Enough, Layer, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
+use sim::{Enough, Layer, PULLS, Plant, STEPS, TRIES, Without, run_many, run_one, shrink};
 
 const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K | --worlds W] [--plans | --closures] [--trace]
   --seed N        decides everything; a fresh one where none is given
@@ -18,8 +18,6 @@ const USAGE: &str = "usage: sim [--seed N] [--steps M] [--lifecycles K | --world
 
 /// Steps of users in a world of the lower layer: enough that making the world costs nothing.
 const PLAN_STEPS: u64 = 400;
-/// Pulls in a world of closures.
-const PULLS: u64 = 10;
 
 struct Wanted {
     seed: u64,
@@ -101,12 +99,8 @@ fn main() -> ExitCode {
 }
 
 fn show(layer: Layer, seed: u64, steps: u64) {
-    let flag = match layer {
-        Layer::Loop => "",
-        Layer::Plans => " --plans",
-        Layer::Closures => " --closures",
-    };
-    println!("seed {seed} failed; the same again: sim --seed {seed} --steps {steps}{flag}");
+    let option = layer.option();
+    println!("seed {seed} failed; the same again: sim --seed {seed} --steps {steps}{option}");
     let Some(shrunk) = shrink(layer, seed, steps, Plant::None, TRIES) else {
         return println!("repeated, it did not fail: the simulation is not deterministic");
     };

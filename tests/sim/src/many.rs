@@ -20,6 +20,17 @@ pub enum Layer {
     Closures,
 }
 
+impl Layer {
+    /// The option by which the command is told of it.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Loop => "",
+            Self::Plans => " --plans",
+            Self::Closures => " --closures",
+        }
+    }
+}
+
 /// How one world went, in any layer.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sim::{Enough, Layer, Outcome, Plant, STEPS, Without, run_many, run_one, shrink};
+use sim::{Enough, Layer, Outcome, PULLS, Plant, STEPS, Without, run_many, run_one, shrink};
 
 /// Seeds of the loop that every run of the tests tries.
 const SEEDS: u64 = 40;
@@ -44,8 +44,6 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
 const PLAN_LIFECYCLES: u64 = 1_000;
 /// The same of the loop.
 const LOOP_LIFECYCLES: u64 = 50;
-/// Pulls in a world of closures.
-const PULLS: u64 = 10;
 /// Pulls that every run of the tests tries from a fresh seed.
 const FRESH_PULLS: u64 = 200;
 
@@ -86,12 +84,8 @@ fn first_failing(layer: Layer, seeds: u64, plant: Plant) -> Option<u64> {
 
 /// Fails with what is left of the run once it is shrunk.
 fn show(layer: Layer, seed: u64) -> ! {
-    let flag = match layer {
-        Layer::Loop => "",
-        Layer::Plans => " --plans",
-        Layer::Closures => " --closures",
-    };
-    println!("the same again: cargo run -p sim -- --seed {seed} --steps {}{flag}", steps(layer));
+    let option = layer.option();
+    println!("the same again: cargo run -p sim -- --seed {seed} --steps {}{option}", steps(layer));
     match shrink(layer, seed, steps(layer), Plant::None, 200) {
         None => panic!("seed {seed} failed, and did not when it was repeated: it is not deterministic"),
         Some(shrunk) => {

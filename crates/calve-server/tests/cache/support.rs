@@ -10,7 +10,7 @@ use calve_server::cache::tokens::{Right, Tokens};
 use calve_server::cache::{Upstreams, Visibility, router, serve};
 use calve_store::cache::{Cache, CacheOptions};
 use calve_store::chunk::StoredChunk;
-use calve_store::cut::cut;
+use calve_store::cut::{CHUNK_LEVEL, cut_stored};
 use calve_store::recipe::Recipe;
 use calve_store::remote::{Manifest, Remote};
 use calve_store::{HttpRemote, PathInfo};
@@ -151,20 +151,9 @@ pub fn made(name: &str, contents: &[u8], references: &[&Made]) -> Made {
         ca: None,
         signatures: Vec::new(),
     };
-    let chunks = std::sync::Mutex::new(Vec::new());
-    let counted = info.counted_references();
-    let recipe = cut(
-        &counted,
-        None,
-        |out| out.write_all(&nar),
-        |id, bytes| {
-            chunks.lock().unwrap().push(StoredChunk::compress(id, &bytes, 3)?);
-            Ok(())
-        },
-    );
-    let recipe = recipe.unwrap();
-    drop(counted);
-    Made { chunks: chunks.into_inner().unwrap(), recipe, nar, info }
+    let cut = cut_stored(&info.counted_references(), None, CHUNK_LEVEL, |out| out.write_all(&nar));
+    let (recipe, chunks) = cut.unwrap();
+    Made { chunks, recipe, nar, info }
 }
 
 /// Bytes that no compression makes smaller, always the same.

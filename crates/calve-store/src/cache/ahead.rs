@@ -55,7 +55,6 @@ struct Of {
 /// An archive that is being hashed ahead.
 pub struct Ahead {
     check: ArchiveCheck,
-    info: PathInfo,
     restorer: Restorer,
     digest: Digest,
     /// Bytes of the chunks so far.
@@ -141,19 +140,20 @@ impl Cache {
             ))
         })?;
         let restorer = Restorer::new(&[], &info.counted_references()).expect("no positions make sense");
-        let check = ArchiveCheck::begin(self.clone(), info.clone());
-        Ok(Ahead { check, info, restorer, digest: Digest::default(), size: 0, _turn: turn })
+        let check = ArchiveCheck::begin(self.clone(), info);
+        Ok(Ahead { check, restorer, digest: Digest::default(), size: 0, _turn: turn })
     }
 }
 
 impl Ahead {
     /// Takes the next part; after an error nothing is kept.
     pub async fn take(&mut self, part: ArchivePart) -> Result<(), CacheError> {
-        let damaged = |message: String| CacheError::damaged(&self.info.path, message);
+        let info = &self.check.info;
+        let damaged = |message: String| CacheError::damaged(&info.path, message);
         self.size += part.pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>();
-        if self.size > self.info.nar_size {
+        if self.size > info.nar_size {
             let message =
-                format!("its archive has more than the {} bytes that it should have", self.info.nar_size);
+                format!("its archive has more than the {} bytes that it should have", info.nar_size);
             return Err(damaged(message));
         }
         if self.restorer.len() + part.positions.len() > AHEAD_POSITIONS_MAX {
@@ -168,10 +168,10 @@ impl Ahead {
 
     /// Keeps for its commit that the archive is what its path says, where it is.
     pub async fn finish(self) -> Result<(), CacheError> {
-        let Self { check, info, digest, .. } = self;
-        let cache = check.cache().clone();
+        let Self { check, digest, .. } = self;
+        let (cache, of) = (check.cache.clone(), Of::new(&check.info, &digest));
         let listing = check.finish().await?;
-        cache.0.aheads.put(Checked { of: Of::new(&info, &digest), listing });
+        cache.0.aheads.put(Checked { of, listing });
         Ok(())
     }
 }

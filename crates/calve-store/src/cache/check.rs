@@ -29,8 +29,10 @@ type Read = ((Sha256Hash, u64), Option<Listing>);
 
 /// An archive that is put together and hashed.
 pub(super) struct ArchiveCheck {
-    cache: Cache,
-    info: PathInfo,
+    /// The cache whose chunks they are.
+    pub cache: Cache,
+    /// The path whose archive it should be.
+    pub info: PathInfo,
     /// Where the archive goes on.
     at: u64,
     give: Sender<Bytes>,
@@ -44,11 +46,6 @@ impl ArchiveCheck {
         let of = info.clone();
         let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
         Self { cache, info, at: 0, give, reading }
-    }
-
-    /// The cache whose chunks they are.
-    pub fn cache(&self) -> &Cache {
-        &self.cache
     }
 
     /// Takes the next chunks, for which `restorer` has all positions.

@@ -200,7 +200,7 @@ impl Cache {
                 tree = copy_archive(source, out, &mut hashed, info.nar_size)?;
                 Ok(())
             },
-            |id, bytes| store.take(id, &bytes).map_err(io::Error::other),
+            |chunk| store.take(chunk.id, &chunk.bytes).map_err(io::Error::other),
         );
         let recipe = recipe.map_err(|error| taken_back(name, error))?;
         let (found, size) = hash.finish();

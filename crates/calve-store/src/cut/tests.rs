@@ -32,9 +32,9 @@ fn recipe(archive: &[u8], references: &[&StorePath], threads: usize, write: usiz
         references,
         NonZeroUsize::new(threads),
         |out| archive.chunks(write).try_for_each(|bytes| out.write_all(bytes)),
-        |id, bytes| {
-            assert_eq!(ChunkId::of(&bytes), id);
-            plain.lock().unwrap().insert(id, bytes);
+        |chunk| {
+            assert_eq!(ChunkId::of(&chunk.bytes), chunk.id);
+            plain.lock().unwrap().insert(chunk.id, chunk.bytes);
             Ok(())
         },
     );
@@ -85,7 +85,7 @@ fn a_failure_behind_the_cut_is_told() {
             &[],
             NonZeroUsize::new(threads),
             |out| out.write_all(&noise(1, 20_000_000)),
-            |_, _| Err(io::Error::other("no room")),
+            |_| Err(io::Error::other("no room")),
         );
         assert_eq!(error.unwrap_err().to_string(), "no room");
     }

@@ -109,13 +109,8 @@ impl Client {
                 Err(Broken::Closed(_)) => {}
             }
         }
-        let sender = connect(&inner.address, &inner.tls).await.map_err(|why| self.unreachable(why))?;
-        let request = self.request(&method, path, headers, Sent::new(body.clone()));
-        match self.exchange(sender, request).await {
-            Ok((sender, response)) => self.answer(path, sender, response, room).await,
-            Err(Broken::Stalled) => Err(self.stalled()),
-            Err(Broken::Closed(why)) => Err(self.unreachable(why)),
-        }
+        let request = self.request(&method, path, headers, Sent::new(body));
+        self.send_anew(path, request, room).await
     }
 
     /// Posts what comes through a channel, over a connection of its own, and waits for the answer's head. Whoever gives
@@ -126,10 +121,20 @@ impl Client {
         headers: &[(HeaderName, HeaderValue)],
         body: Receiver<Bytes>,
     ) -> Result<Answer, RemoteError> {
-        let inner = &self.inner;
-        let room = inner.room.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let sender = connect(&inner.address, &inner.tls).await.map_err(|why| self.unreachable(why))?;
+        let room = self.inner.room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let request = self.request(&Method::POST, path, headers, Sent::stream(body));
+        self.send_anew(path, request, room).await
+    }
+
+    /// Sends a request over a new connection.
+    async fn send_anew(
+        &self,
+        path: &str,
+        request: Request<Sent>,
+        room: OwnedSemaphorePermit,
+    ) -> Result<Answer, RemoteError> {
+        let inner = &self.inner;
+        let sender = connect(&inner.address, &inner.tls).await.map_err(|why| self.unreachable(why))?;
         match self.exchange(sender, request).await {
             Ok((sender, response)) => self.answer(path, sender, response, room).await,
             Err(Broken::Stalled) => Err(self.stalled()),

@@ -12,7 +12,7 @@ use calve_nix::nar::{
 use serde::{Deserialize, Serialize};
 
 use crate::chunk::StoredChunk;
-use crate::cut::{CHUNK_LEVEL, cut};
+use crate::cut::{CHUNK_LEVEL, cut_stored};
 use crate::recipe::Recipe;
 
 /// Most files, directories and links of one path: reading them takes some 100 bytes of memory each. Paths with more are
@@ -134,18 +134,7 @@ impl Tree {
     /// [`PathInfo::counted_references`](crate::PathInfo::counted_references).
     pub fn cut(&self, references: &[&StorePath]) -> std::io::Result<(Recipe, Vec<StoredChunk>)> {
         let bytes = self.encode();
-        let chunks = std::sync::Mutex::new(Vec::new());
-        let recipe = cut(
-            references,
-            None,
-            |out| out.write_all(&bytes),
-            |id, plain| {
-                let chunk = StoredChunk::compress(id, &plain, CHUNK_LEVEL)?;
-                chunks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(chunk);
-                Ok(())
-            },
-        )?;
-        Ok((recipe, chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)))
+        cut_stored(references, None, CHUNK_LEVEL, |out| out.write_all(&bytes))
     }
 
     fn check(&self, nar_size: u64) -> Result<(), TreeError> {

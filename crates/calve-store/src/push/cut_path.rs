@@ -15,7 +15,7 @@ use super::Shared;
 use super::ahead::Ahead;
 use crate::archive::write_nar;
 use crate::chunk::ChunkId;
-use crate::cut::{CutChunk, cut_with_positions};
+use crate::cut::{CutChunk, cut};
 use crate::index::LocalIndex;
 use crate::nar_view::ChunkView;
 use crate::recipe::{Piece, Position, Recipe};
@@ -94,7 +94,7 @@ pub(super) fn cut_path(
             error => io::Error::other(TransferError::from(error)),
         })
     };
-    let recipe = cut_with_positions(&path.info.counted_references(), threads, write, each)
+    let recipe = cut(&path.info.counted_references(), threads, write, each)
         .map_err(|error| read_error(path, error))?;
     if recipe.nar_size() == path.info.nar_size {
         Ok(recipe)

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use calve_nix::store_path::BASE32_ALPHABET;
@@ -10,7 +9,7 @@ use calve_nix::{Sha256Hash, StorePath};
 use calve_store::PathInfo;
 use calve_store::cache::{Cache, CacheOptions, NarEncoding, Storage};
 use calve_store::chunk::StoredChunk;
-use calve_store::cut::cut;
+use calve_store::cut::cut_stored;
 use calve_store::recipe::Recipe;
 use calve_store::remote::{Manifest, Remote, RemoteError};
 use futures_util::TryStreamExt;
@@ -92,17 +91,7 @@ pub fn closure(build: u64) -> Vec<Made> {
 
 /// Cuts an archive into stored chunks.
 pub fn chunks(made: &Made) -> (Recipe, Vec<StoredChunk>) {
-    let stored = Mutex::new(Vec::new());
-    let recipe = cut(
-        &made.info.counted_references(),
-        None,
-        |out| out.write_all(&made.archive),
-        |id, bytes| {
-            stored.lock().unwrap().push(StoredChunk::compress(id, &bytes, 1)?);
-            Ok(())
-        },
-    );
-    (recipe.unwrap(), stored.into_inner().unwrap())
+    cut_stored(&made.info.counted_references(), None, 1, |out| out.write_all(&made.archive)).unwrap()
 }
 
 /// Pushes paths as a client does; gives the manifests and how many chunks were sent.

@@ -1,16 +1,16 @@
 //! Store paths of a world, and how they are brought to a cache.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
-use calve_nix::{ContentAddress, NarWriter, Sha256Hash, StorePath};
+use calve_nix::{ContentAddress, Sha256Hash, StorePath};
 use calve_store::PathInfo;
 use calve_store::chunk::StoredChunk;
-use calve_store::cut::cut;
+use calve_store::cut::cut_stored;
 use calve_store::recipe::Recipe;
 use calve_store::remote::{Manifest, Remote, RemoteError};
 
 use super::PACKAGES;
+use crate::closure::archive;
 use crate::faults::Faults;
 use crate::rng::Rng;
 
@@ -60,9 +60,7 @@ fn noise(rng: &mut Rng) -> Vec<u8> {
 impl Package {
     fn new(path: StorePath, mut references: Vec<StorePath>, ca: Option<String>, contents: Vec<u8>) -> Self {
         references.sort_unstable();
-        let mut nar = NarWriter::new(Vec::new()).expect("in memory");
-        nar.file(b"", false, contents.len() as u64, &mut &contents[..]).expect("in order");
-        let archive = nar.finish().expect("whole");
+        let archive = archive(&contents);
         let (nar_hash, nar_size) = (Sha256Hash::of(&archive), archive.len() as u64);
         let signatures = Vec::new();
         let info = PathInfo { path, nar_hash, nar_size, references, deriver: None, ca, signatures };
@@ -92,18 +90,8 @@ impl Package {
 
     /// Cut into chunks.
     pub fn cut(&self) -> (Recipe, Vec<StoredChunk>) {
-        let stored = Mutex::new(Vec::new());
-        let recipe = cut(
-            &self.info.counted_references(),
-            None,
-            |out| out.write_all(&self.archive),
-            |id, bytes| {
-                let chunk = StoredChunk::compress(id, &bytes, LEVEL)?;
-                stored.lock().expect("no holder panics").push(chunk);
-                Ok(())
-            },
-        );
-        (recipe.expect("in memory"), stored.into_inner().expect("no holder panicked"))
+        let references = self.info.counted_references();
+        cut_stored(&references, None, LEVEL, |out| out.write_all(&self.archive)).expect("in memory")
     }
 }
 
