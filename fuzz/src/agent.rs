@@ -12,7 +12,7 @@ pub const TARGETS: &[Target] = &[("seed", seed)];
 /// Whatever comes, what has a name in the store is a store path.
 fn seed(bytes: &[u8]) {
     let store = tempfile::tempdir().expect("a directory");
-    let _ = seed::receive(store.path(), ".under-way-", bytes);
+    let _ = seed::receive_plain(store.path(), ".under-way-", bytes);
     for entry in std::fs::read_dir(store.path()).expect("it is there") {
         let name = entry.expect("an entry").file_name().into_string().expect("a plain name");
         assert!(StorePath::from_base_name(&name).is_ok(), "{name} is left");

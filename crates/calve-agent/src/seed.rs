@@ -9,8 +9,17 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use calve_nix::{HashReader, NarEvent, NarReader, StorePath};
-use calve_wire::seed::{END, Header, LINE_MAX_BYTES};
+use calve_nix::nar::NarProblem;
+use calve_nix::{HashReader, NarEvent, NarReadError, NarReader, StorePath};
+use calve_wire::seed::{END, Header, LINE_MAX_BYTES, WINDOW_LOG_MAX};
+use zstd::stream::read::Decoder;
+
+use parts::{Archive, Bases};
+
+mod parts;
+
+/// The store of a host, whose paths those that come may be copies of.
+const HOST_STORE: &str = "/nix/store";
 
 /// What a path is called until it is whole: no store path begins so.
 const UNDER_WAY: &str = ".calve-";
@@ -28,18 +37,32 @@ pub fn take(store: &Path, mut out: impl Write, input: impl Read) -> io::Result<(
     receive(store, UNDER_WAY, input)
 }
 
-/// Takes the paths that come, to the end. Until it is whole, each is called by this prefix and its name.
+/// Takes the paths that come, to the end. Until it is whole, each is called by this prefix and its name. Parts are copied from
+/// what is in `store` or in the host's own.
 pub fn receive(store: &Path, prefix: &str, input: impl Read) -> io::Result<()> {
+    let mut frame = Decoder::new(input)?.single_frame();
+    frame.window_log_max(WINDOW_LOG_MAX)?;
+    receive_plain(store, prefix, frame)
+}
+
+/// The same out of the frame.
+pub fn receive_plain(store: &Path, prefix: &str, input: impl Read) -> io::Result<()> {
     let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
+    let mut bases = Bases::new(vec![store.to_owned(), HOST_STORE.into()]);
     loop {
         let line = line(&mut input)?;
         if line == END {
-            return Ok(());
+            // The frame has an end of its own, without which whoever sends it is not rid of it.
+            return match input.read(&mut [0])? {
+                0 => Ok(()),
+                _ => Err(broken("the server sends more than it announced")),
+            };
         }
         let header = Header::parse(&line).ok_or_else(|| broken("the server sends what is no store path"))?;
         let place = store.join(&header.base_name);
         let under_way = store.join(format!("{prefix}{}", header.base_name));
-        let taken = unpack(&header, &mut input, &under_way);
+        let archive = Archive::new(&mut input, &mut bases, header.nar_size);
+        let taken = unpack(&header, archive, &under_way);
         if let Err(error) = taken {
             remove(&under_way)?;
             return Err(io::Error::new(error.kind(), format!("{}: {error}", header.base_name)));
@@ -79,12 +102,12 @@ fn line(input: &mut impl BufRead) -> io::Result<String> {
 }
 
 /// Unpacks an archive and compares its hash.
-fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
-    let hashed = HashReader::new(input.take(header.nar_size));
+fn unpack(header: &Header, archive: impl Read, to: &Path) -> io::Result<()> {
+    let hashed = HashReader::new(archive);
     // Not buffered again: what is read ahead of the archive would not count.
     let mut nar = NarReader::with_size(hashed, header.nar_size);
     let mut open: Vec<PathBuf> = Vec::new();
-    while let Some(event) = nar.next_event().map_err(io::Error::other)? {
+    while let Some(event) = nar.next_event().map_err(|error| reason(error.into()))? {
         match event {
             NarEvent::Enter { name } => {
                 let dir = place(&open, to, &name);
@@ -101,7 +124,7 @@ fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
             NarEvent::File { name, executable, size, .. } => {
                 let path = place(&open, to, &name);
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
-                let copied = io::copy(&mut nar.contents(), &mut file)?;
+                let copied = io::copy(&mut nar.contents(), &mut file).map_err(reason)?;
                 if copied != size {
                     return Err(ErrorKind::UnexpectedEof.into());
                 }
@@ -114,6 +137,15 @@ fn unpack(header: &Header, input: &mut impl Read, to: &Path) -> io::Result<()> {
         return Err(broken("its archive is not the one that was announced: its hash is another"));
     }
     Ok(())
+}
+
+/// What the parts of an archive said is wrong with them, where that ended it.
+fn reason(error: io::Error) -> io::Error {
+    match error.downcast::<NarReadError>() {
+        Ok(NarReadError { problem: NarProblem::Io(source), .. }) => source,
+        Ok(error) => error.into(),
+        Err(error) => error,
+    }
 }
 
 /// Where a node lies: below the directory that is open, or where the root shall be.
@@ -147,73 +179,4 @@ fn broken(why: &str) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use calve_nix::{HashWriter, NarWriter};
-
-    use super::*;
-
-    const A: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-a";
-    const B: &str = "1c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-b";
-
-    fn archive(text: &[u8]) -> Vec<u8> {
-        let mut nar = NarWriter::new(Vec::new()).expect("in memory");
-        nar.begin_directory(b"").expect("in order");
-        nar.file(b"tool", true, text.len() as u64, &mut { text }).expect("in order");
-        nar.symlink(b"way", b"tool").expect("in order");
-        nar.end_directory().expect("in order");
-        nar.finish().expect("whole")
-    }
-
-    fn sent(name: &str, archive: &[u8]) -> Vec<u8> {
-        let mut hash = HashWriter::default();
-        hash.write_all(archive).expect("in memory");
-        let nar_hash = hash.finish().0.to_hex();
-        let header = Header { base_name: name.to_owned(), nar_hash, nar_size: archive.len() as u64 };
-        [format!("{header}\n").as_bytes(), archive].concat()
-    }
-
-    fn seed(store: &Path, input: &[u8]) -> (io::Result<()>, String) {
-        let mut said = Vec::new();
-        let taken = take(store, &mut said, input);
-        (taken, String::from_utf8(said).expect("names"))
-    }
-
-    #[test]
-    fn a_closure_comes_path_by_path_and_goes_on_where_it_was_cut() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let store = dir.path().join("nix/store");
-        let (a, b) = (sent(A, &archive(b"alpha")), sent(B, &archive(&vec![7; 300_000])));
-        let whole = [&a[..], &b, b"end\n"].concat();
-        // Cut within the second path: the first is there, of the second nothing.
-        let (cut, said) = seed(&store, &whole[..a.len() + b.len() / 2]);
-        assert!(cut.is_err());
-        assert_eq!(said, "\n");
-        assert!(store.join(A).exists() && !store.join(B).exists());
-        // Killed in the middle of it, which leaves something behind.
-        fs::create_dir(store.join(format!("{UNDER_WAY}{B}"))).expect("made");
-        let (taken, said) = seed(&store, &[&b[..], b"end\n"].concat());
-        taken.expect("taken");
-        assert_eq!(said, format!("{A}\n\n"));
-        assert_eq!(fs::read(store.join(A).join("way")).expect("a link to it"), b"alpha");
-        let mode = fs::metadata(store.join(B).join("tool")).expect("there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o555);
-        assert_eq!(fs::read_dir(&store).expect("there").count(), 2);
-        // Sent again, nothing changes.
-        seed(&store, &whole).0.expect("taken");
-    }
-
-    #[test]
-    fn bytes_that_are_not_the_announced_ones_never_get_their_name() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let archive = archive(b"alpha");
-        let mut spoilt = sent(A, &archive);
-        let at = spoilt.windows(5).position(|five| five == b"alpha").expect("its contents");
-        spoilt[at] ^= 1;
-        let (taken, _) = seed(dir.path(), &[&spoilt[..], b"end\n"].concat());
-        assert!(taken.expect_err("refused").to_string().contains("hash"));
-        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
-        for bad in ["path ../x 00 7\n", "nonsense\n", ""] {
-            assert!(seed(dir.path(), bad.as_bytes()).0.is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

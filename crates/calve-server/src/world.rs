@@ -207,8 +207,10 @@ impl World {
         let store = self.store.clone();
         let pruning = tokio::task::spawn_blocking(move || {
             // A closure that cannot be told any more has no image that could be made again: all are kept then.
-            let keep: Result<Vec<_>, _> =
-                living.iter().map(|spec| Ok(store.closure(&roots(spec))?.digest())).collect();
+            let keep: Result<Vec<_>, _> = living
+                .iter()
+                .map(|spec| store.closure(&roots(spec)).map(|closure| closure.digest()))
+                .collect();
             calve_store::prune_images(&dir, &keep?)
         });
         pruning.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))

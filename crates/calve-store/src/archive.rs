@@ -1,14 +1,13 @@
 //! Trees on disk as Nix archives: written out, hashed, or hashed while they are copied.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use calve_nix::{HashWriter, NarError, NarWriter, Sha256Hash};
+use calve_nix::{HashWriter, NarWriter, Sha256Hash};
+use calve_tree::{Node, Walk, is_executable, nar_error, open_file};
 
 use crate::StoreError;
-use crate::tree::{Node, Walk, is_executable};
 
 /// Writes the archive of the tree at `path` (not followed, if it is a symbolic link) and gives `out` back.
 /// Streams: memory does not grow with the sizes of files.
@@ -67,27 +66,7 @@ pub(crate) fn archive<W: Write>(path: &Path, out: W, copy: &mut impl Copy) -> Re
         };
         done.map_err(|error| nar_error(error, &step.path))?;
     }
-    nar.finish().map_err(|error| nar_error(error, path))
-}
-
-/// Opens a file that was regular a moment ago; one that has become a link or a named pipe neither leads elsewhere nor
-/// blocks.
-pub(crate) fn open_file(path: &Path) -> Result<File, StoreError> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path);
-    let file = file.map_err(StoreError::io("read", path))?;
-    let metadata = file.metadata().map_err(StoreError::io("read", path))?;
-    if metadata.is_file() { Ok(file) } else { Err(StoreError::Changed { path: path.to_owned() }) }
-}
-
-pub(crate) fn nar_error(error: NarError, path: &Path) -> StoreError {
-    match error {
-        NarError::Io(source) => StoreError::Io { action: "archive", path: path.to_owned(), source },
-        // The walk gives whole trees in order: only a file that shrank is left.
-        NarError::ShortFile { .. } | NarError::BadName(_) | NarError::OutOfOrder(_) | NarError::NotATree => {
-            StoreError::Changed { path: path.to_owned() }
-        }
-    }
+    nar.finish().map_err(|error| nar_error(error, path).into())
 }
 
 struct Tee<W> {

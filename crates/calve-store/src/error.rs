@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use calve_nix::{StorePath, StorePathError};
+use calve_tree::WalkError;
 
 /// Why something could not be done with the store; the message is one sentence, [`StoreError::hint`] says what helps.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,16 @@ pub enum StoreError {
         /// Blocks that it needs.
         blocks: u64,
     },
+}
+
+impl From<WalkError> for StoreError {
+    fn from(error: WalkError) -> Self {
+        match error {
+            WalkError::Io { action, path, source } => Self::Io { action, path, source },
+            WalkError::SpecialFile { path, kind } => Self::SpecialFile { path, kind },
+            WalkError::Changed { path } => Self::Changed { path },
+        }
+    }
 }
 
 impl StoreError {

@@ -9,9 +9,11 @@ pub mod archive;
 #[cfg(feature = "cache")]
 pub mod cache;
 pub mod chunk;
+pub mod chunk_view;
 pub mod closure;
 pub mod cut;
 mod decode;
+pub mod delta;
 pub mod diff;
 mod encode;
 pub mod erofs;
@@ -23,7 +25,6 @@ pub mod index;
 pub mod lazy;
 mod local;
 mod locate;
-pub mod nar_view;
 mod nix_db;
 mod nix_place;
 pub mod normal;
@@ -45,7 +46,6 @@ mod retry;
 mod scratch;
 pub mod store;
 pub mod transfer;
-mod tree;
 pub mod unpack;
 
 pub use closure::{Closure, ClosurePath};

@@ -157,15 +157,21 @@ impl Restorer {
     /// Restores `bytes`, which begin at byte `at` of the archive; hash parts that reach over their borders are restored as
     /// far as they lie inside.
     pub fn restore(&self, bytes: &mut [u8], at: u64) {
-        let end = at + bytes.len() as u64;
-        let first = self.first_behind(at);
-        for &(place, reference) in self.places[first..].iter().take_while(|(place, _)| *place < end) {
-            let hash = &self.hashes[reference as usize];
-            let from = at.max(place);
-            let to = end.min(place + HASH_CHARS as u64);
-            bytes[(from - at) as usize..(to - at) as usize]
-                .copy_from_slice(&hash[(from - place) as usize..(to - place) as usize]);
+        for (from, hash) in self.hashes_in(at, bytes.len() as u64) {
+            bytes[from..from + hash.len()].copy_from_slice(hash);
         }
+    }
+
+    /// The hash parts that lie in the `len` bytes from byte `at` of the archive, each behind its place in them; of those that
+    /// reach over the borders, what lies inside.
+    pub fn hashes_in(&self, at: u64, len: u64) -> impl Iterator<Item = (usize, &[u8])> {
+        let end = at + len;
+        let behind = &self.places[self.first_behind(at)..];
+        behind.iter().take_while(move |(place, _)| *place < end).map(move |&(place, reference)| {
+            let (from, to) = (at.max(place), end.min(place + HASH_CHARS as u64));
+            let hash = &self.hashes[reference as usize];
+            ((from - at) as usize, &hash[(from - place) as usize..(to - place) as usize])
+        })
     }
 
     /// Whether any hash part lies, also in part, in the `len` bytes from byte `at` of the archive.

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use calve_nix::StorePath;
+use calve_tree::NarView;
 
-use crate::nar_view::{ChunkView, NarView};
+use crate::chunk_view::ChunkView;
 use crate::recipe::Recipe;
 use crate::scratch::remove_tree;
 

@@ -10,7 +10,7 @@ use calve_store_dir::StoreDir;
 use rustix::fs::Access;
 
 use crate::add::seal;
-use crate::nar_view::ChunkView;
+use crate::chunk_view::ChunkView;
 use crate::nix_place::NixPlace;
 use crate::partial::Partials;
 use crate::recipe::Recipe;

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use calve_nix::StorePath;
+use calve_tree::is_executable;
 use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::ReadCache;
@@ -15,7 +16,6 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use crate::Closure;
 use crate::locate::logical;
 use crate::resolve::{End, Inside, LINKS_MAX, ResolveError, World, resolve};
-use crate::tree::is_executable;
 
 /// Longest path of an interpreter in bytes (`PATH_MAX`).
 const INTERPRETER_MAX_BYTES: u64 = 4096;

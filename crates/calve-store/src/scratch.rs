@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use calve_tree::{Node, Walk};
+
 use crate::StoreError;
 use crate::store::RootLock;
-use crate::tree::{Node, Walk};
 
 /// A locked directory for work in progress.
 #[derive(Debug)]

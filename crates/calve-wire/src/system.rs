@@ -142,6 +142,9 @@ pub struct HostRoom {
     pub dir: String,
     /// Whether the host has Nix's database, and [`REGISTRATION`] is to be brought along.
     pub registers: bool,
+    /// The system that runs: its paths may have parts of those that are missing.
+    #[serde(default)]
+    pub current: Option<String>,
 }
 
 /// A switch as the host knows it: the answer of `calve-switch status`, and a line of its history.

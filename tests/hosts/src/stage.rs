@@ -74,7 +74,8 @@ impl Stage {
         wait_until("the host to be given back", || self.host.left().is_empty());
     }
 
-    fn server_log(&self) -> String {
+    /// The log of the server.
+    pub fn server_log(&self) -> String {
         std::fs::read_to_string(self.home.path().join("data/server.log")).unwrap_or_default()
     }
 }

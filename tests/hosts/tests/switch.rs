@@ -1,7 +1,7 @@
 //! `calve adopt ssh://…` and `calve switch`, with the built programs and a real sshd: a host that is there gets another system, has
 //! its former one back where that cuts it off or is not well, and is given back as it is.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
@@ -12,6 +12,9 @@ use systems::{FORMER, switch_to_configuration};
 
 /// What is left on a host that was switched: what `calve-switch` keeps.
 const KEPT: &str = "/var/lib/calve\n";
+
+/// Bytes of a file that a system changes little of.
+const LARGE_BYTES: u64 = 4 << 20;
 
 /// An adopted host, `web`.
 struct Web {
@@ -59,6 +62,21 @@ impl Web {
         }
         write("bin/switch-to-configuration", &switch_to_configuration(name), 0o755);
         dir.to_str().unwrap().to_owned()
+    }
+
+    /// Gives a system a file with these contents.
+    fn give(&self, name: &str, contents: &[u8]) {
+        let dir = self.stage.home.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("large"), contents).unwrap();
+    }
+
+    /// How many bytes each system took that was brought so far.
+    fn brought(&self) -> Vec<u64> {
+        let log = self.stage.server_log();
+        let took =
+            log.lines().filter_map(|line| line.split_once(" bytes took ")?.1.split(' ').next()?.parse().ok());
+        took.collect()
     }
 
     fn switch(&self, name: &str, options: &[&str]) -> Ran {
@@ -291,4 +309,30 @@ fn a_host_that_cannot_be_adopted_is_one_sentence() {
     stage.host.power_off();
     let away = adopt(&stage, "root", &[]);
     assert!(away.code == 125 && away.stderr.contains("Connection refused"), "{away:?}");
+}
+
+#[test]
+fn of_a_new_version_only_what_changed_is_sent_and_all_of_it_where_the_old_one_is_spoilt() {
+    let web = Web::adopted();
+    // No compression makes it smaller.
+    let mut large = Vec::new();
+    std::fs::File::open("/dev/urandom").unwrap().take(LARGE_BYTES).read_to_end(&mut large).unwrap();
+    for version in ["web-1.0", "web-1.1"] {
+        large.push(1);
+        web.give(version, &large);
+        let ran = web.switch(version, &[]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(web.profile().ends_with(&version[4..]));
+    }
+    let brought = web.brought();
+    assert!(brought.len() == 2 && brought[0] >= LARGE_BYTES && brought[1] < LARGE_BYTES / 8, "{brought:?}");
+    // What is there is not what it was: it is found out, and everything is sent.
+    web.exec("f=$(readlink /run/current-system)/large; chmod u+w $f && echo spoilt | dd of=$f conv=notrunc bs=1 seek=2000000");
+    large.push(1);
+    web.give("web-1.2", &large);
+    let ran = web.switch("web-1.2", &[]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let sum = web.exec("sha256sum < $(readlink /run/current-system)/large");
+    assert_eq!(sum.split(' ').next(), Some(calve_nix::Sha256Hash::of(&large).to_hex().as_str()));
+    assert!(web.brought().last().is_some_and(|bytes| *bytes >= LARGE_BYTES), "{:?}", web.brought());
 }

@@ -6,7 +6,7 @@ use std::io;
 
 use calve_agent::seed;
 use calve_nix::{NarWriter, Sha256Hash};
-use calve_wire::seed::{END, Header};
+use calve_wire::seed::{END, Header, Part};
 use tempfile::TempDir;
 
 use crate::faults::Faults;
@@ -56,40 +56,71 @@ fn parts(system: System) -> [(String, String); 2] {
 
 /// What a server sends of a system: each archive behind the hash under which it was registered.
 pub fn sent(system: System) -> Vec<u8> {
-    let (begun, own) = message(system);
-    [begun, own, end()].concat()
+    let own = archives(system).1;
+    frame(&[message(system, &own), end()].concat())
 }
 
 /// The same, where something has become of the archives since they were registered, or the connection breaks.
 pub fn spoilt(system: System, faults: &mut Faults) -> Vec<u8> {
-    let (begun, mut own) = message(system);
-    match faults.range(0, 3) {
+    let mut own = archives(system).1;
+    match faults.range(0, 4) {
         // One bit of its own archive is another.
         0 => {
             let bit = faults.range(0, 8 * own.len() as u64) as usize;
             own[bit / 8] ^= 1 << (bit % 8);
         }
         // The archive is that of another system.
-        1 => own = message(system + 1).1,
-        // It ends early.
-        _ => {
+        1 => own = archives(system + 1).1,
+        // It ends early, as far as its sender goes.
+        2 => {
             own.truncate(faults.range(0, own.len() as u64) as usize);
-            return [begun, own].concat();
+            return frame(&message(system, &own));
+        }
+        // It ends early on the way.
+        _ => {
+            let mut sent = sent(system);
+            sent.truncate(faults.range(0, sent.len() as u64) as usize);
+            return sent;
         }
     }
-    [begun, own, end()].concat()
+    frame(&[message(system, &own), end()].concat())
 }
 
-/// All that comes before the system's own archive, and that.
-fn message(system: System) -> (Vec<u8>, Vec<u8>) {
-    let [(kernel, text), (name, own)] = parts(system);
-    let (first, second) = (archive(text.as_bytes()), archive(own.as_bytes()));
-    let begun = [header(&kernel, &first).as_bytes(), &first, header(&name, &second).as_bytes()].concat();
-    (begun, second)
+/// The archives of a system's kernel and of itself.
+fn archives(system: System) -> (Vec<u8>, Vec<u8>) {
+    let [kernel, own] = parts(system).map(|(_, text)| archive(text.as_bytes()));
+    (kernel, own)
+}
+
+/// All but the end, where this became of the system's own archive. What that has of its kernel's is copied.
+fn message(system: System, own: &[u8]) -> Vec<u8> {
+    let [(kernel_name, _), (name, _)] = parts(system);
+    let (kernel, genuine) = archives(system);
+    let mut message = header(&kernel_name, &kernel).into_bytes();
+    message.extend(bytes(&kernel));
+    message.extend(header(&name, &genuine).into_bytes());
+    let alike = kernel.iter().zip(own).take_while(|(a, b)| a == b).count();
+    if alike > 0 {
+        let copy = Part::Copy { from: kernel_name, at: 0, len: alike as u32, hashes: 0 };
+        message.extend(format!("{copy}\n").bytes());
+    }
+    message.extend(bytes(&own[alike..]));
+    message
+}
+
+fn bytes(part: &[u8]) -> Vec<u8> {
+    match part.len() {
+        0 => Vec::new(),
+        len => [format!("{}\n", Part::Bytes(len as u32)).as_bytes(), part].concat(),
+    }
 }
 
 fn end() -> Vec<u8> {
     format!("{END}\n").into_bytes()
+}
+
+fn frame(plain: &[u8]) -> Vec<u8> {
+    zstd::bulk::compress(plain, 1).expect("in memory")
 }
 
 /// The archive of a file.

@@ -14,7 +14,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("calve-store-dir", &[]),
     ("calve-core", &["calve-nix"]),
     ("calve-wire", &["calve-core", "calve-nix"]),
-    ("calve-store", &["calve-nix", "calve-store-dir"]),
+    ("calve-tree", &["calve-nix"]),
+    ("calve-store", &["calve-nix", "calve-store-dir", "calve-tree"]),
     ("calve-node", &["calve-core", "calve-nix", "calve-store", "calve-wire"]),
     ("calve-provider", &["calve-core", "calve-nix", "calve-pin", "calve-wire"]),
     (
@@ -29,7 +30,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "calve-wire",
         ],
     ),
-    ("calve-agent", &["calve-nix", "calve-pin", "calve-store-dir", "calve-wire"]),
+    ("calve-agent", &["calve-nix", "calve-pin", "calve-store-dir", "calve-tree", "calve-wire"]),
     (
         "calve",
         &[
@@ -50,6 +51,7 @@ const BANNED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("calve-nix", &["tokio", "serde", "libc", "rustix"]),
     ("calve-pin", &["tokio", "serde", "libc", "rustix"]),
     ("calve-store-dir", &["tokio", "serde", "libc"]),
+    ("calve-tree", &["tokio", "serde", "libc"]),
     ("calve-wire", &["tokio", "libc", "rustix"]),
     ("calve-agent", &["axum", "redb", "rusqlite", "clap"]),
 ];

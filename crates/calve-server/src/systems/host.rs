@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use calve_core::MachineId;
 use calve_nix::StorePath;
-use calve_store::{Closure, ClosurePath, Store, registration};
+use calve_store::{Closure, ClosurePath, Store, StoreError, registration};
 use calve_wire::agent::Target;
 use calve_wire::frame::Channel;
 use calve_wire::system::{
@@ -110,6 +110,12 @@ pub trait Hosts: Send + Sync {
     async fn facts(&self, id: MachineId) -> Result<HostFacts, HostError>;
 }
 
+async fn closure_of(store: &Arc<Store>, path: &StorePath) -> Result<Closure, StoreError> {
+    let (store, path) = (store.clone(), path.clone());
+    let closure = tokio::task::spawn_blocking(move || store.closure(&[path])).await;
+    closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
 #[async_trait]
 impl Hosts for World {
     async fn bring(
@@ -120,9 +126,7 @@ impl Hosts for World {
     ) -> Result<Option<String>, HostError> {
         let host = Host::new(self.agents(), id);
         host.equip().await?;
-        let (store, path) = (self.store().clone(), toplevel.clone());
-        let closure = tokio::task::spawn_blocking(move || store.closure(&[path])).await;
-        match closure.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+        match closure_of(self.store(), toplevel).await {
             Ok(closure) => host.bring(self.store(), &closure, switch).await,
             // A former generation may be on the host alone; the host says where it is not.
             Err(error) => {
@@ -211,7 +215,12 @@ impl<'a> Host<'a> {
         let missing: HashSet<&str> = room.missing.iter().map(String::as_str).collect();
         let lacks = |path: &&ClosurePath| missing.contains(path.path.base_name());
         let closure = Closure::new(closure.paths.iter().filter(lacks).cloned().collect());
-        seed::bring(self.agents, store, self.id, &closure, &room.dir).await?;
+        let current = room.current.and_then(|path| StorePath::parse(&path).ok());
+        let current = match &current {
+            Some(current) => closure_of(store, current).await.ok(),
+            None => None,
+        };
+        seed::bring(self.agents, store, self.id, &closure, current.as_ref(), &room.dir).await?;
         if room.registers {
             let store = store.clone();
             let infos = tokio::task::spawn_blocking(move || store.path_infos(&closure)).await;

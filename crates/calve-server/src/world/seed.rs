@@ -3,22 +3,27 @@
 //!
 //! The machine's own link carries them, so its credential reads this closure and nothing else: there is no request in which
 //! another path could be named. Hash and size of each archive are those under which the path was registered here, so that bytes
-//! that were spoilt since, on this disk or on the way, never get their name in the machine.
+//! that were spoilt since, on this disk or on the way, never get their name in the machine. What stands in another path that
+//! the machine has is not sent again ([`calve_store::delta`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use calve_core::MachineId;
-use calve_store::archive::write_nar;
-use calve_store::{Closure, PathInfo, Store, StoreError};
+use calve_store::chunk::CHUNK_MAX;
+use calve_store::cut::CHUNK_LEVEL;
+use calve_store::delta::{self, Held};
+use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Target, ToAgent};
 use calve_wire::frame::Channel;
-use calve_wire::seed::{END, Header};
+use calve_wire::seed::{END, HashAt, Header, PART_MAX_BYTES, Part};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
+use zstd::stream::write::Encoder;
 
 use crate::agents::{Agents, LinkError, StreamEvent};
 use crate::chain;
@@ -96,16 +101,37 @@ async fn seed(
     closure: &Closure,
     start: &ToAgent,
 ) -> Result<(), SeedError> {
-    bring(agents, store, id, closure, STORE_DIR).await?;
+    bring(agents, store, id, closure, None, STORE_DIR).await?;
     Ok(agents.send(id, start.clone())?)
 }
 
-/// Brings what is not there of a closure into `dir` of a machine, path by path; all is there when this returns.
+/// Brings what is not there of a closure into `dir` of a machine, path by path; all is there when this returns. Parts may be
+/// copied there from paths that it has, and from those of `other`, which the machine has in its own store.
 pub async fn bring(
     agents: &Agents,
     store: &Arc<Store>,
     id: MachineId,
     closure: &Closure,
+    other: Option<&Closure>,
+    dir: &str,
+) -> Result<(), SeedError> {
+    match bring_once(agents, store, id, closure, Some(other.cloned().unwrap_or_default()), dir).await {
+        // What lies there may not be what it was here.
+        Err(SeedError::Refused(why)) => {
+            tracing::info!(machine = %id, why, "paths are sent again, and nothing of them is copied there");
+            bring_once(agents, store, id, closure, None, dir).await
+        }
+        done => done,
+    }
+}
+
+/// The same; without `other` nothing is copied.
+async fn bring_once(
+    agents: &Agents,
+    store: &Arc<Store>,
+    id: MachineId,
+    closure: &Closure,
+    other: Option<Closure>,
     dir: &str,
 ) -> Result<(), SeedError> {
     let (sender, mut receiver) = agents.open(id, Target::Seed { path: dir.to_owned() })?.split();
@@ -116,13 +142,16 @@ pub async fn bring(
         // Dropped without a word only where the stream has failed, which the other direction tells.
         let Ok(there) = there.await else { return Ok(()) };
         let reading = tokio::task::spawn_blocking(move || {
-            let infos = store.path_infos(&closure)?;
-            send(&closure, &infos, |name| !there.contains(name), Pieces::new(pieces))
+            let (there, missing): (Vec<_>, Vec<_>) =
+                closure.paths.into_iter().partition(|at| there.contains(at.path.base_name()));
+            let held = other.map(|other| held(&store, &Closure::new([there, other.paths].concat())));
+            send(&store, &Closure::new(missing), held, Pieces::new(pieces))
         });
         while let Some(piece) = read.recv().await {
             sender.send(&piece).await?;
         }
-        reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        let sent = reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        tracing::info!(machine = %id, "{sent}");
         Ok(sender.close_stdin().await?)
     };
     let ended = async {
@@ -169,35 +198,91 @@ fn whole(said: &[u8]) -> Option<BTreeSet<String>> {
     Some(names.lines().map(str::to_owned).collect())
 }
 
-/// Sends those paths whose base names are wanted, and the end.
-pub(crate) fn send(
-    closure: &Closure,
-    infos: &[PathInfo],
-    is_wanted: impl Fn(&str) -> bool,
-    mut pieces: Pieces,
-) -> Result<(), SeedError> {
-    for (at, info) in closure.paths.iter().zip(infos) {
-        let base_name = at.path.base_name().to_string();
-        if !is_wanted(&base_name) {
-            continue;
+/// What of a machine's paths parts may be copied from; nothing where it cannot be read here.
+fn held(store: &Store, closure: &Closure) -> Held {
+    let mut held = Held::default();
+    match store.path_infos(closure) {
+        Ok(infos) => {
+            let places = closure.paths.iter().map(|at| at.host_path.clone());
+            infos.into_iter().zip(places).for_each(|(info, place)| held.add(info, place));
         }
-        let header = Header { base_name, nar_hash: info.nar_hash.to_hex(), nar_size: info.nar_size };
-        writeln!(pieces, "{header}").map_err(SeedError::Read)?;
-        pieces = write_nar(&at.host_path, pieces)?;
+        Err(error) => tracing::debug!(error = chain(&error), "nothing is copied on the machine"),
     }
-    // Only behind everything: half of a closure must not look like all of it.
-    writeln!(pieces, "{END}").and_then(|()| pieces.flush()).map_err(SeedError::Read)
+    held
 }
 
-/// Hands an archive on in pieces.
+/// What a closure took.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    paths: usize,
+    archive_bytes: u64,
+    sent_bytes: u64,
+}
+
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { paths, archive_bytes, sent_bytes } = self;
+        write!(f, "{paths} store paths of {archive_bytes} bytes took {sent_bytes}")
+    }
+}
+
+/// Sends the paths of a closure, and the end. Of those that are held there, and of each that was sent, parts are copied; without
+/// `held` everything is sent whole.
+pub(crate) fn send(
+    store: &Store,
+    closure: &Closure,
+    held: Option<Held>,
+    pieces: Pieces,
+) -> Result<Sent, SeedError> {
+    let infos = store.path_infos(closure)?;
+    let (paths, archive_bytes) = (infos.len(), infos.iter().map(|info| info.nar_size).sum());
+    let mut frame = Encoder::new(pieces, CHUNK_LEVEL).map_err(SeedError::Read)?;
+    let (copies, mut held) = (held.is_some(), held.unwrap_or_default());
+    for (at, info) in closure.paths.iter().zip(infos) {
+        let base_name = at.path.base_name().to_owned();
+        let header = Header { base_name, nar_hash: info.nar_hash.to_hex(), nar_size: info.nar_size };
+        writeln!(frame, "{header}").map_err(SeedError::Read)?;
+        delta::tell(&info, &at.host_path, &held, |part| write_part(&mut frame, part))?;
+        if copies {
+            held.add(info, at.host_path.clone());
+        }
+    }
+    // Only behind everything: half of a closure must not look like all of it.
+    let ended = writeln!(frame, "{END}").and_then(|()| {
+        let mut pieces = frame.finish()?;
+        pieces.flush().map(|()| pieces.sent_bytes)
+    });
+    Ok(Sent { paths, archive_bytes, sent_bytes: ended.map_err(SeedError::Read)? })
+}
+
+fn write_part(out: &mut impl Write, part: delta::Part<'_>) -> io::Result<()> {
+    const { assert!(CHUNK_MAX <= PART_MAX_BYTES) };
+    match part {
+        delta::Part::Bytes(bytes) => {
+            writeln!(out, "{}", Part::Bytes(bytes.len() as u32))?;
+            out.write_all(bytes)
+        }
+        delta::Part::Copy(copied) => {
+            let (from, hashes) = (copied.from.base_name().to_owned(), copied.hashes.len() as u32);
+            writeln!(out, "{}", Part::Copy { from, at: copied.at, len: copied.len, hashes })?;
+            copied.hashes.iter().try_for_each(|(at, hash)| {
+                let hash = String::from_utf8_lossy(hash).into_owned();
+                writeln!(out, "{}", HashAt { at: *at as u32, hash })
+            })
+        }
+    }
+}
+
+/// Hands on in pieces what is written to it.
 pub(crate) struct Pieces {
     pieces: mpsc::Sender<Bytes>,
     piece: Vec<u8>,
+    sent_bytes: u64,
 }
 
 impl Pieces {
     pub fn new(pieces: mpsc::Sender<Bytes>) -> Self {
-        Self { pieces, piece: Vec::new() }
+        Self { pieces, piece: Vec::new(), sent_bytes: 0 }
     }
 }
 
@@ -215,6 +300,7 @@ impl Write for Pieces {
         if piece.is_empty() {
             return Ok(());
         }
+        self.sent_bytes += piece.len() as u64;
         self.pieces.blocking_send(piece.into()).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

@@ -5,11 +5,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use calve_tree::{Node as TreeNode, Walk};
+
 use super::dirents;
 use super::format::{FileType, SLOT_BYTES};
 use super::layout::{Layout, Place};
 use super::twins;
-use crate::tree::{Node as TreeNode, Walk};
 use crate::{Closure, StoreError};
 
 /// Every inode of an image with its place. Memory grows with the number of files, not with their sizes.

@@ -9,11 +9,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use calve_nix::{HashWriter, Sha256Hash};
+use calve_tree::open_file;
 
 use super::format::FileType;
 use super::plan::Plan;
 use crate::StoreError;
-use crate::archive::open_file;
 
 /// What tells contents apart.
 pub type Content = (u64, Sha256Hash);

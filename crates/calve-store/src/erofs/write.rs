@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use calve_tree::open_file;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
@@ -15,7 +16,6 @@ use super::dirents;
 use super::format::{BLOCK_BYTES, FileType, Inode, Superblock};
 use super::plan::{Node, Plan};
 use crate::StoreError;
-use crate::archive::open_file;
 
 /// Bytes that a cursor gathers before it writes.
 const BUFFER_BYTES: usize = 256 * 1024;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::Store;
 use crate::chunk::ChunkId;
+use crate::chunk_view::ChunkView;
 use crate::index::{ChunkPlace, LocalIndex};
-use crate::nar_view::ChunkView;
 use crate::recipe::Piece;
 
 /// Trees that one worker keeps open: a rebuilt path has most of its chunks in one other path.

@@ -9,8 +9,8 @@ use calve_nix::sign::{Signature, TrustedKeys, VerifyError, fingerprint};
 
 use super::{PullOptions, Source, blocking};
 use crate::chunk::ChunkId;
+use crate::chunk_view::ChunkView;
 use crate::index::{ChunkPlace, LocalIndex};
-use crate::nar_view::ChunkView;
 use crate::normal::Restorer;
 use crate::order::references_first;
 use crate::place::Landing;

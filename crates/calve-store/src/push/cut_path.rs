@@ -15,9 +15,9 @@ use super::Shared;
 use super::ahead::Ahead;
 use crate::archive::write_nar;
 use crate::chunk::ChunkId;
+use crate::chunk_view::ChunkView;
 use crate::cut::{CutChunk, cut};
 use crate::index::LocalIndex;
-use crate::nar_view::ChunkView;
 use crate::recipe::{Piece, Position, Recipe};
 use crate::{PathInfo, StoreError, TransferError};
 

@@ -39,7 +39,9 @@ const COLLECTOR_MAX: Duration = Duration::from_secs(20);
 
 /// What the host lacks of the paths with these base names, one a line, and where they are to be brought for the switch `id`.
 pub fn room(host: &Host, id: &str, names: &str) -> anyhow::Result<HostRoom> {
-    host.current().context("the host has no /run/current-system: it runs no NixOS that can be switched")?;
+    let current = host
+        .current()
+        .context("the host has no /run/current-system: it runs no NixOS that can be switched")?;
     let store = host.path(STORE);
     let dir = StoreDir::open(&store).context("nothing can be written to the host's store")?;
     let names: Vec<&str> = names.lines().map(str::trim).filter(|name| !name.is_empty()).collect();
@@ -54,6 +56,7 @@ pub fn room(host: &Host, id: &str, names: &str) -> anyhow::Result<HostRoom> {
         missing: missing.into_iter().map(str::to_owned).collect(),
         dir: format!("{parent}/{INCOMING}{id}"),
         registers,
+        current: Some(current),
     })
 }
 

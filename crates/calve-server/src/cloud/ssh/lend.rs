@@ -11,7 +11,8 @@ use calve_core::MachineId;
 use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_provider::ssh::{Client, Host, HostKey, Session, Target};
 use calve_provider::{ErrorKind, ProviderError};
-use calve_store::{Closure, Store};
+use calve_store::delta::Held;
+use calve_store::{Closure, ClosurePath, Store};
 use calve_wire::agent::{
     AGENT_PROTOCOL_VERSION, SandboxFailure, SandboxFailureKind, SandboxSpec, StoreMount,
 };
@@ -352,16 +353,14 @@ async fn talk(
         Lent::Missing { paths } => paths,
         said => return Ok(said),
     };
-    let size = closure.paths.len();
-    tracing::info!(host = %host.target(), machine = lend.spec.machine_id, "{} of {size} store paths are sent", missing.len());
-    let closure = closure.clone();
     let missing: BTreeSet<String> = missing.into_iter().collect();
+    let lacks = |at: &&ClosurePath| missing.contains(at.path.base_name());
+    let closure = Closure::new(closure.paths.iter().filter(lacks).cloned().collect());
     let (pieces, mut read) = mpsc::channel::<Bytes>(PIECES_MAX);
     let store = store.clone();
     let reading = tokio::task::spawn_blocking(move || {
-        let infos = store.path_infos(&closure)?;
-        let is_wanted = |name: &str| missing.contains(name);
-        seed::send(&closure, &infos, is_wanted, seed::Pieces::new(pieces))
+        // Nothing is copied from what lies there: this session has no second try.
+        seed::send(&store, &closure, Some(Held::default()), seed::Pieces::new(pieces))
     });
     let sending = async {
         while let Some(piece) = read.recv().await {
@@ -371,10 +370,9 @@ async fn talk(
             }
         }
         // Half a closure does not look like all of it: it has no end.
-        reading
-            .await
-            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-            .map_err(Talk::Read)
+        let sent = reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        tracing::info!(host = %host.target(), machine = lend.spec.machine_id, "{}", sent.map_err(Talk::Read)?);
+        Ok(())
     };
     let hearing = hear(session);
     tokio::pin!(sending, hearing);

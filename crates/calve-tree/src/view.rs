@@ -1,5 +1,4 @@
-//! The archive of a tree on disk, read at any place without making it: so chunks that a host holds in some path's files
-//! need not be fetched.
+//! The archive of a tree on disk, read at any place without making it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,14 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use calve_nix::NarWriter;
-use calve_nix::store_path::HASH_CHARS;
 
-use crate::archive::{nar_error, open_file};
-use crate::chunk::ChunkId;
-use crate::normal::PLACEHOLDER;
-use crate::recipe::{Piece, Position};
-use crate::tree::{Node, Walk};
-use crate::{StoreError, recipe::Recipe};
+use crate::{Node, Walk, WalkError, nar_error, open_file};
 
 /// Files of a tree that is viewed: each takes about 300 bytes of memory, and several views are open at once.
 const VIEW_FILES_MAX: usize = 100_000;
@@ -47,7 +40,7 @@ struct ViewFile {
 
 impl NarView {
     /// The archive of the tree at `root`; none where the tree has too many files to be worth the memory.
-    pub fn open(root: &Path) -> Result<Option<Self>, StoreError> {
+    pub fn open(root: &Path) -> Result<Option<Self>, WalkError> {
         let mut view = Self {
             root: root.to_owned(),
             frame: Vec::new(),
@@ -84,15 +77,20 @@ impl NarView {
         self.size
     }
 
+    /// The tree.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the contents of the last file end.
-    fn files_end(&self) -> u64 {
+    pub fn files_end(&self) -> u64 {
         self.files.last().map_or(0, |file| file.at + file.size)
     }
 
     /// Fills `buffer` with the archive's bytes from byte `at`.
-    pub fn read_at(&self, buffer: &mut [u8], mut at: u64) -> Result<(), StoreError> {
+    pub fn read_at(&self, buffer: &mut [u8], mut at: u64) -> Result<(), WalkError> {
         let end = at.checked_add(buffer.len() as u64).filter(|end| *end <= self.size);
-        end.ok_or_else(|| StoreError::Changed { path: self.root.clone() })?;
+        end.ok_or_else(|| WalkError::Changed { path: self.root.clone() })?;
         // The last file that begins at or before the place, if any does.
         let mut next = self.files.partition_point(|file| file.at <= at);
         let mut rest = buffer;
@@ -133,7 +131,7 @@ impl NarView {
         self.size += size;
     }
 
-    fn read_file(&self, n: usize, buffer: &mut [u8], at: u64) -> Result<(), StoreError> {
+    fn read_file(&self, n: usize, buffer: &mut [u8], at: u64) -> Result<(), WalkError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (begin, end) = self.files[n].name;
         let path = match begin == end {
@@ -144,72 +142,7 @@ impl NarView {
             *last = Some((n, open_file(&path)?));
         }
         let (_, file) = last.as_ref().expect("opened above");
-        file.read_exact_at(buffer, at).map_err(StoreError::io("read", &path))
-    }
-}
-
-/// The normalised chunks of a tree on disk whose recipe is known.
-pub struct ChunkView {
-    nar: NarView,
-    /// Where hash parts begin in the archive, ascending.
-    places: Vec<u64>,
-}
-
-impl ChunkView {
-    /// The chunks of the tree at `root` by the recipe that it once had; none where it cannot have it now.
-    pub fn open(root: &Path, recipe: &Recipe) -> Result<Option<Self>, StoreError> {
-        let Some(nar) = NarView::open(root)? else { return Ok(None) };
-        if nar.size() != recipe.nar_size() {
-            return Ok(None);
-        }
-        Ok(Some(Self { nar, places: places(&recipe.positions) }))
-    }
-
-    /// The chunks of a tree of which only the first part is there, by the recipe that the whole has; none where it has
-    /// too many files.
-    pub(crate) fn open_part(root: &Path, recipe: &Recipe) -> Result<Option<Self>, StoreError> {
-        let nar = NarView::open(root)?;
-        Ok(nar.map(|nar| Self { nar, places: places(&recipe.positions) }))
-    }
-
-    /// Whether these bytes of the archive may lie in what is there of it.
-    pub(crate) fn reaches(&self, at: u64, len: u32) -> bool {
-        at + u64::from(len) <= self.nar.files_end()
-    }
-
-    /// What to say where a chunk that must be there is not.
-    pub(crate) fn changed(&self) -> StoreError {
-        StoreError::Changed { path: self.nar.root.clone() }
-    }
-
-    /// The plain bytes of a chunk that begins at byte `at` of the archive; none where they are no longer there.
-    pub fn chunk(&self, piece: Piece, at: u64) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; piece.len as usize];
-        self.nar.read_at(&mut bytes, at).ok()?;
-        blank(&mut bytes, at, &self.places);
-        (ChunkId::of(&bytes) == piece.id).then_some(bytes)
-    }
-}
-
-/// Where hash parts begin in an archive with these positions.
-fn places(positions: &[Position]) -> Vec<u64> {
-    let mut end = 0;
-    let place = |position: &Position| {
-        let begin = end + position.skip;
-        end = begin + HASH_CHARS as u64;
-        begin
-    };
-    positions.iter().map(place).collect()
-}
-
-/// Replaces the hash parts in `bytes`, which begin at byte `at` of the archive.
-fn blank(bytes: &mut [u8], at: u64, places: &[u64]) {
-    let end = at + bytes.len() as u64;
-    let first = places.partition_point(|place| place + HASH_CHARS as u64 <= at);
-    for &place in places[first..].iter().take_while(|place| **place < end) {
-        let (from, to) = (at.max(place), end.min(place + HASH_CHARS as u64));
-        bytes[(from - at) as usize..(to - at) as usize]
-            .copy_from_slice(&PLACEHOLDER[(from - place) as usize..(to - place) as usize]);
+        file.read_exact_at(buffer, at).map_err(WalkError::read(&path))
     }
 }
 
@@ -219,7 +152,24 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::archive::write_nar;
+    use crate::Step;
+
+    fn archive(root: &Path) -> Vec<u8> {
+        let mut nar = NarWriter::new(Vec::new()).unwrap();
+        for step in Walk::new(root) {
+            let Step { name, path, node } = step.unwrap();
+            match node {
+                Node::Enter => nar.begin_directory(&name),
+                Node::Leave => nar.end_directory(),
+                Node::Symlink(target) => nar.symlink(&name, &target),
+                Node::File { executable, size } => {
+                    nar.file(&name, executable, size, &mut File::open(path).unwrap())
+                }
+            }
+            .unwrap();
+        }
+        nar.finish().unwrap()
+    }
 
     #[test]
     fn every_part_of_an_archive_can_be_read() {
@@ -231,7 +181,7 @@ mod tests {
         }
         symlink("a", root.join("link")).unwrap();
         for root in [&root, &root.join("z"), &root.join("a/empty"), &root.join("link")] {
-            let whole = write_nar(root, Vec::new()).unwrap();
+            let whole = archive(root);
             let view = NarView::open(root).unwrap().unwrap();
             assert_eq!(view.size(), whole.len() as u64);
             for len in [1, 7, 100, 3000, whole.len()] {
@@ -243,23 +193,5 @@ mod tests {
             }
             assert!(view.read_at(&mut [0; 2], whole.len() as u64 - 1).is_err());
         }
-    }
-
-    #[test]
-    fn chunks_that_changed_on_disk_are_not_given() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("tree");
-        fs::write(&root, vec![b'x'; 5000]).unwrap();
-        let whole = write_nar(&root, Vec::new()).unwrap();
-        let piece = |bytes: &[u8]| Piece { id: ChunkId::of(bytes), len: bytes.len() as u32 };
-        let (one, other) = whole.split_at(2000);
-        let recipe = Recipe { pieces: vec![piece(one), piece(other)], positions: Vec::new() };
-        let view = ChunkView::open(&root, &recipe).unwrap().unwrap();
-        assert!(view.chunk(recipe.pieces[0], 0).as_deref() == Some(one));
-        assert!(view.chunk(recipe.pieces[1], 2000).as_deref() == Some(other));
-        fs::write(&root, vec![b'y'; 5000]).unwrap();
-        assert_eq!(view.chunk(recipe.pieces[1], 2000), None);
-        fs::write(&root, vec![b'x'; 4000]).unwrap();
-        assert!(ChunkView::open(&root, &recipe).unwrap().is_none());
     }
 }

@@ -1,13 +1,15 @@
 //! A walk over a tree of files in the order of an archive: depth first, names in the order of their bytes.
 
 use std::ffi::OsString;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::vec;
 
-use crate::StoreError;
+use rustix::fs::OFlags;
+
+use crate::WalkError;
 
 /// One step of a walk. The root's name is empty.
 #[derive(Debug)]
@@ -55,25 +57,25 @@ impl Walk {
         Self { root: Some(root.to_owned()), open: Vec::new() }
     }
 
-    fn visit(&mut self, name: OsString, path: PathBuf) -> Result<Step, StoreError> {
-        let metadata = fs::symlink_metadata(&path).map_err(StoreError::io("read", &path))?;
+    fn visit(&mut self, name: OsString, path: PathBuf) -> Result<Step, WalkError> {
+        let metadata = fs::symlink_metadata(&path).map_err(WalkError::read(&path))?;
         let node = if metadata.is_dir() {
             self.open.push((path.clone(), sorted_names(&path)?.into_iter()));
             Node::Enter
         } else if metadata.is_symlink() {
-            let target = fs::read_link(&path).map_err(StoreError::io("read", &path))?;
+            let target = fs::read_link(&path).map_err(WalkError::read(&path))?;
             Node::Symlink(target.into_os_string().into_vec())
         } else if metadata.is_file() {
             Node::File { executable: is_executable(&metadata), size: metadata.len() }
         } else {
-            return Err(StoreError::SpecialFile { kind: special_kind(&metadata), path });
+            return Err(WalkError::SpecialFile { kind: special_kind(&metadata), path });
         };
         Ok(Step { name: name.into_vec(), path, node })
     }
 }
 
 impl Iterator for Walk {
-    type Item = Result<Step, StoreError>;
+    type Item = Result<Step, WalkError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(root) = self.root.take() {
@@ -89,12 +91,22 @@ impl Iterator for Walk {
     }
 }
 
-fn sorted_names(dir: &Path) -> Result<Vec<OsString>, StoreError> {
-    let entries = fs::read_dir(dir).map_err(StoreError::io("read", dir))?;
+fn sorted_names(dir: &Path) -> Result<Vec<OsString>, WalkError> {
+    let entries = fs::read_dir(dir).map_err(WalkError::read(dir))?;
     let names: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.file_name())).collect();
-    let mut names = names.map_err(StoreError::io("read", dir))?;
+    let mut names = names.map_err(WalkError::read(dir))?;
     names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     Ok(names)
+}
+
+/// Opens a file that was regular a moment ago; one that has become a link or a named pipe neither leads elsewhere nor
+/// blocks.
+pub fn open_file(path: &Path) -> Result<File, WalkError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    let file = file.map_err(WalkError::read(path))?;
+    let metadata = file.metadata().map_err(WalkError::read(path))?;
+    if metadata.is_file() { Ok(file) } else { Err(WalkError::Changed { path: path.to_owned() }) }
 }
 
 fn special_kind(metadata: &Metadata) -> &'static str {

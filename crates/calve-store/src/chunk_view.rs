@@ -1,0 +1,102 @@
+//! Chunks read from the files of a path that is there: so they need not be fetched.
+
+use std::path::Path;
+
+use calve_nix::store_path::HASH_CHARS;
+use calve_tree::NarView;
+
+use crate::StoreError;
+use crate::chunk::ChunkId;
+use crate::normal::PLACEHOLDER;
+use crate::recipe::{Piece, Position, Recipe};
+
+/// The normalised chunks of a tree on disk whose recipe is known.
+pub struct ChunkView {
+    nar: NarView,
+    /// Where hash parts begin in the archive, ascending.
+    places: Vec<u64>,
+}
+
+impl ChunkView {
+    /// The chunks of the tree at `root` by the recipe that it once had; none where it cannot have it now.
+    pub fn open(root: &Path, recipe: &Recipe) -> Result<Option<Self>, StoreError> {
+        let Some(nar) = NarView::open(root)? else { return Ok(None) };
+        if nar.size() != recipe.nar_size() {
+            return Ok(None);
+        }
+        Ok(Some(Self { nar, places: places(&recipe.positions) }))
+    }
+
+    /// The chunks of a tree of which only the first part is there, by the recipe that the whole has; none where it has
+    /// too many files.
+    pub(crate) fn open_part(root: &Path, recipe: &Recipe) -> Result<Option<Self>, StoreError> {
+        let nar = NarView::open(root)?;
+        Ok(nar.map(|nar| Self { nar, places: places(&recipe.positions) }))
+    }
+
+    /// Whether these bytes of the archive may lie in what is there of it.
+    pub(crate) fn reaches(&self, at: u64, len: u32) -> bool {
+        at + u64::from(len) <= self.nar.files_end()
+    }
+
+    /// What to say where a chunk that must be there is not.
+    pub(crate) fn changed(&self) -> StoreError {
+        StoreError::Changed { path: self.nar.root().to_owned() }
+    }
+
+    /// The plain bytes of a chunk that begins at byte `at` of the archive; none where they are no longer there.
+    pub fn chunk(&self, piece: Piece, at: u64) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; piece.len as usize];
+        self.nar.read_at(&mut bytes, at).ok()?;
+        blank(&mut bytes, at, &self.places);
+        (ChunkId::of(&bytes) == piece.id).then_some(bytes)
+    }
+}
+
+/// Where hash parts begin in an archive with these positions.
+fn places(positions: &[Position]) -> Vec<u64> {
+    let mut end = 0;
+    let place = |position: &Position| {
+        let begin = end + position.skip;
+        end = begin + HASH_CHARS as u64;
+        begin
+    };
+    positions.iter().map(place).collect()
+}
+
+/// Replaces the hash parts in `bytes`, which begin at byte `at` of the archive.
+fn blank(bytes: &mut [u8], at: u64, places: &[u64]) {
+    let end = at + bytes.len() as u64;
+    let first = places.partition_point(|place| place + HASH_CHARS as u64 <= at);
+    for &place in places[first..].iter().take_while(|place| **place < end) {
+        let (from, to) = (at.max(place), end.min(place + HASH_CHARS as u64));
+        bytes[(from - at) as usize..(to - at) as usize]
+            .copy_from_slice(&PLACEHOLDER[(from - place) as usize..(to - place) as usize]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::archive::write_nar;
+
+    #[test]
+    fn chunks_that_changed_on_disk_are_not_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("tree");
+        fs::write(&root, vec![b'x'; 5000]).unwrap();
+        let whole = write_nar(&root, Vec::new()).unwrap();
+        let piece = |bytes: &[u8]| Piece { id: ChunkId::of(bytes), len: bytes.len() as u32 };
+        let (one, other) = whole.split_at(2000);
+        let recipe = Recipe { pieces: vec![piece(one), piece(other)], positions: Vec::new() };
+        let view = ChunkView::open(&root, &recipe).unwrap().unwrap();
+        assert!(view.chunk(recipe.pieces[0], 0).as_deref() == Some(one));
+        assert!(view.chunk(recipe.pieces[1], 2000).as_deref() == Some(other));
+        fs::write(&root, vec![b'y'; 5000]).unwrap();
+        assert_eq!(view.chunk(recipe.pieces[1], 2000), None);
+        fs::write(&root, vec![b'x'; 4000]).unwrap();
+        assert!(ChunkView::open(&root, &recipe).unwrap().is_none());
+    }
+}
