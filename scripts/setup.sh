@@ -159,6 +159,10 @@ need_test_peers() {
   need_packages /usr/sbin/mkfs.ext4=e2fsprogs
   need_packages grub-mkimage=grub-common /usr/lib/grub/i386-pc/boot.img=grub-pc-bin \
     /usr/lib/grub/x86_64-efi/kernel.img=grub-efi-amd64-bin
+  # A firmware and a boot partition, for the tests that boot whole systems.
+  if [ "${CALVE_GUESTS:-}" = 1 ]; then
+    need_packages /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf /usr/sbin/mkfs.vfat=dosfstools mcopy=mtools /usr/sbin/sfdisk=fdisk
+  fi
   need_newer_nix
 }
 

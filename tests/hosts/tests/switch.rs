@@ -259,6 +259,9 @@ fn a_host_lends_sandboxes_while_it_is_adopted_and_is_reached_again_after_a_resta
         let status = web.stage.home.ok(&["status", "web"]);
         status.contains("running") && status.contains("not heard") && status.contains("Connection refused")
     });
+    let away = web.calve(&["exec", "web", "--", "true"]);
+    let why = ["web was not reached within", "Connection refused"];
+    assert!(away.code == 125 && why.iter().all(|why| away.stderr.contains(why)), "{away:?}");
     web.stage.host.start();
     assert_eq!(web.exec("cat /proc/1/comm"), "sshd\n");
     let none = web.switch("new", &[]);

@@ -1,5 +1,6 @@
 //! A real system on a disk, with a boot loader: restarts that nobody asked for, and systems that are tried once. The guest is
-//! cut off, the way users' hosts are when it matters; only a port of its shell reaches it.
+//! cut off, the way users' hosts are when it matters; only a port of its shell reaches it. The boot loader is the stand-in's own, or
+//! systemd-boot under a firmware, with variables that outlive a restart.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -17,10 +18,22 @@ const PATIENCE: Duration = Duration::from_secs(400);
 const CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm,+rdrand";
 const PROGRAM: &str = "/var/lib/calve/switch/calve-switch";
 
+/// A firmware with UEFI, and its variables as they are at first: those of Debian's package `ovmf`.
+const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
+
 struct Built {
     first: String,
     second: String,
     dir: PathBuf,
+}
+
+/// What boots the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loader {
+    /// The stand-in's.
+    Emulated,
+    /// systemd-boot, by a firmware.
+    Real,
 }
 
 /// The disk from which every guest begins, made once for each run of the tests.
@@ -36,6 +49,15 @@ fn built() -> &'static Built {
     })
 }
 
+/// The disk with the boot partition of a real boot loader.
+fn boot_partition(built: &Built) -> PathBuf {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        standin("boot-partition", &[built.dir.to_str().unwrap(), &built.first]);
+    });
+    built.dir.join("boot")
+}
+
 struct Guest {
     built: &'static Built,
     dir: tempfile::TempDir,
@@ -46,16 +68,41 @@ struct Guest {
 }
 
 impl Guest {
-    fn boot() -> Self {
+    fn boot(loader: Loader) -> Self {
         let built = built();
         let dir = tempfile::Builder::new().prefix("calve-boots-").tempdir().expect("a directory");
-        let qemu = Self::qemu(built, dir.path()).spawn().expect("QEMU starts");
+        let mut qemu = Self::qemu(built, dir.path());
+        match loader {
+            Loader::Emulated => {
+                qemu.args(["-kernel", &format!("{}/kernel", built.first), "-initrd"]);
+                qemu.arg(built.dir.join("boot-initrd"));
+                qemu.args(["-append", "console=ttyS0 loglevel=4 systemd.show_status=0"]);
+            }
+            Loader::Real => {
+                let [code, variables] = FIRMWARE;
+                let own = dir.path().join("variables");
+                std::fs::copy(variables, &own).expect("the package ovmf is installed");
+                let flash = |file: &str, more: &str| format!("if=pflash,format=raw,file={file}{more}");
+                qemu.args(["-drive", &flash(code, ",readonly=on")]);
+                qemu.args(["-drive", &flash(own.to_str().unwrap(), "")]);
+                let boot = boot_partition(built);
+                let drive = format!("file={},if=none,id=boot,format=raw,snapshot=on", boot.display());
+                qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=boot,bootindex=1"]);
+            }
+        }
+        let qemu = qemu.spawn().expect("QEMU starts");
         let socket = dir.path().join("line");
         e2e::wait_until("QEMU to listen", || socket.exists());
         let line = UnixStream::connect(socket).expect("it listens");
         line.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
         let mut guest = Self { built, dir, qemu, line, switches: 0 };
         guest.wait_for_version("standin");
+        if loader == Loader::Real {
+            let named = guest
+                .sh("cat /sys/firmware/efi/efivars/LoaderInfo-* | busybox tr -d '\\0'")
+                .expect("an answer");
+            assert!(named.contains("systemd-boot"), "{named}");
+        }
         guest
     }
 
@@ -75,11 +122,6 @@ impl Guest {
             "-m",
             "768M",
         ]);
-        command
-            .args(["-kernel", &format!("{}/kernel", built.first)])
-            .arg("-initrd")
-            .arg(built.dir.join("boot-initrd"));
-        command.args(["-append", "console=ttyS0 loglevel=4 systemd.show_status=0"]);
         command.args(["-serial", &format!("file:{}", dir.join("console").display())]);
         command.args([
             "-chardev",
@@ -213,65 +255,70 @@ impl Drop for Guest {
     }
 }
 
+/// Does it with either boot loader, where tests of whole systems are wanted.
+fn with_both(test: impl Fn(Loader)) {
+    if systems::runs_guests() {
+        [Loader::Emulated, Loader::Real].into_iter().for_each(test);
+    }
+}
+
 #[test]
 fn a_kernel_that_panics_before_the_new_system_is_confirmed_boots_the_former_one() {
-    if !systems::runs_guests() {
-        return;
-    }
-    let mut guest = Guest::boot();
-    guest.begin(SwitchAction::Switch, 300_000);
-    guest.wait_for(SwitchStage::Confirming);
-    guest.wait_for_version("two");
-    let _ = guest.line.write_all(b"\necho c >/proc/sysrq-trigger\n");
-    guest.wait_until("another boot", |guest| guest.booted().len() == 2);
-    guest.assert_back();
-    assert_eq!(guest.booted(), [guest.built.first.clone(), guest.built.first.clone()]);
+    with_both(|loader| {
+        let mut guest = Guest::boot(loader);
+        guest.begin(SwitchAction::Switch, 300_000);
+        guest.wait_for(SwitchStage::Confirming);
+        guest.wait_for_version("two");
+        let _ = guest.line.write_all(b"\necho c >/proc/sysrq-trigger\n");
+        guest.wait_until("another boot", |guest| guest.booted().len() == 2);
+        guest.assert_back();
+        assert_eq!(guest.booted(), [guest.built.first.clone(), guest.built.first.clone()]);
+    });
 }
 
 #[test]
 fn a_system_is_tried_once_and_left_where_nobody_confirms_it() {
-    if !systems::runs_guests() {
-        return;
-    }
-    let mut guest = Guest::boot();
-    guest.begin(SwitchAction::Boot, 15_000);
-    guest.wait_for(SwitchStage::AwaitingBoot);
-    let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
-    // It restarts itself: the unit that no system's configuration owns goes on with the switch.
-    guest.wait_until("the former system to be booted again", |guest| guest.booted().len() == 3);
-    guest.assert_back();
-    let (first, second) = (guest.built.first.clone(), guest.built.second.clone());
-    assert_eq!(guest.booted(), [first.clone(), second, first]);
+    with_both(|loader| {
+        let mut guest = Guest::boot(loader);
+        guest.begin(SwitchAction::Boot, 15_000);
+        guest.wait_for(SwitchStage::AwaitingBoot);
+        let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
+        // It restarts itself: the unit that no system's configuration owns goes on with the switch.
+        guest.wait_until("the former system to be booted again", |guest| guest.booted().len() == 3);
+        guest.assert_back();
+        let (first, second) = (guest.built.first.clone(), guest.built.second.clone());
+        assert_eq!(guest.booted(), [first.clone(), second, first]);
+    });
 }
 
 #[test]
 fn a_system_that_panics_at_its_boot_is_tried_once_and_one_that_is_confirmed_boots_from_then_on() {
-    if !systems::runs_guests() {
-        return;
-    }
-    let mut guest = Guest::boot();
-    let second = guest.built.second.clone();
-    let panics =
-        format!("case $0 in {second}/*) echo 1 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger;; esac");
-    guest.sh(&format!("echo '{panics}' >/etc/standin/break-boot; sync"));
-    guest.begin(SwitchAction::Boot, 300_000);
-    guest.wait_for(SwitchStage::AwaitingBoot);
-    let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
-    guest.wait_until("the former system to be booted again", |guest| guest.booted().len() == 3);
-    guest.assert_back();
-    // The same system, mended.
-    guest.sh("rm /etc/standin/break-boot; sync");
-    guest.begin(SwitchAction::Boot, 300_000);
-    guest.wait_for(SwitchStage::AwaitingBoot);
-    let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
-    guest.wait_for_version("two");
-    guest.wait_for(SwitchStage::Confirming);
-    let confirm = format!("{PROGRAM} confirm {}", guest.switch());
-    let said = guest.sh(&confirm).expect("an answer");
-    assert!(said.contains("\"outcome\":\"applied\""), "{said}");
-    let conf = guest.sh("cat /boot/loader/loader.conf").expect("an answer");
-    // The second try has a generation of its own.
-    assert!(conf.contains("default nixos-generation-3.conf"), "{conf}");
+    with_both(|loader| {
+        let mut guest = Guest::boot(loader);
+        let second = guest.built.second.clone();
+        let panics = format!(
+            "case $0 in {second}/*) echo 1 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger;; esac"
+        );
+        guest.sh(&format!("echo '{panics}' >/etc/standin/break-boot; sync"));
+        guest.begin(SwitchAction::Boot, 300_000);
+        guest.wait_for(SwitchStage::AwaitingBoot);
+        let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
+        guest.wait_until("the former system to be booted again", |guest| guest.booted().len() == 3);
+        guest.assert_back();
+        // The same system, mended.
+        guest.sh("rm /etc/standin/break-boot; sync");
+        guest.begin(SwitchAction::Boot, 300_000);
+        guest.wait_for(SwitchStage::AwaitingBoot);
+        let _ = guest.line.write_all(b"\nsystemctl --no-block reboot\n");
+        guest.wait_for_version("two");
+        guest.wait_for(SwitchStage::Confirming);
+        let confirm = format!("{PROGRAM} confirm {}", guest.switch());
+        let said = guest.sh(&confirm).expect("an answer");
+        assert!(said.contains("\"outcome\":\"applied\""), "{said}");
+        let conf = guest.sh("cat /boot/loader/loader.conf").expect("an answer");
+        // The second try has a generation of its own.
+        assert!(conf.contains("default nixos-generation-3.conf"), "{conf}");
+    });
 }
 
 #[test]
@@ -279,7 +326,7 @@ fn a_system_that_fills_the_disk_and_moves_the_clock_is_left_in_time() {
     if !systems::runs_guests() {
         return;
     }
-    let mut guest = Guest::boot();
+    let mut guest = Guest::boot(Loader::Emulated);
     let second = guest.built.second.clone();
     // Decades ahead while it is activated; room is taken piece by piece, to the last block.
     let breaks = format!(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use calve_core::State as MachineState;
 use calve_wire::api::ProblemKind;
 use calve_wire::record::MachineRecord;
+use tokio::time::Instant;
 
 use super::Api;
 use super::problem::{ApiError, ApiResult};
@@ -13,6 +14,10 @@ use crate::agents::LinkError;
 
 /// How long a request waits for a machine that is still being made: a guest in emulation boots for a minute.
 const REACH_MAX: Duration = Duration::from_secs(180);
+/// Pause between two looks whether it is.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long it waits for one that was made and is known to be away: its driver says why.
+const AWAY_MAX: Duration = Duration::from_secs(15);
 
 impl Api {
     /// The machine's record, once it runs and its agent is heard.
@@ -23,15 +28,36 @@ impl Api {
             return Err(ApiError::new(ProblemKind::Conflict, message)
                 .hint("it has a lease here and nothing else; reach it as you did before, such as by ssh"));
         }
-        match tokio::time::timeout(REACH_MAX, self.reached(&record)).await {
-            Ok(result) => result,
-            Err(_) => {
-                let why = self.world.away(&record).map(|why| format!(": {why}")).unwrap_or_default();
-                let (name, seconds) = (&record.name, REACH_MAX.as_secs());
+        let begun = Instant::now();
+        tokio::select! {
+            result = self.reached(&record) => result,
+            why = self.given_up(&record) => {
+                let (name, seconds) = (&record.name, begun.elapsed().as_secs());
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
                 let message = format!("the machine {name} was not reached within {seconds} s{why}");
                 Err(ApiError::new(ProblemKind::Conflict, message)
                     .hint(format!("`calve status {name}` says what it waits for")))
             }
+        }
+    }
+
+    /// Returns when a machine has been waited for long enough, with what its driver says of it.
+    async fn given_up(&self, record: &MachineRecord) -> Option<String> {
+        let until = Instant::now() + REACH_MAX;
+        let mut away_since = None;
+        loop {
+            let why = self.world.away(record);
+            let away_since = match why {
+                Some(_) => *away_since.get_or_insert_with(Instant::now),
+                None => {
+                    away_since = None;
+                    Instant::now()
+                }
+            };
+            if Instant::now() >= until || away_since.elapsed() >= AWAY_MAX {
+                return why;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 

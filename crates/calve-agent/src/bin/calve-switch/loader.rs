@@ -59,6 +59,9 @@ impl Loader {
         file.write_all((lines.join("\n") + "\n").as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&new, &path)?;
+        // On FAT, which boot partitions have, a name that was there before leads to the new contents only once the file itself
+        // is written: its directory is not enough (`vfat_rename` in Linux).
+        file.sync_all()?;
         sync_dir(&self.dir)
     }
 }
