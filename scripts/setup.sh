@@ -156,7 +156,7 @@ need_test_peers() {
   need_python_client pydo pydo==0.44.0
   need_python_client proxmoxer proxmoxer==2.2.0 requests==2.34.2
   need_packages nix-store=nix-bin fsck.erofs=erofs-utils /bin/bash-static=bash-static git=git mmdebstrap=mmdebstrap
-  need_packages /usr/sbin/mkfs.ext4=e2fsprogs
+  need_packages /usr/sbin/mkfs.ext4=e2fsprogs ip=iproute2
   need_packages grub-mkimage=grub-common /usr/lib/grub/i386-pc/boot.img=grub-pc-bin \
     /usr/lib/grub/x86_64-efi/kernel.img=grub-efi-amd64-bin
   # A firmware and a boot partition, for the tests that boot whole systems.

@@ -174,6 +174,7 @@ impl Api {
         let mut view = show::view(record, report.as_ref(), &self.world.published(record.id));
         view.messages.extend(self.view.waits_for(record.id).map(|what| format!("waits for {what}")));
         view.messages.extend(self.world.away(record));
+        view.bringing = self.world.seeds().bringing(record.id);
         view
     }
 

@@ -188,6 +188,11 @@ impl World {
         self.drivers.get(&record.driver?)?.away(record.id)
     }
 
+    /// The closures that are on their way to machines.
+    pub fn seeds(&self) -> &Seeds {
+        &self.seeds
+    }
+
     /// Every driver's preflight, done anew.
     pub async fn preflight(&self) -> Vec<Check> {
         self.preflights.run_all().await

@@ -57,6 +57,17 @@ pub struct Copied<'a> {
     pub hashes: Vec<(usize, &'a [u8])>,
 }
 
+impl Part<'_> {
+    /// How many bytes it has.
+    #[expect(clippy::len_without_is_empty, reason = "no part is empty")]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Copy(copied) => copied.len.into(),
+        }
+    }
+}
+
 impl Held {
     /// Takes up a path that the other side has; its files lie at `host_path` here.
     pub fn add(&mut self, info: PathInfo, host_path: PathBuf) {

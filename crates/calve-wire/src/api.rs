@@ -142,6 +142,25 @@ pub struct MachineView {
     pub messages: Vec<String>,
     /// When its state last changed.
     pub state_since_unix_ms: u64,
+    /// How far a closure is that is on its way to it; none where none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bringing: Option<Bringing>,
+}
+
+/// How far a closure is on its way to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Bringing {
+    /// Paths that the machine lacked.
+    pub paths: u64,
+    /// Those of them that were sent.
+    pub paths_done: u64,
+    /// Bytes of the archives of all of them.
+    pub bytes: u64,
+    /// Those of them that were sent, or told by where they stand in a path that the machine has.
+    pub bytes_done: u64,
+    /// Bytes that this took on the line.
+    pub sent_bytes: u64,
 }
 
 /// `POST /v1/machines/{name}/stop` and the body of `DELETE /v1/machines/{name}`.

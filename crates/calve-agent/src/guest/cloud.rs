@@ -29,7 +29,7 @@ pub(super) fn run(mut notes: Vec<String>) -> anyhow::Result<()> {
         clock::set(now);
     }
     let data = UserData::parse(&found.user_data).context("the machine's user data")?;
-    let name_servers =
+    let (name_servers, lease) =
         network::by_plan(&interfaces, found.plan).context("the network card cannot be given its address")?;
     network::name_host(&data.name)?;
     files::write(&data.name, &name_servers)?;
@@ -38,7 +38,13 @@ pub(super) fn run(mut notes: Vec<String>) -> anyhow::Result<()> {
     let entry = Entry::of(&data, Path::new(KEY_FILE))?;
     drop(interfaces);
     let confine = bare::limited(None, &mut notes);
-    bare::inhabit(&confine, None, |init| agent(entry, init, notes))
+    bare::inhabit(&confine, None, |init| {
+        // Not before: init has one thread.
+        if let Some(lease) = lease {
+            network::keep(lease);
+        }
+        agent(entry, init, notes)
+    })
 }
 
 fn agent(entry: Entry, init: OwnedFd, notes: Vec<String>) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::dhcp;
+use super::dhcp::Lease;
 use super::sources::Plan;
 
 /// QEMU's user network gives every guest the same addresses (QEMU `docs/system/devices/net.rst`).
@@ -50,23 +50,48 @@ pub(super) fn through(
     interfaces.add_default_route(gateway)
 }
 
-/// Gives the first network card what was planned for it; where nothing was, what DHCP says. Answers with who knows names.
-pub(super) fn by_plan(interfaces: &Interfaces, plan: Option<Plan>) -> anyhow::Result<Vec<IpAddr>> {
-    let plan = match plan {
-        Some(plan) => plan,
-        None => {
-            let card = first_card()?;
-            // The address for the metadata service would be the sender of what DHCP is asked. None has no netmask either.
-            interfaces.set_address(&card, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
-            interfaces.bring_up(&card)?;
-            dhcp::ask(&card, hardware_address(&card)?)?
+/// Gives the first network card what was planned for it; where nothing was, what DHCP says. Answers with who knows names, and with
+/// the lease that is to be kept.
+pub(super) fn by_plan(
+    interfaces: &Interfaces,
+    plan: Option<Plan>,
+) -> anyhow::Result<(Vec<IpAddr>, Option<Lease>)> {
+    if let Some(plan) = plan {
+        take(interfaces, &plan)?;
+        return Ok((plan.name_servers, None));
+    }
+    let card = first_card()?;
+    // The address for the metadata service would be the sender of what DHCP is asked. None has no netmask either.
+    interfaces.set_address(&card, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED)?;
+    interfaces.bring_up(&card)?;
+    let lease = Lease::ask(&card, hardware_address(&card)?)?;
+    take(interfaces, lease.plan())?;
+    Ok((lease.plan().name_servers.clone(), Some(lease)))
+}
+
+/// Keeps the address that DHCP gave to the first network card, in a thread of its own.
+pub(super) fn keep(lease: Lease) {
+    let taking = |plan: Option<&Plan>| -> io::Result<()> {
+        let interfaces = Interfaces::open()?;
+        match plan {
+            Some(plan) => take(&interfaces, plan),
+            None => interfaces.set_address(&first_card()?, libc::SIOCSIFADDR, Ipv4Addr::UNSPECIFIED),
         }
     };
+    std::thread::spawn(move || {
+        lease.keep(|plan| {
+            if let Err(error) = taking(plan) {
+                eprintln!("calve-agent: the network card cannot be given its address: {error}");
+            }
+        });
+    });
+}
+
+fn take(interfaces: &Interfaces, plan: &Plan) -> io::Result<()> {
     match plan.gateway {
-        Some(gateway) => through(interfaces, plan.address, plan.netmask, gateway)?,
-        None => give(interfaces, plan.address, plan.netmask)?,
+        Some(gateway) => through(interfaces, plan.address, plan.netmask, gateway),
+        None => give(interfaces, plan.address, plan.netmask),
     }
-    Ok(plan.name_servers)
 }
 
 /// As the kernel shows it: six bytes in hexadecimal digits, with colons.

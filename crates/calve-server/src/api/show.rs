@@ -63,6 +63,7 @@ pub fn view(record: &MachineRecord, report: Option<&AgentReport>, published: &[P
         linked: report.is_some_and(|report| report.linked),
         messages: record.message.iter().cloned().chain(notes).chain(unhealthy).collect(),
         state_since_unix_ms: record.state_since_unix_ms,
+        bringing: None,
     }
 }
 

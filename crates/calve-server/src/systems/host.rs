@@ -24,7 +24,7 @@ use super::records::SystemsError;
 use crate::agents::{Agents, LinkError, StreamEvent};
 use crate::chain;
 use crate::world::World;
-use crate::world::seed::{self, SeedError};
+use crate::world::seed::{self, SeedError, Watched};
 
 /// Time for a verb: a host that is being switched is slow, and a dry activation runs in one.
 const VERB_MAX: Duration = Duration::from_secs(90);
@@ -127,7 +127,7 @@ impl Hosts for World {
         let host = Host::new(self.agents(), id);
         host.equip().await?;
         match closure_of(self.store(), toplevel).await {
-            Ok(closure) => host.bring(self.store(), &closure, switch).await,
+            Ok(closure) => host.bring(self.store(), &self.seeds().watch(id), &closure, switch).await,
             // A former generation may be on the host alone; the host says where it is not.
             Err(error) => {
                 tracing::debug!(error = chain(&error), "a system is not here, so the host has to have it");
@@ -204,6 +204,7 @@ impl<'a> Host<'a> {
     async fn bring(
         &self,
         store: &Arc<Store>,
+        watched: &Watched,
         closure: &Closure,
         switch: &str,
     ) -> Result<Option<String>, HostError> {
@@ -220,7 +221,7 @@ impl<'a> Host<'a> {
             Some(current) => closure_of(store, current).await.ok(),
             None => None,
         };
-        seed::bring(self.agents, store, self.id, &closure, current.as_ref(), &room.dir).await?;
+        seed::bring(self.agents, store, watched, &closure, current.as_ref(), &room.dir).await?;
         if room.registers {
             let store = store.clone();
             let infos = tokio::task::spawn_blocking(move || store.path_infos(&closure)).await;

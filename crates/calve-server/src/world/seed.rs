@@ -7,7 +7,6 @@
 //! the machine has is not sent again ([`calve_store::delta`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,8 +16,10 @@ use calve_core::MachineId;
 use calve_store::chunk::CHUNK_MAX;
 use calve_store::cut::CHUNK_LEVEL;
 use calve_store::delta::{self, Held};
+use calve_store::progress::Progress;
 use calve_store::{Closure, Store, StoreError};
 use calve_wire::agent::{Target, ToAgent};
+use calve_wire::api::Bringing;
 use calve_wire::frame::Channel;
 use calve_wire::seed::{END, HashAt, Header, PART_MAX_BYTES, Part};
 use tokio::sync::{mpsc, oneshot};
@@ -58,7 +59,26 @@ pub enum SeedError {
 
 /// What is being sent.
 #[derive(Default)]
-pub(super) struct Seeds(Mutex<BTreeMap<MachineId, AbortOnDropHandle<()>>>);
+pub struct Seeds {
+    begun: Mutex<BTreeMap<MachineId, AbortOnDropHandle<()>>>,
+    under_way: UnderWay,
+}
+
+/// How far the closures are that are on their way.
+type UnderWay = Arc<Mutex<BTreeMap<MachineId, Arc<Progress>>>>;
+
+/// A closure that is on its way: dropped, it is no more.
+pub struct Watched {
+    id: MachineId,
+    under_way: UnderWay,
+    progress: Arc<Progress>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
 
 impl Seeds {
     /// Sends the closure and then `start`, again and again until both arrived or the machine is unlinked. While that is
@@ -71,13 +91,13 @@ impl Seeds {
         closure: Closure,
         start: ToAgent,
     ) {
-        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         if begun.get(&id).is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let (agents, store) = (agents.clone(), store.clone());
+        let (agents, store, watched) = (agents.clone(), store.clone(), self.watch(id));
         let sending = tokio::spawn(async move {
-            while let Err(error) = seed(&agents, &store, id, &closure, &start).await {
+            while let Err(error) = seed(&agents, &store, &watched, &closure, &start).await {
                 if matches!(error, SeedError::Link(LinkError::Unknown)) {
                     return;
                 }
@@ -88,21 +108,41 @@ impl Seeds {
         begun.insert(id, AbortOnDropHandle::new(sending));
     }
 
+    /// A closure is on its way to a machine from now on.
+    pub fn watch(&self, id: MachineId) -> Watched {
+        let (under_way, progress) = (self.under_way.clone(), Arc::<Progress>::default());
+        under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id, progress.clone());
+        Watched { id, under_way, progress }
+    }
+
+    /// How far the closure is that is on its way to a machine, where one is and it is known what the machine lacks.
+    pub fn bringing(&self, id: MachineId) -> Option<Bringing> {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = under_way.get(&id).filter(|progress| progress.paths.get() > 0)?;
+        Some(Bringing {
+            paths: progress.paths.get(),
+            paths_done: progress.paths_done.get(),
+            bytes: progress.archive_bytes.get(),
+            bytes_done: progress.archive_bytes_done.get(),
+            sent_bytes: progress.bytes_moved.get(),
+        })
+    }
+
     /// The machine is gone.
     pub fn end(&self, id: MachineId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 }
 
 async fn seed(
     agents: &Agents,
     store: &Arc<Store>,
-    id: MachineId,
+    watched: &Watched,
     closure: &Closure,
     start: &ToAgent,
 ) -> Result<(), SeedError> {
-    bring(agents, store, id, closure, None, STORE_DIR).await?;
-    Ok(agents.send(id, start.clone())?)
+    bring(agents, store, watched, closure, None, STORE_DIR).await?;
+    Ok(agents.send(watched.id, start.clone())?)
 }
 
 /// Brings what is not there of a closure into `dir` of a machine, path by path; all is there when this returns. Parts may be
@@ -110,16 +150,16 @@ async fn seed(
 pub async fn bring(
     agents: &Agents,
     store: &Arc<Store>,
-    id: MachineId,
+    watched: &Watched,
     closure: &Closure,
     other: Option<&Closure>,
     dir: &str,
 ) -> Result<(), SeedError> {
-    match bring_once(agents, store, id, closure, Some(other.cloned().unwrap_or_default()), dir).await {
+    match bring_once(agents, store, watched, closure, Some(other.cloned().unwrap_or_default()), dir).await {
         // What lies there may not be what it was here.
         Err(SeedError::Refused(why)) => {
-            tracing::info!(machine = %id, why, "paths are sent again, and nothing of them is copied there");
-            bring_once(agents, store, id, closure, None, dir).await
+            tracing::info!(machine = %watched.id, why, "paths are sent again, and nothing of them is copied there");
+            bring_once(agents, store, watched, closure, None, dir).await
         }
         done => done,
     }
@@ -129,29 +169,31 @@ pub async fn bring(
 async fn bring_once(
     agents: &Agents,
     store: &Arc<Store>,
-    id: MachineId,
+    watched: &Watched,
     closure: &Closure,
     other: Option<Closure>,
     dir: &str,
 ) -> Result<(), SeedError> {
-    let (sender, mut receiver) = agents.open(id, Target::Seed { path: dir.to_owned() })?.split();
+    let Watched { id, progress, .. } = watched;
+    let (sender, mut receiver) = agents.open(*id, Target::Seed { path: dir.to_owned() })?.split();
     let (told, there) = oneshot::channel::<BTreeSet<String>>();
     let (pieces, mut read) = mpsc::channel(PIECES_MAX);
-    let (closure, store) = (closure.clone(), store.clone());
+    let closure = closure.clone();
     let sending = async {
         // Dropped without a word only where the stream has failed, which the other direction tells.
         let Ok(there) = there.await else { return Ok(()) };
+        let (store, progress) = (store.clone(), progress.clone());
         let reading = tokio::task::spawn_blocking(move || {
             let (there, missing): (Vec<_>, Vec<_>) =
                 closure.paths.into_iter().partition(|at| there.contains(at.path.base_name()));
             let held = other.map(|other| held(&store, &Closure::new([there, other.paths].concat())));
-            send(&store, &Closure::new(missing), held, Pieces::new(pieces))
+            send(&store, &Closure::new(missing), held, Pieces::new(pieces, progress))
         });
         while let Some(piece) = read.recv().await {
             sender.send(&piece).await?;
         }
-        let sent = reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
-        tracing::info!(machine = %id, "{sent}");
+        reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        tracing::info!(machine = %id, "{}", summary(&watched.progress));
         Ok(sender.close_stdin().await?)
     };
     let ended = async {
@@ -212,18 +254,9 @@ fn held(store: &Store, closure: &Closure) -> Held {
 }
 
 /// What a closure took.
-#[derive(Debug)]
-pub(crate) struct Sent {
-    paths: usize,
-    archive_bytes: u64,
-    sent_bytes: u64,
-}
-
-impl fmt::Display for Sent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { paths, archive_bytes, sent_bytes } = self;
-        write!(f, "{paths} store paths of {archive_bytes} bytes took {sent_bytes}")
-    }
+pub(crate) fn summary(progress: &Progress) -> String {
+    let Progress { paths, archive_bytes, bytes_moved, .. } = progress;
+    format!("{} store paths of {} bytes took {}", paths.get(), archive_bytes.get(), bytes_moved.get())
 }
 
 /// Sends the paths of a closure, and the end. Of those that are held there, and of each that was sent, parts are copied; without
@@ -233,26 +266,32 @@ pub(crate) fn send(
     closure: &Closure,
     held: Option<Held>,
     pieces: Pieces,
-) -> Result<Sent, SeedError> {
+) -> Result<(), SeedError> {
     let infos = store.path_infos(closure)?;
-    let (paths, archive_bytes) = (infos.len(), infos.iter().map(|info| info.nar_size).sum());
+    let progress = pieces.progress.clone();
+    let [done, moved] = [&progress.paths_done, &progress.archive_bytes_done];
+    // Anew, where it is not the first time.
+    [done, moved, &progress.bytes_moved].into_iter().for_each(|counter| counter.set(0));
+    progress.archive_bytes.set(infos.iter().map(|info| info.nar_size).sum());
+    progress.paths.set(infos.len() as u64);
     let mut frame = Encoder::new(pieces, CHUNK_LEVEL).map_err(SeedError::Read)?;
     let (copies, mut held) = (held.is_some(), held.unwrap_or_default());
     for (at, info) in closure.paths.iter().zip(infos) {
         let base_name = at.path.base_name().to_owned();
         let header = Header { base_name, nar_hash: info.nar_hash.to_hex(), nar_size: info.nar_size };
         writeln!(frame, "{header}").map_err(SeedError::Read)?;
-        delta::tell(&info, &at.host_path, &held, |part| write_part(&mut frame, part))?;
+        delta::tell(&info, &at.host_path, &held, |part| {
+            moved.add(part.len());
+            write_part(&mut frame, part)
+        })?;
+        done.add(1);
         if copies {
             held.add(info, at.host_path.clone());
         }
     }
     // Only behind everything: half of a closure must not look like all of it.
-    let ended = writeln!(frame, "{END}").and_then(|()| {
-        let mut pieces = frame.finish()?;
-        pieces.flush().map(|()| pieces.sent_bytes)
-    });
-    Ok(Sent { paths, archive_bytes, sent_bytes: ended.map_err(SeedError::Read)? })
+    let ended = writeln!(frame, "{END}").and_then(|()| frame.finish()?.flush());
+    ended.map_err(SeedError::Read)
 }
 
 fn write_part(out: &mut impl Write, part: delta::Part<'_>) -> io::Result<()> {
@@ -277,12 +316,12 @@ fn write_part(out: &mut impl Write, part: delta::Part<'_>) -> io::Result<()> {
 pub(crate) struct Pieces {
     pieces: mpsc::Sender<Bytes>,
     piece: Vec<u8>,
-    sent_bytes: u64,
+    progress: Arc<Progress>,
 }
 
 impl Pieces {
-    pub fn new(pieces: mpsc::Sender<Bytes>) -> Self {
-        Self { pieces, piece: Vec::new(), sent_bytes: 0 }
+    pub fn new(pieces: mpsc::Sender<Bytes>, progress: Arc<Progress>) -> Self {
+        Self { pieces, piece: Vec::new(), progress }
     }
 }
 
@@ -300,7 +339,7 @@ impl Write for Pieces {
         if piece.is_empty() {
             return Ok(());
         }
-        self.sent_bytes += piece.len() as u64;
+        self.progress.bytes_moved.add(piece.len() as u64);
         self.pieces.blocking_send(piece.into()).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -315,5 +354,35 @@ mod tests {
         assert_eq!(whole(b"a\n"), None);
         assert_eq!(whole(b"\n"), Some(BTreeSet::new()));
         assert_eq!(whole(b"a\nb\n\n"), Some(["a".to_owned(), "b".to_owned()].into()));
+    }
+
+    #[test]
+    fn how_far_a_closure_is_can_be_asked_until_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let tree = dir.path().join("tree");
+        std::fs::write(&tree, (0..1 << 20).map(|n: u32| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>())
+            .unwrap();
+        let closure = store.closure(&[store.add(&tree, None).unwrap()]).unwrap();
+        let (seeds, id) = (Seeds::default(), MachineId::new(crate::world::now(), 1));
+        let watched = seeds.watch(id);
+        // What the machine lacks is not known yet.
+        assert_eq!(seeds.bringing(id), None);
+        let (pieces, mut read) = mpsc::channel(1);
+        std::thread::scope(|scope| {
+            let pieces = Pieces::new(pieces, watched.progress.clone());
+            let sending = scope.spawn(|| send(&store, &closure, Some(Held::default()), pieces));
+            let mut sent = 0;
+            while let Some(piece) = read.blocking_recv() {
+                sent += piece.len() as u64;
+                let now = seeds.bringing(id).unwrap();
+                assert!(now.paths == 1 && now.sent_bytes >= sent && now.bytes_done <= now.bytes, "{now:?}");
+            }
+            sending.join().unwrap().unwrap();
+            let all = seeds.bringing(id).unwrap();
+            assert_eq!((all.paths_done, all.bytes_done, all.sent_bytes), (1, all.bytes, sent));
+        });
+        drop(watched);
+        assert_eq!(seeds.bringing(id), None);
     }
 }

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 
 use calve_core::{MachineName, Timestamp};
-use calve_wire::api::MachineView;
+use calve_wire::api::{Bringing, MachineView};
 use calve_wire::machine::{Network, Probe, Restart, Workload};
 use clap_complete::ArgValueCompleter;
 
@@ -59,6 +59,14 @@ fn describe(machine: &MachineView, lines: &mut Lines) {
     }
     if let Some(exit) = &summary.exit {
         lines.add("ended", ps::show_exit(exit));
+    }
+    if let Some(bringing) = &machine.bringing {
+        let Bringing { paths, paths_done, bytes, bytes_done, sent_bytes } = *bringing;
+        let [done, all, sent] = [bytes_done, bytes, sent_bytes].map(show_size);
+        lines.add(
+            "closure",
+            format!("{paths_done} of {paths} paths, {done} of {all} brought; {sent} were sent"),
+        );
     }
     lines.add("kind", summary.kind.as_str());
     lines.add("runs", summary.runs.as_str());

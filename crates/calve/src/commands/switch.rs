@@ -1,8 +1,10 @@
+use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
 use calve_core::{Kind, MachineName};
-use calve_wire::api::CreateMachine;
+use calve_store::progress::Progress;
+use calve_wire::api::{CreateMachine, MachineView};
 use calve_wire::machine::{MachineSpec, Workload};
 use calve_wire::system::{SwitchAction, SwitchOutcome, SwitchRequest, SwitchStage, SwitchView};
 use clap::ValueEnum;
@@ -14,12 +16,15 @@ use crate::client::Client;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::resolve::{self, Wish};
 use crate::ship;
-use crate::ui;
+use crate::ui::{self, Transfer};
 
 /// How long a switch is followed without its server: the next one goes on with it within moments.
 const SERVER_GONE_MAX: Duration = Duration::from_secs(30);
 /// Pause between two tries to reach the next server.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Pause between two looks at how far the closure is.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Switches a machine to another system, and back where that does not prove itself.
 ///
@@ -131,7 +136,12 @@ pub async fn follow(client: Client, name: &MachineName, begun: SwitchView, json:
     let mut lost_at = None;
     while !has_answer(&view) {
         let path = names::path(name, &format!("/switches/{}?known={}", view.id, view.stage.as_str()));
-        let answer = match client.get_bytes(&path).await {
+        let asked = client.get_bytes(&path);
+        let answer = match view.stage {
+            SwitchStage::Bringing if ui::talks_to_people() => while_brought(&client, name, asked).await,
+            _ => asked.await,
+        };
+        let answer = match answer {
             Ok(answer) => answer,
             Err(failure) if failure.status == ExitStatus::NotFound => return Err(failure),
             Err(failure) => {
@@ -156,6 +166,27 @@ pub async fn follow(client: Client, name: &MachineName, begun: SwitchView, json:
         return Ok(status(&view));
     }
     conclude(&view)
+}
+
+/// Shows how far the closure is, until `work` ends.
+async fn while_brought<T>(client: &Client, name: &MachineName, work: impl Future<Output = T>) -> T {
+    let progress = Progress::default();
+    let look = async {
+        loop {
+            if let Ok(MachineView { bringing: Some(now), .. }) = client.get(&names::path(name, "")).await {
+                progress.paths.set(now.paths);
+                progress.paths_done.set(now.paths_done);
+                progress.archive_bytes.set(now.bytes);
+                progress.archive_bytes_done.set(now.bytes_done);
+                progress.bytes_moved.set(now.sent_bytes);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        done = Transfer::show("bringing the closure", &progress, work) => done,
+        never = look => never,
+    }
 }
 
 /// Whether the one who asked has an answer: of a boot, that it is set.

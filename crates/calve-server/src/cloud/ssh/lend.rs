@@ -12,6 +12,7 @@ use calve_node::{DriverError, DriverErrorKind, Order};
 use calve_provider::ssh::{Client, Host, HostKey, Session, Target};
 use calve_provider::{ErrorKind, ProviderError};
 use calve_store::delta::Held;
+use calve_store::progress::Progress;
 use calve_store::{Closure, ClosurePath, Store};
 use calve_wire::agent::{
     AGENT_PROTOCOL_VERSION, SandboxFailure, SandboxFailureKind, SandboxSpec, StoreMount,
@@ -357,10 +358,11 @@ async fn talk(
     let lacks = |at: &&ClosurePath| missing.contains(at.path.base_name());
     let closure = Closure::new(closure.paths.iter().filter(lacks).cloned().collect());
     let (pieces, mut read) = mpsc::channel::<Bytes>(PIECES_MAX);
-    let store = store.clone();
+    let progress = Arc::<Progress>::default();
+    let (store, counted) = (store.clone(), progress.clone());
     let reading = tokio::task::spawn_blocking(move || {
         // Nothing is copied from what lies there: this session has no second try.
-        seed::send(&store, &closure, Some(Held::default()), seed::Pieces::new(pieces))
+        seed::send(&store, &closure, Some(Held::default()), seed::Pieces::new(pieces, counted))
     });
     let sending = async {
         while let Some(piece) = read.recv().await {
@@ -371,7 +373,8 @@ async fn talk(
         }
         // Half a closure does not look like all of it: it has no end.
         let sent = reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        tracing::info!(host = %host.target(), machine = lend.spec.machine_id, "{}", sent.map_err(Talk::Read)?);
+        sent.map_err(Talk::Read)?;
+        tracing::info!(host = %host.target(), machine = lend.spec.machine_id, "{}", seed::summary(&progress));
         Ok(())
     };
     let hearing = hear(session);

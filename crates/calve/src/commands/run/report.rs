@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use calve_core::State;
-use calve_wire::api::MachineView;
+use calve_wire::api::{Bringing, MachineView};
 use calve_wire::machine::Workload;
 use calve_wire::system::{SwitchView, first_switch};
 
+use crate::args::show_size;
 use crate::client::Client;
 use crate::commands::names;
 use crate::ui;
@@ -30,7 +31,7 @@ pub async fn report(client: Client, machine: MachineView) {
             let state = now.summary.state;
             let step = match state {
                 State::Running => format!("{name} runs {}", now.summary.runs),
-                State::Seeding => format!("{name}: seeding{}", stage(&client, &now).await),
+                State::Seeding => format!("{name}: seeding{}{}", stage(&client, &now).await, brought(&now)),
                 state => format!("{name}: {state}"),
             };
             if step != told {
@@ -43,6 +44,13 @@ pub async fn report(client: Client, machine: MachineView) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// How far its closure is, in tenths: nobody wants a line for each second.
+fn brought(machine: &MachineView) -> String {
+    let Some(Bringing { bytes, bytes_done, .. }) = machine.bringing else { return String::new() };
+    let tenths = (10 * bytes_done).checked_div(bytes).unwrap_or(10);
+    format!(", {}0 % of {}", tenths, show_size(bytes))
 }
 
 /// How far the machine's first switch is, in parentheses.
