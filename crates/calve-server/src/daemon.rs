@@ -11,7 +11,6 @@ mod idle;
 mod listen;
 mod lock;
 mod log_file;
-mod memory;
 mod token;
 
 use std::net::SocketAddr;
@@ -32,6 +31,7 @@ use crate::dirs::{Dirs, DirsError};
 use crate::events::EventLog;
 use crate::joins::Joins;
 use crate::logs::{LogOptions, Logs};
+use crate::memory;
 use crate::reconcile;
 use crate::reconcile::records::View;
 use crate::state::embedded::OpenError;
@@ -42,7 +42,6 @@ use crate::world::{Parts, World, now};
 pub use connections::{Connection, Connections};
 use listen::Listeners;
 use lock::{Lock, Taken};
-pub(crate) use memory::trim;
 
 /// How long an idle server stays: long enough for a session of commands, short enough to be forgotten.
 pub const IDLE_EXIT_DEFAULT: Duration = Duration::from_secs(300);
@@ -181,7 +180,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), Ser
     context.agents = told.agents.clone();
     reap_roots(&state, &view, &world).await;
     // Reading and parsing thousands of records has left as much again behind.
-    trim();
+    memory::trim();
     let looping =
         tokio::spawn(reconcile::run(state.clone(), view.clone(), world, shutdown.clone().cancelled_owned()));
     let trimming = tokio::spawn(memory::keep_trimmed());

@@ -13,7 +13,7 @@ use calve_wire::machine::PortMapping;
 use tokio_util::sync::CancellationToken;
 
 use super::show::{self, Said};
-use crate::daemon;
+use crate::memory;
 use crate::reconcile::records::Row;
 use crate::state::Revision;
 
@@ -69,7 +69,7 @@ impl Listing {
         let parts = std::mem::take(&mut *self.parts());
         if !parts.is_empty() {
             drop(parts);
-            let _ = tokio::task::spawn_blocking(daemon::trim).await;
+            let _ = tokio::task::spawn_blocking(memory::trim).await;
         }
     }
 

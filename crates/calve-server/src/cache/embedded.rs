@@ -29,6 +29,7 @@ use super::answer::Refusal;
 use super::tokens::Tokens;
 use super::{Upstreams, Visibility, routers, token_of};
 use crate::api::Principal;
+use crate::memory;
 
 /// What the names of machines' pins begin with.
 pub const MACHINE_PINS: &str = "machine-";
@@ -181,7 +182,7 @@ impl Embedded {
         let source = Source { name: "of this server".to_owned(), remote: Arc::new(opened.cache.clone()) };
         let pulled = pull(store.clone(), &[source], roots, options, Arc::new(Progress::default())).await;
         // The push before and this have left chunks' worth of free memory behind.
-        crate::daemon::trim();
+        memory::trim();
         match pulled {
             Ok(paths) => {
                 tracing::info!(paths = paths.len(), "a closure was taken out of the cache");

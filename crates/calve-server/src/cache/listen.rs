@@ -11,10 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower_service::Service;
 
-use crate::http1;
+use crate::{http1, memory};
 
 /// Bytes of a request's head, and of a body that are read at once.
 const BUFFER_MAX_BYTES: usize = 64 * 1024;
@@ -29,6 +29,8 @@ const REQUESTS_END_MAX: Duration = Duration::from_secs(10);
 pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
+    memory::give_back();
+    let _trimming = AbortOnDropHandle::new(tokio::spawn(memory::keep_trimmed()));
     loop {
         let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
         let accepted = tokio::select! {

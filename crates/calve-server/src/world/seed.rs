@@ -157,7 +157,7 @@ pub async fn bring(
 ) -> Result<(), SeedError> {
     match bring_once(agents, store, watched, closure, Some(other.cloned().unwrap_or_default()), dir).await {
         // What lies there may not be what it was here.
-        Err(SeedError::Refused(why)) => {
+        Err(SeedError::Refused(why)) if watched.progress.chunks_present.get() > 0 => {
             tracing::info!(machine = %watched.id, why, "paths are sent again, and nothing of them is copied there");
             bring_once(agents, store, watched, closure, None, dir).await
         }
@@ -269,9 +269,9 @@ pub(crate) fn send(
 ) -> Result<(), SeedError> {
     let infos = store.path_infos(closure)?;
     let progress = pieces.progress.clone();
-    let [done, moved] = [&progress.paths_done, &progress.archive_bytes_done];
+    let Progress { paths_done: done, archive_bytes_done: moved, chunks_present: copied, .. } = &*progress;
     // Anew, where it is not the first time.
-    [done, moved, &progress.bytes_moved].into_iter().for_each(|counter| counter.set(0));
+    [done, moved, copied, &progress.bytes_moved].into_iter().for_each(|counter| counter.set(0));
     progress.archive_bytes.set(infos.iter().map(|info| info.nar_size).sum());
     progress.paths.set(infos.len() as u64);
     let mut frame = Encoder::new(pieces, CHUNK_LEVEL).map_err(SeedError::Read)?;
@@ -282,6 +282,7 @@ pub(crate) fn send(
         writeln!(frame, "{header}").map_err(SeedError::Read)?;
         delta::tell(&info, &at.host_path, &held, |part| {
             moved.add(part.len());
+            copied.add(matches!(part, delta::Part::Copy(_)).into());
             write_part(&mut frame, part)
         })?;
         done.add(1);

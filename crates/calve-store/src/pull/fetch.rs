@@ -20,10 +20,11 @@ use crate::decode;
 use crate::progress::Progress;
 use crate::remote::RemoteError;
 
-/// Requests for chunks at once: with [`BATCH_KIB`] each as much as is in flight.
-const REQUESTS_MAX: usize = 16;
 /// Plain bytes of one request in KiB: enough for a request's overhead not to count, little enough to spread over caches.
-const BATCH_KIB: usize = IN_FLIGHT_KIB / REQUESTS_MAX / 2;
+const BATCH_KIB: usize = 2048;
+/// Requests for chunks at once: as much as is in flight. A request takes the round trip and the time to make its chunks
+/// plain, so that on a far line half of that is half the speed.
+const REQUESTS_MAX: usize = IN_FLIGHT_KIB / BATCH_KIB;
 /// Chunks that are decoded by one job: about half a mebibyte.
 const DECODE_CHUNKS: usize = 8;
 /// How often all caches are asked again for what none of them gave.

@@ -16,7 +16,7 @@ const TRIM_FIRST: Duration = Duration::from_secs(3);
 const TRIM_EVERY: Duration = Duration::from_secs(20);
 
 /// Gives back what was freed, now and then.
-pub(super) async fn keep_trimmed() {
+pub(crate) async fn keep_trimmed() {
     let mut pause = TRIM_FIRST;
     loop {
         tokio::time::sleep(pause).await;
@@ -29,7 +29,7 @@ pub(super) async fn keep_trimmed() {
 
 /// Has freed memory given back to the system: an idle server is small.
 #[cfg(target_env = "gnu")]
-pub(super) fn give_back() {
+pub(crate) fn give_back() {
     for (parameter, value) in [(libc::M_MMAP_THRESHOLD, MAPPED_MIN_BYTES), (libc::M_ARENA_MAX, ARENAS_MAX)] {
         // SAFETY: mallopt changes the allocator's own settings under its own lock and reads no memory of ours.
         if unsafe { libc::mallopt(parameter, value) } == 0 {
@@ -51,4 +51,4 @@ pub(crate) fn trim() {}
 
 /// Other allocators give back by themselves.
 #[cfg(not(target_env = "gnu"))]
-pub(super) fn give_back() {}
+pub(crate) fn give_back() {}
