@@ -89,6 +89,7 @@ in
   proxmox =
     (machine [
       "${nixpkgs}/nixos/modules/virtualisation/proxmox-image.nix"
-      { services.cloud-init.enable = lib.mkForce false; }
+      # With it the image would leave its network to cloud-init, which the agent is here instead of.
+      { proxmox.cloudInit.enable = false; }
     ]).config.system.build.VMA;
 }
