@@ -289,7 +289,8 @@ impl Drop for SshHost {
     }
 }
 
-fn make_key(path: &Path) {
+/// Makes a pair of keys: this file, and its name with `.pub`.
+pub fn make_key(path: &Path) {
     let mut command = Command::new("ssh-keygen");
     command.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path);
     assert!(command.status().expect("ssh-keygen runs").success());
@@ -301,7 +302,7 @@ fn is_root() -> bool {
 }
 
 /// The server: installed here, or unpacked beside the build by `scripts/setup.sh`.
-fn sshd() -> PathBuf {
+pub fn sshd() -> PathBuf {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/sshd/usr/sbin/sshd");
     let found = [unpacked, "/usr/sbin/sshd".into()].into_iter().find(|path| path.exists());
     found.expect("openssh-server is there: `./test` fetches it")
