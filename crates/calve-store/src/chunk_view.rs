@@ -7,7 +7,7 @@ use calve_tree::NarView;
 
 use crate::StoreError;
 use crate::chunk::ChunkId;
-use crate::normal::PLACEHOLDER;
+use crate::normal::{PLACEHOLDER, overlap};
 use crate::recipe::{Piece, Position, Recipe};
 
 /// The normalised chunks of a tree on disk whose recipe is known.
@@ -69,9 +69,8 @@ fn blank(bytes: &mut [u8], at: u64, places: &[u64]) {
     let end = at + bytes.len() as u64;
     let first = places.partition_point(|place| place + HASH_CHARS as u64 <= at);
     for &place in places[first..].iter().take_while(|place| **place < end) {
-        let (from, to) = (at.max(place), end.min(place + HASH_CHARS as u64));
-        bytes[(from - at) as usize..(to - at) as usize]
-            .copy_from_slice(&PLACEHOLDER[(from - place) as usize..(to - place) as usize]);
+        let (from, part) = overlap(place, at, end);
+        bytes[from..from + part.len()].copy_from_slice(&PLACEHOLDER[part]);
     }
 }
 

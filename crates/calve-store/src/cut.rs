@@ -130,7 +130,7 @@ impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Write for Cutter<F> {
 
 /// Cuts one archive and gives its recipe. `write` writes the archive; `each` gets the chunks with their plain bytes, may
 /// compress and send them, and may wait to slow the cutting down. Without `threads` `each` is called on this thread, in
-/// order; with them on as many threads, in any order, with at most [`CUT_AHEAD_CHUNKS`] chunks waiting.
+/// order; with them on as many threads, of which one alone keeps the order, with at most [`CUT_AHEAD_CHUNKS`] chunks waiting.
 pub fn cut<W, E>(
     references: &[&StorePath],
     threads: Option<NonZeroUsize>,
@@ -273,4 +273,4 @@ pub struct ChunkError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use calve_nix::StorePath;
 use calve_nix::store_path::{BASE32_ALPHABET, HASH_CHARS};
@@ -168,9 +169,8 @@ impl Restorer {
         let end = at + len;
         let behind = &self.places[self.first_behind(at)..];
         behind.iter().take_while(move |(place, _)| *place < end).map(move |&(place, reference)| {
-            let (from, to) = (at.max(place), end.min(place + HASH_CHARS as u64));
-            let hash = &self.hashes[reference as usize];
-            ((from - at) as usize, &hash[(from - place) as usize..(to - place) as usize])
+            let (from, part) = overlap(place, at, end);
+            (from, &self.hashes[reference as usize][part])
         })
     }
 
@@ -183,6 +183,13 @@ impl Restorer {
     fn first_behind(&self, at: u64) -> usize {
         self.places.partition_point(|(place, _)| place + HASH_CHARS as u64 <= at)
     }
+}
+
+/// What the hash part at byte `place` of an archive and its bytes from `at` to `end` have in common: where it begins in these
+/// bytes, and which characters of the hash part it is.
+pub(crate) fn overlap(place: u64, at: u64, end: u64) -> (usize, Range<usize>) {
+    let (from, to) = (at.max(place), end.min(place + HASH_CHARS as u64));
+    ((from - at) as usize, (from - place) as usize..(to - place) as usize)
 }
 
 fn hash_part(path: &StorePath) -> [u8; HASH_CHARS] {

@@ -13,19 +13,18 @@ mod proxmox;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use calve_node::cloud_image::{CloudImage, cloud_image, emulation_parameters};
 use calve_node::initrd::static_busybox;
 use calve_node::kernel::Transport;
+use e2e::emulator;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 /// By this a guest reaches what listens on this host's loopback.
 pub const HOST_FROM_GUEST: &str = "169.254.2.2";
-/// The processor that emulation shows; see the driver for guests of this host.
-const EMULATED_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm,+rdrand";
 /// Memory of a guest whatever its droplet was sold with: many run on one host.
 const MEMORY_MIB: u64 = 256;
 
@@ -123,7 +122,7 @@ impl Guests {
     }
 
     fn start(&self, id: u64, source: Source) {
-        let spawned = self.qemu(id, &source).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let spawned = self.qemu(id, &source).spawn();
         let qemu = spawned.unwrap_or_else(|error| panic!("qemu-system-x86_64 cannot be started: {error}"));
         let metadata = match source {
             Source::Metadata { serving, .. } => Some(serving),
@@ -138,42 +137,32 @@ impl Guests {
     }
 
     fn qemu(&self, id: u64, source: &Source) -> Command {
-        // Also a test that is killed leaves none behind.
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--pdeathsig",
-            "KILL",
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-        ]);
         let (machine, bus) = match self.image.kernel.facts.transport {
             _ if self.system.is_some() => ("q35,usb=off,smbus=off,sata=off", "pci"),
             Transport::MmioAcpi => ("microvm,acpi=on,pcie=off,usb=off", "device"),
             Transport::MmioCommandLine => ("microvm,acpi=off", "device"),
             Transport::Pci => ("q35,usb=off,smbus=off,sata=off", "pci"),
         };
-        command.args(["-display", "none", "-machine", &format!("{machine},accel=tcg"), "-cpu", EMULATED_CPU]);
+        let memory = if self.system.is_some() { SYSTEM_MEMORY_MIB } else { MEMORY_MIB };
+        let mut command = emulator(machine, memory, &self.console_file(id));
+        command.arg("-no-reboot");
         if bus == "device" {
             command.args(["-global", "virtio-mmio.force-legacy=false"]);
         }
-        let (kernel, initrd, parameters, memory) = match &self.system {
+        let (kernel, initrd, parameters) = match &self.system {
             None => {
                 let parameters = format!("quiet {} {}", self.image.parameters, self.emulated);
-                (&self.image.kernel.boot, &self.image.initrd, parameters, MEMORY_MIB)
+                (&self.image.kernel.boot, &self.image.initrd, parameters)
             }
             Some(SystemDisk { disk, kernel, initrd }) => {
                 let drive = "if=none,id=disk,format=raw,snapshot=on,cache=unsafe,file=";
                 command.args(["-drive", &format!("{drive}{}", disk.display())]);
                 command.args(["-device", "virtio-blk-pci,drive=disk"]);
                 let parameters = format!("console=ttyS0 systemd.show_status=0 {}", self.emulated);
-                (kernel, initrd, parameters, SYSTEM_MEMORY_MIB)
+                (kernel, initrd, parameters)
             }
         };
-        command.args(["-smp", "1", "-m", &format!("{memory}M")]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd).args(["-append", &parameters]);
-        command.args(["-serial", &format!("file:{}", self.console_file(id).display())]);
         let mut network = "user,id=net,net=169.254.0.0/16".to_owned();
         match source {
             // One process a connection: QEMU's own forwarding would make a single connection for all of them.

@@ -5,7 +5,7 @@ mod door;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use agent_client::{Client, agent_program};
@@ -15,13 +15,12 @@ use calve_node::initrd::static_busybox;
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, ToAgent};
 use calve_wire::machine::Restart;
 use door::Door;
+use e2e::emulator;
 
 /// Longest wait for a guest: the firmware reads fifteen megabytes in emulation before the kernel begins.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// This host as QEMU's user network shows it (QEMU `docs/system/devices/net.rst`).
 const HOST_FROM_GUEST: &str = "10.0.2.2";
-/// The processor that emulation shows; see the driver for guests of this host.
-const EMULATED_CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm,+rdrand";
 /// Where Debian's package `ovmf` has the firmware.
 const UEFI: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 
@@ -61,34 +60,13 @@ fn boot(dir: &Path, image: &Path, format: &str, firmware: &[&str], user_data: St
     files.file("meta-data", b"instance-id: x\n".to_vec());
     files.file("user-data", user_data.into_bytes());
     File::create(&volume).unwrap().write_all(&files.to_bytes().unwrap()).unwrap();
-    // Also a test that is killed leaves none behind.
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
-    command.args([
-        "-display",
-        "none",
-        "-machine",
-        "pc,accel=tcg",
-        "-cpu",
-        EMULATED_CPU,
-        "-smp",
-        "1",
-        "-m",
-        "256M",
-    ]);
+    let mut command = emulator("pc", 256, &dir.join("console"));
+    command.arg("-no-reboot");
     command.args(firmware).args(["-snapshot"]);
     command.args(["-drive", &format!("file={},format={format},if=virtio", image.display())]);
     command.args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", volume.display())]);
     command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
-    command.args(["-serial", &format!("file:{}", dir.join("console").display())]);
-    Qemu(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    Qemu(command.spawn().unwrap())
 }
 
 async fn joins(dir: &Path, image: &Path, format: &str, firmware: &[&str]) {

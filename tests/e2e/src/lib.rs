@@ -1,10 +1,14 @@
 //! What the end-to-end tests share: a home of its own for each, the built binaries, and waiting on conditions.
 
+mod emulator;
+
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+pub use emulator::emulator;
 
 /// How long a condition may take before the test fails: emulated guests on a busy machine are slow.
 pub const PATIENCE: Duration = Duration::from_secs(180);

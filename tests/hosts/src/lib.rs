@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use e2e::{Ran, wait_until};
 
-pub use stage::{Stage, agent};
+pub use stage::{Stage, agent, calve};
 
 /// Makes the tree of the host and becomes its sshd. $1 is a directory with what the host is made of, $2 the bytes of its
 /// disk, $3 the sshd, $4 its port, $5 where the programs of an sshd of 9.8 or newer are. One that punishes broken connections is kept
@@ -119,21 +119,14 @@ impl SshHost {
         self.dir.path().join(name)
     }
 
-    /// The client's configuration, and a client that uses it and nothing of this machine's user.
+    /// The client's configuration, with more of it in front, and a client that uses it.
     fn write_client(&self, more: &str) {
-        let (key, known) = (self.path("key"), self.path("known_hosts"));
-        let text = format!(
-            "{more}Host bastion\n  Hostname 127.0.0.1\n  Port {}\n  User root\n  StrictHostKeyChecking no\n  UserKnownHostsFile \
-             /dev/null\nHost *\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {}\n  \
-             GlobalKnownHostsFile /dev/null\n",
-            self.port,
-            key.display(),
-            known.display()
+        let bastion = format!(
+            "Host bastion\n  Hostname 127.0.0.1\n  Port {}\n  User root\n  StrictHostKeyChecking no\n  UserKnownHostsFile \
+             /dev/null\n",
+            self.port
         );
-        fs::write(self.path("config"), text).expect("a file");
-        let script = format!("#!/bin/sh\nexec ssh -F '{}' \"$@\"\n", self.path("config").display());
-        fs::write(self.client(), script).expect("a file");
-        fs::set_permissions(self.client(), fs::Permissions::from_mode(0o755)).expect("permissions");
+        write_client(self.dir.path(), &format!("{more}{bastion}"));
     }
 
     /// The client's program.
@@ -287,6 +280,22 @@ impl Drop for SshHost {
     fn drop(&mut self) {
         self.power_off();
     }
+}
+
+/// Makes `ssh` in a directory: a client with the key and the hosts, `key` and `known_hosts`, that are there, and nothing of this
+/// machine's user. More of its configuration comes in front.
+pub fn write_client(dir: &Path, more: &str) -> PathBuf {
+    let [key, known, config, client] = ["key", "known_hosts", "config", "ssh"].map(|name| dir.join(name));
+    let text = format!(
+        "{more}Host *\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {}\n  \
+         GlobalKnownHostsFile /dev/null\n",
+        key.display(),
+        known.display()
+    );
+    fs::write(&config, text).expect("a file");
+    fs::write(&client, format!("#!/bin/sh\nexec ssh -F '{}' \"$@\"\n", config.display())).expect("a file");
+    fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).expect("permissions");
+    client
 }
 
 /// Makes a pair of keys: this file, and its name with `.pub`.

@@ -1,6 +1,6 @@
 //! A host and a server that reaches it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -34,10 +34,7 @@ impl Stage {
 
     /// `calve ARGS`; a server that it may have to start is one of this stage.
     pub fn calve<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = self.home.command(arguments);
-        command.env("CALVE_SSH", self.host.client()).env("USER", "tester");
-        command.env("CALVE_AGENT", agent()).env_remove("CALVE_SWITCH");
-        command
+        calve(&self.home, &self.host.client(), arguments)
     }
 
     /// Starts the server.
@@ -92,6 +89,14 @@ impl Drop for Stage {
             let _ = server.wait();
         }
     }
+}
+
+/// `calve ARGS` for a server of this home, whose `ssh` is that of a host's user.
+pub fn calve<'a>(home: &Home, client: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+    let mut command = home.command(arguments);
+    command.env("CALVE_SSH", client).env("USER", "tester");
+    command.env("CALVE_AGENT", agent()).env_remove("CALVE_SWITCH");
+    command
 }
 
 /// The agent for hosts; what else goes there lies beside it.

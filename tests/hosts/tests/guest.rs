@@ -1,21 +1,17 @@
 //! A whole system with systemd that is reached over SSH: adopted, switched, tried at a boot, given back. `CALVE_GUESTS=1`.
 
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use e2e::{Home, Ran, standin};
-
-/// How long anything may take in emulation on a busy host.
-const PATIENCE: Duration = Duration::from_secs(400);
-/// The processor that emulation shows.
-const CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm,+rdrand";
+use systems::GUEST_PATIENCE;
 
 struct Stage {
     home: Home,
     dir: tempfile::TempDir,
+    client: PathBuf,
     /// Of this host, behind which the guest's sshd is.
     port: u16,
     second: String,
@@ -26,45 +22,31 @@ impl Stage {
     fn boot() -> Self {
         let dir = tempfile::Builder::new().prefix("calve-guest-ssh-").tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("sshd")).expect("a directory");
         hosts::make_key(&at("key"));
-        hosts::make_key(&at("host_key"));
-        std::fs::copy(at("key.pub"), at("authorized_keys")).expect("copied");
+        hosts::make_key(&at("sshd/host_key"));
+        std::fs::copy(at("key.pub"), at("sshd/authorized_keys")).expect("copied");
+        std::fs::copy(hosts::sshd(), at("sshd/sshd")).expect("copied");
         let first = standin("build", &[]);
         let second = standin("variant", &[&first, "two"]);
-        let mut disk = Command::new(standin_script("disk"));
-        disk.args([dir.path().to_str().unwrap(), systems::program().to_str().unwrap(), "-", &first, &second]);
-        disk.env("STANDIN_SSHD", hosts::sshd()).env("STANDIN_SSH_KEYS", dir.path());
-        assert!(disk.status().expect("it runs").success());
+        let switch = systems::program();
+        standin("disk", &[dir.path().to_str().unwrap(), switch.to_str().unwrap(), "-", &first, &second]);
         // Free a moment ago.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
-        let qemu = qemu(dir.path(), &first, port).spawn().expect("QEMU starts");
-        let stage = Self { home: Home::alone(), dir, port, second, qemu };
-        stage.write_client();
-        stage
-    }
-
-    /// A client that knows the host's key and uses nothing of this machine's user.
-    fn write_client(&self) {
-        let at = |name: &str| self.dir.path().join(name).display().to_string();
-        let key = std::fs::read_to_string(at("host_key.pub")).expect("a key");
-        std::fs::write(at("known_hosts"), format!("[127.0.0.1]:{} {key}", self.port)).expect("written");
-        let config = format!(
-            "Host *\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {}\n  \
-             GlobalKnownHostsFile /dev/null\n",
-            at("key"),
-            at("known_hosts")
-        );
-        std::fs::write(at("config"), config).expect("written");
-        std::fs::write(at("ssh"), format!("#!/bin/sh\nexec ssh -F '{}' \"$@\"\n", at("config")))
-            .expect("written");
-        std::fs::set_permissions(at("ssh"), std::fs::Permissions::from_mode(0o755)).expect("permissions");
+        let mut qemu = systems::guest(dir.path());
+        systems::add_disk(&mut qemu, dir.path());
+        systems::boot_by_standin(&mut qemu, dir.path(), &first);
+        qemu.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22")]);
+        qemu.args(["-device", "virtio-net-pci,netdev=net"]);
+        let qemu = qemu.spawn().expect("QEMU starts");
+        let key = std::fs::read_to_string(at("sshd/host_key.pub")).expect("a key");
+        std::fs::write(at("known_hosts"), format!("[127.0.0.1]:{port} {key}")).expect("written");
+        let client = hosts::write_client(dir.path(), "");
+        Self { home: Home::alone(), dir, client, port, second, qemu }
     }
 
     fn calve(&self, arguments: &[&str]) -> Ran {
-        let mut command = self.home.command(arguments.iter().copied());
-        command.env("CALVE_SSH", self.dir.path().join("ssh")).env("USER", "tester");
-        command.env("CALVE_AGENT", hosts::agent()).env_remove("CALVE_SWITCH");
-        Ran::of(command)
+        Ran::of(hosts::calve(&self.home, &self.client, arguments.iter().copied()))
     }
 
     fn sh(&self, script: &str) -> Ran {
@@ -78,7 +60,7 @@ impl Stage {
         while !wished() {
             let console = std::fs::read(self.dir.path().join("console")).unwrap_or_default();
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < GUEST_PATIENCE,
                 "waited in vain for {what}\n{}",
                 String::from_utf8_lossy(&console)
             );
@@ -99,36 +81,6 @@ impl Drop for Stage {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
-}
-
-fn standin_script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../standin").join(name)
-}
-
-fn qemu(dir: &Path, system: &str, port: u16) -> Command {
-    // Also a test that is killed leaves none behind.
-    let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-    ]);
-    command.args(["-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "1", "-m", "768M"]);
-    command.args(["-kernel", &format!("{system}/kernel"), "-initrd"]).arg(dir.join("boot-initrd"));
-    command.args(["-append", "console=ttyS0 loglevel=4 systemd.show_status=0"]);
-    command.args(["-serial", &format!("file:{}", dir.join("console").display())]);
-    // What is written goes to a file of its own, which a restart of the guest outlives.
-    let disk = dir.join("disk");
-    let drive = format!("file={},if=none,id=disk,format=raw,snapshot=on,cache=unsafe", disk.display());
-    command.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
-    command.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22")]);
-    command.args(["-device", "virtio-net-pci,netdev=net"]);
-    command.env("TMPDIR", dir).stdin(Stdio::null()).stdout(Stdio::null());
-    command
 }
 
 #[test]

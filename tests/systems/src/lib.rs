@@ -23,6 +23,30 @@ pub fn runs_guests() -> bool {
     std::env::var_os("CALVE_GUESTS").is_some_and(|value| value == "1")
 }
 
+/// How long anything may take in such a system on a busy host.
+pub const GUEST_PATIENCE: Duration = Duration::from_secs(400);
+
+/// A guest that a disk is to be given; its console and what it writes to that are in `dir`.
+pub fn guest(dir: &Path) -> Command {
+    let mut command = e2e::emulator("q35", 768, &dir.join("console"));
+    command.env("TMPDIR", dir);
+    command
+}
+
+/// Gives a guest the disk that `tests/standin/disk` made in `made`, which stays as it is: what is written goes to a file of its own,
+/// which a restart of the guest outlives. Devices whose names count virtio's, as those of ports do, come before it.
+pub fn add_disk(guest: &mut Command, made: &Path) {
+    let disk = made.join("disk");
+    let drive = format!("file={},if=none,id=disk,format=raw,snapshot=on,cache=unsafe", disk.display());
+    guest.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
+}
+
+/// Has the stand-in's boot loader, which lies beside the disk, boot a guest with the kernel of this system.
+pub fn boot_by_standin(guest: &mut Command, made: &Path, system: &str) {
+    guest.args(["-kernel", &format!("{system}/kernel"), "-initrd"]).arg(made.join("boot-initrd"));
+    guest.args(["-append", "console=ttyS0 loglevel=4 systemd.show_status=0"]);
+}
+
 /// `calve-switch`: the one that `CALVE_SWITCH` names, or the built one.
 pub fn program() -> PathBuf {
     std::env::var_os("CALVE_SWITCH").map_or_else(|| e2e::bin_dir().join("calve-switch"), PathBuf::from)

@@ -4,18 +4,15 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use calve_wire::system::{HostOrder, HostSwitch, SWITCH_VERSION, SwitchAction, SwitchOutcome, SwitchStage};
 use e2e::standin;
+use systems::GUEST_PATIENCE;
 
-/// How long anything may take in emulation on a busy host.
-const PATIENCE: Duration = Duration::from_secs(400);
-/// The processor that emulation shows.
-const CPU: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+lahf-lm,+rdrand";
 const PROGRAM: &str = "/var/lib/calve/switch/calve-switch";
 
 /// A firmware with UEFI, and its variables as they are at first: those of Debian's package `ovmf`.
@@ -71,13 +68,13 @@ impl Guest {
     fn boot(loader: Loader) -> Self {
         let built = built();
         let dir = tempfile::Builder::new().prefix("calve-boots-").tempdir().expect("a directory");
-        let mut qemu = Self::qemu(built, dir.path());
+        let mut qemu = systems::guest(dir.path());
+        let socket = dir.path().join("line");
+        qemu.args(["-chardev", &format!("socket,id=line,path={},server=on,wait=off", socket.display())]);
+        qemu.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=line"]);
+        systems::add_disk(&mut qemu, &built.dir);
         match loader {
-            Loader::Emulated => {
-                qemu.args(["-kernel", &format!("{}/kernel", built.first), "-initrd"]);
-                qemu.arg(built.dir.join("boot-initrd"));
-                qemu.args(["-append", "console=ttyS0 loglevel=4 systemd.show_status=0"]);
-            }
+            Loader::Emulated => systems::boot_by_standin(&mut qemu, &built.dir, &built.first),
             Loader::Real => {
                 let [code, variables] = FIRMWARE;
                 let own = dir.path().join("variables");
@@ -91,7 +88,6 @@ impl Guest {
             }
         }
         let qemu = qemu.spawn().expect("QEMU starts");
-        let socket = dir.path().join("line");
         e2e::wait_until("QEMU to listen", || socket.exists());
         let line = UnixStream::connect(socket).expect("it listens");
         line.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
@@ -104,38 +100,6 @@ impl Guest {
             assert!(named.contains("systemd-boot"), "{named}");
         }
         guest
-    }
-
-    fn qemu(built: &Built, dir: &Path) -> Command {
-        // Also a test that is killed leaves none behind.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-no-user-config"]);
-        command.args([
-            "-display",
-            "none",
-            "-machine",
-            "q35,accel=tcg",
-            "-cpu",
-            CPU,
-            "-smp",
-            "1",
-            "-m",
-            "768M",
-        ]);
-        command.args(["-serial", &format!("file:{}", dir.join("console").display())]);
-        command.args([
-            "-chardev",
-            &format!("socket,id=line,path={},server=on,wait=off", dir.join("line").display()),
-        ]);
-        command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=line"]);
-        // What is written goes to a file of its own, which a restart of the guest outlives.
-        let drive = format!(
-            "file={},if=none,id=disk,format=raw,snapshot=on,cache=unsafe",
-            built.dir.join("disk").display()
-        );
-        command.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
-        command.env("TMPDIR", dir).stdin(Stdio::null()).stdout(Stdio::null());
-        command
     }
 
     fn console(&self) -> String {
@@ -170,7 +134,7 @@ impl Guest {
     fn wait_until(&mut self, what: &str, mut wished: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
         while !wished(self) {
-            assert!(start.elapsed() < PATIENCE, "waited in vain for {what}\n{}", self.console());
+            assert!(start.elapsed() < GUEST_PATIENCE, "waited in vain for {what}\n{}", self.console());
             std::thread::sleep(Duration::from_millis(200));
         }
     }

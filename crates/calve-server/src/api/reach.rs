@@ -44,17 +44,12 @@ impl Api {
     /// Returns when a machine has been waited for long enough, with what its driver says of it.
     async fn given_up(&self, record: &MachineRecord) -> Option<String> {
         let until = Instant::now() + REACH_MAX;
-        let mut away_since = None;
+        let mut away_until = None;
         loop {
-            let why = self.world.away(record);
-            let away_since = match why {
-                Some(_) => *away_since.get_or_insert_with(Instant::now),
-                None => {
-                    away_since = None;
-                    Instant::now()
-                }
-            };
-            if Instant::now() >= until || away_since.elapsed() >= AWAY_MAX {
+            let (why, now) = (self.world.away(record), Instant::now());
+            // It may have been back in between.
+            away_until = why.as_ref().and(away_until.or(Some(now + AWAY_MAX)));
+            if now >= away_until.unwrap_or(until).min(until) {
                 return why;
             }
             tokio::time::sleep(LOOK).await;

@@ -218,10 +218,10 @@ impl<'a> Host<'a> {
         let closure = Closure::new(closure.paths.iter().filter(lacks).cloned().collect());
         let current = room.current.and_then(|path| StorePath::parse(&path).ok());
         let current = match &current {
-            Some(current) => closure_of(store, current).await.ok(),
-            None => None,
+            Some(current) => closure_of(store, current).await.unwrap_or_default(),
+            None => Closure::default(),
         };
-        seed::bring(self.agents, store, watched, &closure, current.as_ref(), &room.dir).await?;
+        seed::bring(self.agents, store, watched, &closure, current, &room.dir).await?;
         if room.registers {
             let store = store.clone();
             let infos = tokio::task::spawn_blocking(move || store.path_infos(&closure)).await;

@@ -141,7 +141,7 @@ async fn seed(
     closure: &Closure,
     start: &ToAgent,
 ) -> Result<(), SeedError> {
-    bring(agents, store, watched, closure, None, STORE_DIR).await?;
+    bring(agents, store, watched, closure, Closure::default(), STORE_DIR).await?;
     Ok(agents.send(watched.id, start.clone())?)
 }
 
@@ -152,10 +152,10 @@ pub async fn bring(
     store: &Arc<Store>,
     watched: &Watched,
     closure: &Closure,
-    other: Option<&Closure>,
+    other: Closure,
     dir: &str,
 ) -> Result<(), SeedError> {
-    match bring_once(agents, store, watched, closure, Some(other.cloned().unwrap_or_default()), dir).await {
+    match bring_once(agents, store, watched, closure, Some(other), dir).await {
         // What lies there may not be what it was here.
         Err(SeedError::Refused(why)) if watched.progress.chunks_present.get() > 0 => {
             tracing::info!(machine = %watched.id, why, "paths are sent again, and nothing of them is copied there");

@@ -6,7 +6,7 @@ use super::*;
 use crate::normal::Restorer;
 
 /// Bytes that repeat nothing, the same for the same seed (xorshift64*).
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -19,11 +19,12 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn path(seed: u64) -> StorePath {
+/// A store path of this name.
+pub(crate) fn path(seed: u64, name: &str) -> StorePath {
     let alphabet = calve_nix::store_path::BASE32_ALPHABET;
     let hash: String =
         noise(seed, 32).iter().map(|byte| char::from(alphabet[usize::from(byte % 32)])).collect();
-    StorePath::from_base_name(&format!("{hash}-p")).unwrap()
+    StorePath::from_base_name(&format!("{hash}-{name}")).unwrap()
 }
 
 fn recipe(archive: &[u8], references: &[&StorePath], threads: usize, write: usize) -> (Recipe, Vec<u8>) {
@@ -47,7 +48,7 @@ fn recipe(archive: &[u8], references: &[&StorePath], threads: usize, write: usiz
 
 #[test]
 fn chunks_do_not_depend_on_writes_and_threads() {
-    let reference = path(1);
+    let reference = path(1, "p");
     let mut archive = noise(7, 5_000_000);
     for at in (0..archive.len() - 32).step_by(99_991) {
         archive[at..at + 32].copy_from_slice(reference.hash_part().as_bytes());
@@ -66,7 +67,7 @@ fn chunks_do_not_depend_on_writes_and_threads() {
 
 #[test]
 fn a_rebuild_with_other_hashes_has_the_same_recipe() {
-    let (old, new) = (path(1), path(2));
+    let (old, new) = (path(1, "p"), path(2, "p"));
     let with = |path: &StorePath| {
         let mut archive = noise(8, 3_000_000);
         for at in (5..archive.len() - 32).step_by(54_321) {

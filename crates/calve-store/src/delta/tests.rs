@@ -1,26 +1,10 @@
 use std::fs;
 
-use calve_nix::store_path::BASE32_ALPHABET;
 use calve_tree::NarView;
 
 use super::*;
 use crate::archive::hash_tree;
-
-/// Bytes that no two places have alike.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u8
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn path(seed: u64, name: &str) -> StorePath {
-    let hash: String =
-        noise(seed, 32).iter().map(|byte| char::from(BASE32_ALPHABET[usize::from(byte % 32)])).collect();
-    StorePath::from_base_name(&format!("{hash}-{name}")).unwrap()
-}
+use crate::cut::tests::{noise, path};
 
 struct Stage(tempfile::TempDir);
 
