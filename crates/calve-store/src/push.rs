@@ -16,7 +16,6 @@ mod upload;
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,7 +33,7 @@ use crate::remote::{ITEMS_MAX, Manifest, Remote};
 use crate::retry::retried;
 use crate::{PathInfo, Store, TransferError};
 
-use ahead::Ahead;
+use ahead::{Ahead, Aheads};
 use commit::Commits;
 use cut_path::{CutPath, Found, Onward, cut_path};
 
@@ -76,8 +75,8 @@ struct Shared {
     chunks: Mutex<HashMap<ChunkId, bool>>,
     /// Told when the cache has more of them.
     settled: watch::Sender<()>,
-    /// Whether the cache would rather hash archives at their commits.
-    refuses_ahead: AtomicBool,
+    /// Archives that the cache is told of.
+    aheads: Aheads,
 }
 
 /// Pushes `roots` with everything that they refer to; gives the manifests that the cache made of what it lacked, with all
@@ -99,7 +98,7 @@ pub async fn push(
         room: Arc::clone(&room),
         chunks: Mutex::default(),
         settled: watch::Sender::new(()),
-        refuses_ahead: AtomicBool::new(false),
+        aheads: Aheads::default(),
     });
     // Cutters that wait for room are told however this ends.
     let _close = CloseOnDrop(room);

@@ -28,6 +28,18 @@ pub const PART_PIECES_MAX: usize = 1024;
 /// Most positions in one [`ArchivePart`]: more than one chunk can bring, of an archive that is cut as calve cuts.
 pub const PART_POSITIONS_MAX: usize = 1 << 17;
 
+/// Room of the archives that a cache hashes ahead at once, of all pushes, in KiB; see [`ahead_room_kib`].
+pub const AHEAD_ROOM_KIB: usize = 96 * 1024;
+/// The least that one counts for, whatever its size: it takes a thread.
+const AHEAD_ROOM_MIN: u64 = 1 << 20;
+/// And the most: what a cache has of an archive in memory is bounded by this.
+const AHEAD_ROOM_MAX: u64 = 8 << 20;
+
+/// How much of [`AHEAD_ROOM_KIB`] an archive of this size takes.
+pub fn ahead_room_kib(nar_size: u64) -> u32 {
+    (nar_size.clamp(AHEAD_ROOM_MIN, AHEAD_ROOM_MAX) / 1024) as u32
+}
+
 /// A path in a cache: what is known of it and how its archive is put together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {

@@ -1,10 +1,11 @@
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
+use calve_store::PathInfo;
 use calve_store::chunk::ChunkId;
 use calve_store::http::ahead::{encode_part, encode_path};
 use calve_store::http::message::Message;
 use calve_store::recipe::Piece;
-use calve_store::remote::{ArchivePart, ITEMS_MAX, Remote, UPLOAD_BYTES_MAX};
+use calve_store::remote::{AHEAD_ROOM_KIB, ArchivePart, ITEMS_MAX, Remote, UPLOAD_BYTES_MAX, ahead_room_kib};
 
 use crate::support::{PATIENCE, Served, made, noise, push};
 
@@ -157,11 +158,14 @@ async fn who_stalls_while_an_archive_is_hashed_holds_nobody_up() {
     let served = Served::new(Visibility::Private).await;
     let token = served.token("ci", &Right::Push);
     let one = made("one", &noise(300_000), &[]);
-    let path = encode_path(&one.info);
-    let stalling: Vec<_> = (0..4).map(|_| served.begin(chunked("ahead", &token, &[&path], false))).collect();
-    let full = "it hashes 4 archives ahead of their commits already, and no more at once";
+    // They take as much room as one may.
+    let path = encode_path(&PathInfo { nar_size: 1 << 40, ..one.info.clone() });
+    let fit = AHEAD_ROOM_KIB / ahead_room_kib(1 << 40) as usize;
+    let stalling: Vec<_> =
+        (0..fit).map(|_| served.begin(chunked("ahead", &token, &[&path], false))).collect();
+    let full = "it hashes 96 MiB of archives ahead of their commits already, and no more at once";
     let deadline = std::time::Instant::now() + PATIENCE;
-    // The four are read by a server that is busy with other things, too.
+    // They are read by a server that is busy with other things, too.
     while !served.say(chunked("ahead", &token, &[&path], true)).await.contains(full) {
         assert!(std::time::Instant::now() < deadline, "the stalling requests hold no turns");
     }

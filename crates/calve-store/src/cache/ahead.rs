@@ -15,21 +15,19 @@ use super::{Cache, CacheError};
 use crate::PathInfo;
 use crate::normal::Restorer;
 use crate::recipe::{Piece, Position};
-use crate::remote::ArchivePart;
+use crate::remote::{AHEAD_ROOM_KIB, ArchivePart, ahead_room_kib};
 
-/// Archives that are hashed ahead at once, of all pushes; further ones wait for their commits. Each holds some 16 MiB and a
-/// thread.
-const AHEAD_AT_ONCE_MAX: usize = 4;
 /// Most positions of one, which stay in memory until it ends: 4 MiB. What has more is hashed at its commit.
 const AHEAD_POSITIONS_MAX: usize = 1 << 18;
-/// Most archives that wait for their commits; older ones are hashed again there.
-const CHECKED_MAX: usize = 64;
+/// Most archives that wait for their commits, those of some seconds of a push; older ones are hashed again there.
+const CHECKED_MAX: usize = 1024;
 /// Most bytes of their listings.
 const CHECKED_BYTES_MAX: usize = 16 << 20;
 
 /// What is hashed ahead, and what was.
 pub(super) struct Aheads {
-    turns: Arc<Semaphore>,
+    /// Room for those that are being hashed, in KiB.
+    room: Arc<Semaphore>,
     /// Oldest first.
     checked: Mutex<VecDeque<Checked>>,
 }
@@ -59,7 +57,7 @@ pub struct Ahead {
     digest: Digest,
     /// Bytes of the chunks so far.
     size: u64,
-    _turn: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
 }
 
 /// What tells recipes apart, part by part.
@@ -71,7 +69,8 @@ struct Digest {
 
 impl Default for Aheads {
     fn default() -> Self {
-        Self { turns: Arc::new(Semaphore::new(AHEAD_AT_ONCE_MAX)), checked: Mutex::default() }
+        let room = Arc::new(Semaphore::new(AHEAD_ROOM_KIB));
+        Self { room, checked: Mutex::default() }
     }
 }
 
@@ -133,15 +132,16 @@ impl Cache {
     /// Begins to hash the archive of a path of which the first chunks are here.
     pub fn hash_ahead_of(&self, mut info: PathInfo) -> Result<Ahead, CacheError> {
         super::commit::tidy(&mut info)?;
-        let turn = self.0.aheads.turns.clone().try_acquire_owned();
-        let turn = turn.map_err(|_| {
+        let room = Arc::clone(&self.0.aheads.room).try_acquire_many_owned(ahead_room_kib(info.nar_size));
+        let room = room.map_err(|_| {
             CacheError::Setting(format!(
-                "it hashes {AHEAD_AT_ONCE_MAX} archives ahead of their commits already, and no more at once"
+                "it hashes {} MiB of archives ahead of their commits already, and no more at once",
+                AHEAD_ROOM_KIB / 1024
             ))
         })?;
         let restorer = Restorer::new(&[], &info.counted_references()).expect("no positions make sense");
         let check = ArchiveCheck::begin(self.clone(), info);
-        Ok(Ahead { check, restorer, digest: Digest::default(), size: 0, _turn: turn })
+        Ok(Ahead { check, restorer, digest: Digest::default(), size: 0, _room: room })
     }
 }
 
@@ -163,6 +163,7 @@ impl Ahead {
         }
         self.restorer.extend(&part.positions).map_err(|error| damaged(error.to_string()))?;
         self.digest.take(&part.pieces, &part.positions);
+        let _taking = self.check.cache.0.recent.taking();
         self.check.take(&part.pieces, &self.restorer).await
     }
 

@@ -163,7 +163,9 @@ impl Remote for Cache {
     }
 
     async fn put_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
-        self.store_chunks(chunks).await.map_err(self.told())
+        self.store_chunks(chunks).await.map_err(self.told())?;
+        self.0.recent.taken_in_time().await;
+        Ok(())
     }
 
     async fn commit(&self, paths: Vec<Manifest>, recipes: Vec<Recipe>) -> Result<Vec<Manifest>, RemoteError> {

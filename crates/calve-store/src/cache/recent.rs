@@ -1,22 +1,38 @@
 //! Plain bytes of chunks that were checked a moment ago, for whoever hashes their archives next: else each chunk of a push
-//! would be read again and made plain a second time.
+//! would be read again and made plain a second time. Who hashes is slower for each chunk that was forgotten: so that uploads
+//! wait for them, or none would be here in time any more.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 use crate::chunk::ChunkId;
 
-/// Most bytes that are kept, of all pushes at once: more than one push has between being cut and being uploaded.
-const RECENT_BYTES_MAX: usize = 32 << 20;
+/// Most bytes that are kept, of all pushes at once: what one push has under way, beside as much that waits to be hashed.
+const RECENT_BYTES_MAX: usize = 64 << 20;
+/// With more than this, uploads wait for those who take chunks.
+const WAITING_BYTES: usize = RECENT_BYTES_MAX / 2;
+/// How long an upload waits: several pushes may keep them busy all the time.
+const WAIT_MAX: Duration = Duration::from_millis(500);
 /// How long they are kept: what is hashed ahead is hashed as soon as it has come, and an idle cache shall be small.
 const RECENT_FOR: Duration = Duration::from_secs(10);
 
 /// The chunks; clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Recent(Arc<Mutex<State>>);
+pub(super) struct Recent(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// How many take chunks just now: who waits to be told of further ones does not.
+    takers: AtomicUsize,
+    /// Told when one was taken.
+    taken: Notify,
+}
 
 #[derive(Default)]
 struct State {
@@ -54,7 +70,30 @@ impl Recent {
         let mut state = self.lock();
         let (_, plain) = state.chunks.remove(id)?;
         state.bytes -= plain.len();
+        drop(state);
+        self.0.taken.notify_waiters();
         Some(plain)
+    }
+
+    /// Somebody takes chunks, until this is dropped.
+    pub fn taking(&self) -> Taking {
+        self.0.takers.fetch_add(1, Ordering::Relaxed);
+        Taking(self.clone())
+    }
+
+    /// Waits while those who take chunks have many before them.
+    pub async fn taken_in_time(&self) {
+        let waiting = async {
+            loop {
+                let taken = self.0.taken.notified();
+                if self.0.takers.load(Ordering::Relaxed) == 0 || self.lock().bytes <= WAITING_BYTES {
+                    return;
+                }
+                taken.await;
+            }
+        };
+        // What is forgotten meanwhile is read again.
+        let _ = timeout(WAIT_MAX, waiting).await;
     }
 
     /// Forgets what gets old, until nothing is left.
@@ -78,7 +117,18 @@ impl Recent {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who takes chunks.
+pub(super) struct Taking(Recent);
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        let inner = &*self.0.0;
+        inner.takers.fetch_sub(1, Ordering::Relaxed);
+        inner.taken.notify_waiters();
     }
 }
 
@@ -119,5 +169,34 @@ mod tests {
         tokio::time::sleep(RECENT_FOR).await;
         let state = recent.lock();
         assert!(state.chunks.is_empty() && state.order.is_empty() && state.bytes == 0 && !state.swept);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn uploads_wait_for_who_has_many_before_him_and_not_for_ever() {
+        let recent = Recent::default();
+        let id = |n: u8| ChunkId([n; 32]);
+        for n in 1..=3 {
+            recent.put(id(n), vec![0; WAITING_BYTES / 2]);
+        }
+        let waited = async || {
+            let begun = Instant::now();
+            recent.taken_in_time().await;
+            begun.elapsed()
+        };
+        assert_eq!(waited().await, Duration::ZERO, "nobody takes any");
+        let taking = recent.taking();
+        assert_eq!(waited().await, WAIT_MAX, "nobody goes on");
+        let took = Duration::from_millis(100);
+        let take = async {
+            tokio::time::sleep(took).await;
+            recent.take(&id(1));
+        };
+        assert_eq!(tokio::join!(waited(), take).0, took, "there are few left");
+        recent.put(id(1), vec![0; WAITING_BYTES / 2]);
+        let end = async {
+            tokio::time::sleep(took).await;
+            drop(taking);
+        };
+        assert_eq!(tokio::join!(waited(), end).0, took, "he has taken all that he was told of");
     }
 }

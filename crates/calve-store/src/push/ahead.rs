@@ -3,26 +3,48 @@
 //! Nothing depends on it: a cache that does not know that, refuses it or stalls does all of it at the commit.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use crate::PathInfo;
 use crate::recipe::{Piece, Position};
-use crate::remote::{ArchivePart, PART_PIECES_MAX, PART_POSITIONS_MAX};
+use crate::remote::{AHEAD_ROOM_KIB, ArchivePart, PART_PIECES_MAX, PART_POSITIONS_MAX, ahead_room_kib};
 
 /// Archives from this size on: a smaller one is hashed in the time of a request.
-const AHEAD_BYTES_MIN: u64 = 4 << 20;
+const AHEAD_BYTES_MIN: u64 = 1 << 20;
 /// How long a push waits for the cache to hash what was cut: then the commit does it.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
 /// Parts that wait for the cache.
 const PARTS_WAITING: usize = 1;
+/// How long a cache that refuses is left alone: others may keep it busy, or it does not know this at all.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What a push has of such archives.
+pub(super) struct Aheads {
+    /// As much room as the cache has at most for all pushes, in KiB: more would be refused.
+    room: Arc<Semaphore>,
+    /// When the cache is asked again.
+    again: Mutex<Option<Instant>>,
+}
+
+impl Default for Aheads {
+    fn default() -> Self {
+        Self { room: Arc::new(Semaphore::new(AHEAD_ROOM_KIB)), again: Mutex::default() }
+    }
+}
+
+impl Aheads {
+    fn again(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What was cut off an archive.
 pub(super) struct Cut {
@@ -35,17 +57,20 @@ pub(super) struct Cut {
 pub(super) struct Ahead {
     give: Option<UnboundedSender<Cut>>,
     task: JoinHandle<()>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Ahead {
     /// Begins with a path, if that helps.
     pub fn begin(info: &PathInfo, shared: &Arc<Shared>, runtime: &Handle) -> Option<Self> {
-        if info.nar_size < AHEAD_BYTES_MIN || shared.refuses_ahead.load(Ordering::Relaxed) {
+        let aheads = &shared.aheads;
+        if info.nar_size < AHEAD_BYTES_MIN || aheads.again().is_some_and(|again| Instant::now() < again) {
             return None;
         }
+        let room = Arc::clone(&aheads.room).try_acquire_many_owned(ahead_room_kib(info.nar_size)).ok()?;
         let (give, cut) = unbounded_channel();
         let task = runtime.spawn(tell(info.clone(), Arc::clone(shared), cut));
-        Some(Self { give: Some(give), task })
+        Some(Self { give: Some(give), task, _room: room })
     }
 
     /// Tells of what comes next, once the cache has it.
@@ -77,7 +102,7 @@ async fn tell(info: PathInfo, shared: Arc<Shared>, cut: UnboundedReceiver<Cut>) 
         () = telling => hashing.await,
     };
     if hashed.is_err() {
-        shared.refuses_ahead.store(true, Ordering::Relaxed);
+        *shared.aheads.again() = Some(Instant::now() + AGAIN);
     }
 }
 
