@@ -3,9 +3,11 @@
 mod support;
 
 use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use calve_nix::StorePath;
 use calve_nix::sign::{SecretKey, TrustedKeys};
 use calve_store::Destination;
 use calve_store::cache::{Cache, CacheOptions};
@@ -103,6 +105,7 @@ fn the_real_cache_takes_and_gives_a_closure() {
     assert_equal(&from, &to, &chain);
 }
 
+/// The file is so large that what lies here is read ahead.
 #[test]
 fn a_change_in_one_file_moves_that_file() {
     let (from, to) = (Host::new(), Host::new());
@@ -110,27 +113,36 @@ fn a_change_in_one_file_moves_that_file() {
     let app = |generation: u64, notes: &[u8]| {
         let app = path(generation, "app-1.0");
         from.package(&app, &[&app], |root| {
-            file(&root.join("lib/large.so"), &text(5, 4_000_000, &[&app]), 0o444);
+            file(&root.join("lib/large.so"), &text(5, 6_000_000, &[&app]), 0o444);
             file(&root.join("share/notes"), notes, 0o444);
         });
         app
     };
-    let (before, after) = (app(1, b"a few words"), app(2, &text(6, 5000, &[])));
     let index = Arc::new(LocalIndex::open(&to.path("chunks.sqlite")).unwrap());
     let options = PullOptions { index: Some(index), ..trusting(&[&cache]) };
-    let first = push_to(&from, &cache, &before, PushOptions::default());
-    pull_from(&to, &[&cache], &before, options.clone()).0.unwrap();
-    let second = push_to(&from, &cache, &after, PushOptions::default());
-    let (pulled, progress) = pull_from(&to, &[&cache], &after, options);
-    assert_eq!(pulled.unwrap(), std::slice::from_ref(&after));
-    assert_eq!(
-        listing(&from.path("nix/store").join(after.base_name())),
-        listing(&to.path("store").join(after.base_name()))
-    );
+    // The bytes that were pushed and pulled.
+    let moved = |app: &StorePath| {
+        let pushed = push_to(&from, &cache, app, PushOptions::default());
+        let (paths, pulled) = pull_from(&to, &[&cache], app, options.clone());
+        assert_eq!(paths.unwrap(), std::slice::from_ref(app));
+        let (there, here) = (from.path("nix/store"), to.path("store"));
+        assert_eq!(listing(&there.join(app.base_name())), listing(&here.join(app.base_name())));
+        [pushed.bytes_moved.get(), pulled.bytes_moved.get()]
+    };
+    let [first, _] = moved(&app(1, b"a few words"));
+    let changed = app(2, &text(6, 5000, &[]));
     // The chunk around the change, which is at most 256 KiB, and the recipe.
-    for moved in [second.bytes_moved.get(), progress.bytes_moved.get()] {
-        assert!(moved > 0 && moved < first.bytes_moved.get() / 8, "{moved} of {}", first.bytes_moved.get());
+    for moved in moved(&changed) {
+        assert!(moved > 0 && moved < first / 8, "{moved} of {first}");
     }
+    // What lies here is not what it was: one chunk more.
+    let spoilt = to.path("store").join(changed.base_name()).join("lib/large.so");
+    let mut bytes = std::fs::read(&spoilt).unwrap();
+    bytes[3_000_000] ^= 1;
+    std::fs::set_permissions(&spoilt, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&spoilt, bytes).unwrap();
+    let [pushed, pulled] = moved(&app(3, &text(7, 5000, &[])));
+    assert!(pulled > pushed && pulled < first / 4, "{pulled} and {pushed} of {first}");
 }
 
 #[test]

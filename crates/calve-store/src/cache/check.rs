@@ -17,12 +17,12 @@ use crate::decode;
 use crate::normal::Restorer;
 use crate::recipe::Piece;
 
-/// Chunks of an archive that wait to be hashed and listed: 2 MiB, 8 at most.
-const HASHED_AHEAD: usize = 32;
 /// Plain bytes of chunks that are read and decompressed by one job.
 const GROUP_BYTES: u64 = 2 << 20;
 /// Such jobs at once for one archive.
 const GROUPS_AHEAD: usize = 2;
+/// Groups that wait to be hashed and listed.
+const GROUPS_WAITING: usize = 1;
 
 /// Hash and size of an archive, and its listing.
 type Read = ((Sha256Hash, u64), Option<Listing>);
@@ -35,14 +35,14 @@ pub(super) struct ArchiveCheck {
     pub info: PathInfo,
     /// Where the archive goes on.
     at: u64,
-    give: Sender<Bytes>,
+    give: Sender<Vec<Bytes>>,
     reading: JoinHandle<Result<Read, CacheError>>,
 }
 
 impl ArchiveCheck {
     /// Begins with the archive of a path.
     pub fn begin(cache: Cache, info: PathInfo) -> Self {
-        let (give, take) = channel(HASHED_AHEAD);
+        let (give, take) = channel(GROUPS_WAITING);
         let of = info.clone();
         let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
         Self { cache, info, at: 0, give, reading }
@@ -60,6 +60,7 @@ impl ArchiveCheck {
             .buffered(GROUPS_AHEAD);
         let mut pieces = pieces.iter();
         while let Some(chunks) = plain.try_next().await? {
+            let mut restored = Vec::with_capacity(chunks.len());
             for (mut chunk, piece) in chunks.into_iter().zip(&mut pieces) {
                 if chunk.len() != piece.len as usize {
                     let message = format!("chunk {} has another length than its recipe says", piece.id);
@@ -67,10 +68,11 @@ impl ArchiveCheck {
                 }
                 restorer.restore(&mut chunk, self.at);
                 self.at += chunk.len() as u64;
-                // Who takes them gives up where they are no archive, or by a panic: `finish` tells.
-                if self.give.send(chunk.into()).await.is_err() {
-                    return Ok(());
-                }
+                restored.push(chunk.into());
+            }
+            // Who takes them gives up where they are no archive, or by a panic: `finish` tells.
+            if self.give.send(restored).await.is_err() {
+                return Ok(());
             }
         }
         Ok(())

@@ -86,24 +86,28 @@ impl<R: Read, F: FnMut(&[u8]) -> io::Result<()>> Read for Tee<R, F> {
     }
 }
 
-/// The bytes that come through a channel, on a thread that may block.
+/// The bytes that come through a channel, on a thread that may block: many at once, as it sleeps and wakes for each.
 pub(super) struct FromChannel {
-    take: Receiver<Bytes>,
+    take: Receiver<Vec<Bytes>>,
+    group: std::vec::IntoIter<Bytes>,
     current: Bytes,
 }
 
 impl FromChannel {
-    pub fn new(take: Receiver<Bytes>) -> Self {
-        Self { take, current: Bytes::new() }
+    pub fn new(take: Receiver<Vec<Bytes>>) -> Self {
+        Self { take, group: Vec::new().into_iter(), current: Bytes::new() }
     }
 }
 
 impl Read for FromChannel {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
-            match self.take.blocking_recv() {
+            match self.group.next() {
                 Some(bytes) => self.current = bytes,
-                None => return Ok(0),
+                None => match self.take.blocking_recv() {
+                    Some(group) => self.group = group.into_iter(),
+                    None => return Ok(0),
+                },
             }
         }
         let len = buffer.len().min(self.current.len());

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use calve_nix::content_address::FileCheck;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::local_chunks::LocalChunks;
+use super::local_chunks::{LocalChunks, with_local_chunks};
 use super::plan::{Origin, Plan, PlannedPath, Wanted};
 use super::slots::Slots;
 use crate::index::LocalIndex;
@@ -56,18 +56,21 @@ impl Work {
         let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
         self.landing.begin(n, &path.info);
         let mut check = path.info.file_check();
-        let pieces = Pieces {
-            work: self,
-            path,
-            restorer: restorer.expect("checked when it was planned"),
-            local: LocalChunks::new(&self.store, self.index.as_ref()),
-            check: check.as_mut(),
-            demand,
-            next: 0,
-            at: 0,
-        };
         let info = &path.info;
-        unpack(pieces, &self.landing.tree(n), &info.nar_hash, info.nar_size).map_err(|error| {
+        let unpacked = with_local_chunks(&self.store, self.index.as_ref(), path, |local| {
+            let pieces = Pieces {
+                work: self,
+                path,
+                restorer: restorer.expect("checked when it was planned"),
+                local,
+                check: check.as_mut(),
+                demand,
+                next: 0,
+                at: 0,
+            };
+            unpack(pieces, &self.landing.tree(n), &info.nar_hash, info.nar_size)
+        });
+        unpacked.map_err(|error| {
             let path = info.path.clone();
             match error {
                 UnpackError::Input(error) => match error.downcast() {
@@ -112,7 +115,7 @@ impl Pieces<'_> {
                 self.found_or_fetched(partial.and_then(|partial| partial.chunk(piece, self.at)), piece)
             }
             Origin::Local(place) => {
-                let found = self.local.read(piece.id, place);
+                let found = self.local.next(piece.id, place);
                 self.found_or_fetched(found, piece)
             }
         }
