@@ -9,6 +9,7 @@ pub mod make;
 pub mod nix;
 pub mod proxy;
 mod pulls;
+mod push_bound;
 mod pushes;
 pub mod server;
 mod spent;

@@ -8,6 +8,7 @@ use calve_store::push::DEFAULT_LEVEL;
 use super::make::{Made, Maker};
 use super::nix::NixRoot;
 use super::proxy::Proxy;
+use super::push_bound::PushBound;
 use super::server::Server;
 use super::spent::Spent;
 use super::{Bench, Closures, SAME_LEVEL, faster, mebibytes};
@@ -26,7 +27,8 @@ const REBUILT_SHARE: f64 = 0.005;
 
 impl Bench {
     pub(super) fn push(&mut self, what: &str, made: &Made, table: &mut Table) -> anyhow::Result<()> {
-        let [mut same, mut default, mut to_files, mut to_server] = [const { Spent::new() }; 4];
+        let [mut same, mut default, mut to_files, mut to_server, mut least] = [const { Spent::new() }; 5];
+        let bound = PushBound::new(&made.files(&self.nix))?;
         let (mut our_bytes, mut same_bytes, mut their_bytes) = (0, 0, 0);
         for _ in 0..self.size.runs {
             for (level, times, bytes) in
@@ -50,6 +52,8 @@ impl Bench {
             self.nix.allow(&server.token)?;
             to_server.on(Some(&server), || self.nix.copy_to(&server.url, &made.root, SAME_LEVEL))?;
             self.server_peak_kib = self.server_peak_kib.max(server.peak_kib()?);
+            let dir = tempfile::Builder::new().prefix("calve-bench-bound-").tempdir()?;
+            least.by(bound.measure(dir.path(), DEFAULT_LEVEL)?);
         }
         let _ = std::fs::remove_file(self.nix.dir().join("chunks.sqlite"));
         let row = |level: i32, to: &str| format!("push, {what}, zstd -{level}; Nix -{SAME_LEVEL} to {to}");
@@ -59,6 +63,10 @@ impl Bench {
             faster(table, &row(level, "the same cache"), times, "nix copy", &to_server, Some(least));
             faster(table, &row(level, "files"), times, "nix copy", &to_files, None);
         }
+        let of_bound = format!("push, {what}, zstd -{DEFAULT_LEVEL}; of the machine's bound");
+        faster(table, &of_bound, &default, "bound", &least, None);
+        let best = format!("push, {what}, zstd -{DEFAULT_LEVEL}; the bound beside Nix to the same cache");
+        faster(table, &best, &least, "nix copy", &to_server, None);
         for (level, bytes) in [(SAME_LEVEL, same_bytes), (DEFAULT_LEVEL, our_bytes)] {
             let ratio = bytes as f64 / their_bytes as f64;
             let (ours, theirs) = (mebibytes(bytes), format!("nix copy {}", mebibytes(their_bytes)));
