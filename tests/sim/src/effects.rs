@@ -415,9 +415,10 @@ impl Effects for SimEffects {
         let under_way = self.began(id, "destroy");
         let ends = {
             let inner = self.world.inner();
-            // A host that is linked is in use.
-            let linked = inner.links.contains_key(&id);
-            inner.host.get(&(driver, id)).is_some_and(|vm| vm.works() || vm.adopted.is_some() && linked)
+            // A host is in use once it is said to run: its agent is also called where its adoption failed for good.
+            let mut said = inner.events.get(&id).into_iter().flatten();
+            let runs = said.any(|what| matches!(what, What::State { state: calve_core::State::Running, .. }));
+            inner.host.get(&(driver, id)).is_some_and(|vm| vm.works() || vm.adopted.is_some() && runs)
         };
         if ends {
             self.world.check_may_end(id, "destroyed");

@@ -39,6 +39,11 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
         20_521,
         "a host that was restarted into a third system counted as one with its former system",
     ),
+    (
+        Layer::Loop,
+        900_000_250,
+        "a host whose adoption failed for good counted as in use, as its agent was called",
+    ),
 ];
 /// Machine lifecycles of the lower layer that every run of the tests tries.
 const PLAN_LIFECYCLES: u64 = 1_000;
