@@ -221,13 +221,13 @@ impl HostSystem {
         }
         self.booted = once.filter(|system| !is_dead(*system)).unwrap_or(self.boots_next);
         self.current = self.booted;
-        if is_dead(self.booted) {
-            return None;
-        }
+        let dead = is_dead(self.booted);
         if let Some(switch) = self.switch.as_mut().filter(|switch| switch.course.outcome().is_none()) {
-            switch.carried = Carried::Nobody { until: up_at + rng.range(0, 5_000) };
+            // Where it does not come up, nobody goes on with it ever.
+            let until = if dead { Ms::MAX } else { up_at + rng.range(0, 5_000) };
+            switch.carried = Carried::Nobody { until };
         }
-        Some(up_at)
+        (!dead).then_some(up_at)
     }
 
     /// Does what is due; says what comes of it.
