@@ -44,6 +44,7 @@ const ONCE_FAILED: &[(Layer, u64, &str)] = &[
         900_000_250,
         "a host whose adoption failed for good counted as in use, as its agent was called",
     ),
+    (Layer::Loop, 900_001_327, "a host that did not come up again went on with its switch"),
 ];
 /// Machine lifecycles of the lower layer that every run of the tests tries.
 const PLAN_LIFECYCLES: u64 = 1_000;
