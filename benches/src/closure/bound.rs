@@ -4,13 +4,12 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use calve_nix::HashWriter;
 use zstd::bulk::Decompressor;
 
-use super::spent::cpu_of;
+use super::spent::{of_this_process, on_all_processors};
 
 /// Plain bytes of one compressed block, as chunks have on average.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -51,24 +50,15 @@ impl Bound {
 
     /// Does it once, into an empty directory: time, and processor time.
     pub fn measure(&self, dir: &Path) -> anyhow::Result<(Duration, Duration)> {
-        let (begun, before) = (Instant::now(), cpu_of(libc::RUSAGE_SELF));
-        for n in 0..=self.files / 50 {
-            fs::create_dir(dir.join(n.to_string()))?;
-        }
-        let next = AtomicUsize::new(0);
-        let threads = std::thread::available_parallelism()?.get();
-        std::thread::scope(|scope| {
-            let work = || -> anyhow::Result<()> {
+        of_this_process(|| {
+            for n in 0..=self.files / 50 {
+                fs::create_dir(dir.join(n.to_string()))?;
+            }
+            on_all_processors(&self.jobs, || {
                 let mut decompressor = Decompressor::new()?;
-                while let Some(job) = self.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    job.run(dir, &mut decompressor)?;
-                }
-                Ok(())
-            };
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("no panics"))
-        })?;
-        Ok((begun.elapsed(), cpu_of(libc::RUSAGE_SELF) - before))
+                Ok(move |_, job: &Job| job.run(dir, &mut decompressor))
+            })
+        })
     }
 }
 

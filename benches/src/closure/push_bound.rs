@@ -4,19 +4,17 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 use calve_nix::HashWriter;
 use calve_store::chunk::{ChunkId, StoredChunk};
 use calve_store::cut::{CutChunk, cut};
 
-use super::spent::cpu_of;
+use super::spent::{of_this_process, on_all_processors};
 
 /// Bytes that one processor takes at a time.
 const JOB_BYTES: u64 = 8 << 20;
@@ -49,21 +47,12 @@ impl PushBound {
 
     /// Does it once at a level of zstd, into an empty directory: time, and processor time.
     pub fn measure(&self, dir: &Path, level: i32) -> anyhow::Result<(Duration, Duration)> {
-        let (begun, before) = (Instant::now(), cpu_of(libc::RUSAGE_SELF));
-        let (next, seen) = (AtomicUsize::new(0), Mutex::default());
-        let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        std::thread::scope(|scope| {
-            let work = || -> anyhow::Result<()> {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(job) = self.jobs.get(n) else { return Ok(()) };
-                    run(job, level, &seen, &dir.join(n.to_string()))?;
-                }
-            };
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("no panics"))
-        })?;
-        Ok((begun.elapsed(), cpu_of(libc::RUSAGE_SELF) - before))
+        let seen = Mutex::default();
+        of_this_process(|| {
+            on_all_processors(&self.jobs, || {
+                Ok(|n: usize, job: &Job| run(job, level, &seen, &dir.join(n.to_string())))
+            })
+        })
     }
 }
 

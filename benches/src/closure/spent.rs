@@ -1,5 +1,7 @@
 //! What something took: time, and the processor time of all who worked for it, which a busy host changes less.
 
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::server::Server;
@@ -46,13 +48,44 @@ impl std::fmt::Display for Spent {
     }
 }
 
+/// Has all processors work at once, each on the next of these jobs, by what `begin` gives a thread: a function of a job and its number.
+pub fn on_all_processors<J: Sync, W>(
+    jobs: &[J],
+    begin: impl Fn() -> anyhow::Result<W> + Sync,
+) -> anyhow::Result<()>
+where
+    W: FnMut(usize, &J) -> anyhow::Result<()>,
+{
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        let work = || -> anyhow::Result<()> {
+            let mut work = begin()?;
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some(job) = jobs.get(n) else { return Ok(()) };
+                work(n, job)?;
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no panics"))
+    })
+}
+
+/// Time and processor time of what this process does itself.
+pub fn of_this_process(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<(Duration, Duration)> {
+    let (begun, before) = (Instant::now(), cpu_of(libc::RUSAGE_SELF));
+    work()?;
+    Ok((begun.elapsed(), cpu_of(libc::RUSAGE_SELF) - before))
+}
+
 /// Processor time of the programs that were run here and have ended.
 fn of_programs() -> Duration {
     cpu_of(libc::RUSAGE_CHILDREN)
 }
 
 /// Processor time of whom (`getrusage(2)`).
-pub fn cpu_of(whom: libc::c_int) -> Duration {
+fn cpu_of(whom: libc::c_int) -> Duration {
     // SAFETY: all zeros is a value of this struct, and the call writes nothing but it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
