@@ -107,8 +107,8 @@ impl Objects {
     }
 
     /// Writes an object, whole or not at all.
-    pub async fn put(&self, name: &str, bytes: Bytes) -> Result<(), CacheError> {
-        let put = self.store.put(&self.path(name), PutPayload::from_bytes(bytes)).await;
+    pub async fn put(&self, name: &str, bytes: PutPayload) -> Result<(), CacheError> {
+        let put = self.store.put(&self.path(name), bytes).await;
         put.map(drop).map_err(storage("write", &name))
     }
 

@@ -6,11 +6,12 @@
 //! The contents list every frame in order, so that the index can be built anew from the packs alone; they also hold the
 //! hash of all frames, so that no byte can change unseen.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use object_store::PutPayload;
 use serde::{Deserialize, Serialize};
 
 use super::CacheError;
-use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
+use crate::chunk::{CHUNK_MAX, ChunkId, StoredChunk};
 use crate::recipe::RECIPE_BYTES_MAX;
 
 /// Bytes of frames at which a pack is full: large enough that S3 answers at its full rate, small enough to be held in
@@ -22,8 +23,8 @@ const CONTENTS_BYTES_MAX: usize = 64 << 20;
 /// Most plain bytes of a manifest that anybody reads: one with a million references has 60 MB.
 const MANIFEST_BYTES_MAX: u32 = 64 << 20;
 
-/// Bytes of frames for which a byte of contents is expected at the most: an entry has some 40.
-const ROOM_FRAMES: usize = 64;
+/// Bytes of frames that are hashed at once.
+const HASH_BLOCK_BYTES: usize = 64 << 10;
 
 const MAGIC: &[u8; 12] = b"calve-pack-1";
 /// Bytes behind the contents.
@@ -70,37 +71,30 @@ struct Contents {
     frames: [u8; 32],
 }
 
-/// A pack that is being filled.
+/// A pack that is being filled. Its frames stay where they are: a copy of each pack would be as much memory again, and fresh.
 #[derive(Debug)]
 pub(super) struct PackWriter {
-    bytes: BytesMut,
+    frames: Vec<Bytes>,
     entries: Vec<Entry>,
+    frame_bytes: usize,
 }
 
 impl PackWriter {
     pub fn new() -> Self {
-        Self::with_room(0)
+        Self { frames: Vec::new(), entries: Vec::new(), frame_bytes: 0 }
     }
 
-    /// For frames of so many bytes together, of which it takes what fits into one pack: one that grows leaves holes in memory as
-    /// large as itself, and is copied each time.
-    pub fn with_room(bytes: usize) -> Self {
-        let room = bytes.min(PACK_BYTES + CHUNK_STORED_MAX as usize) / ROOM_FRAMES * (ROOM_FRAMES + 1);
-        let mut bytes = BytesMut::with_capacity(MAGIC.len() + room);
-        bytes.put_slice(MAGIC);
-        Self { bytes, entries: Vec::new() }
-    }
-
-    /// Adds a frame.
+    /// Adds a frame, whose bytes are kept with all that they are a part of.
     pub fn push(&mut self, kind: Kind, chunk: &StoredChunk) {
-        self.bytes.put_slice(&chunk.zstd);
+        self.frame_bytes += chunk.zstd.len();
+        self.frames.push(chunk.zstd.clone());
         let stored = chunk.zstd.len() as u32;
         self.entries.push(Entry { kind, id: chunk.id, stored, plain: chunk.len });
     }
 
     /// Whether it is time to write it.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= PACK_BYTES
+        self.frame_bytes >= PACK_BYTES
     }
 
     pub fn is_empty(&self) -> bool {
@@ -108,16 +102,35 @@ impl PackWriter {
     }
 
     /// The object's bytes, and where each frame begins in it.
-    pub fn finish(mut self) -> (Bytes, Vec<Placed>) {
-        let frames = blake3::hash(&self.bytes[MAGIC.len()..]).into();
-        let contents = Contents { entries: self.entries, frames };
-        let encoded = postcard::to_allocvec(&contents).expect("contents are plain data");
-        self.bytes.put_slice(&encoded);
-        self.bytes.put_u32_le(encoded.len() as u32);
-        self.bytes.put_slice(blake3::hash(&encoded).as_bytes());
-        self.bytes.put_slice(MAGIC);
-        (self.bytes.freeze(), placed(contents.entries))
+    pub fn finish(self) -> (PutPayload, Vec<Placed>) {
+        let Self { frames, entries, .. } = self;
+        let contents = Contents { entries, frames: hash_of(&frames) };
+        let mut end = postcard::to_allocvec(&contents).expect("contents are plain data");
+        let (len, hash) = (end.len() as u32, blake3::hash(&end));
+        end.extend_from_slice(&len.to_le_bytes());
+        end.extend_from_slice(hash.as_bytes());
+        end.extend_from_slice(MAGIC);
+        let parts = [Bytes::from_static(MAGIC)].into_iter().chain(frames).chain([end.into()]);
+        (parts.collect(), placed(contents.entries))
     }
+}
+
+/// BLAKE3 of frames one behind the other. It is fast for long inputs that go on at multiples of their lengths, which frames do
+/// not: they are copied into such ones.
+fn hash_of(frames: &[Bytes]) -> [u8; 32] {
+    let (mut hasher, mut block) = (blake3::Hasher::new(), Vec::with_capacity(HASH_BLOCK_BYTES));
+    for mut rest in frames.iter().map(|frame| &frame[..]) {
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(HASH_BLOCK_BYTES - block.len()));
+            block.extend_from_slice(now);
+            rest = later;
+            if block.len() == HASH_BLOCK_BYTES {
+                hasher.update(&block);
+                block.clear();
+            }
+        }
+    }
+    hasher.update(&block).finalize().into()
 }
 
 fn placed(entries: Vec<Entry>) -> Vec<Placed> {
@@ -187,6 +200,7 @@ mod tests {
             pack.push(Kind::Chunk, &chunk);
         }
         let (object, entries) = pack.finish();
+        let object = Bytes::from(object);
         let (read, frames) = read_contents(&object, object.len() as u64, "p").unwrap();
         assert_eq!(read, entries);
         assert!(frames_intact(&object, frames));
@@ -203,13 +217,26 @@ mod tests {
     }
 
     #[test]
+    fn frames_are_hashed_over_the_borders_of_blocks() {
+        let mut pack = PackWriter::new();
+        for n in 0..5_u8 {
+            let id = ChunkId([n; 32]);
+            let zstd = vec![n; HASH_BLOCK_BYTES / 2 * usize::from(n) + usize::from(n)].into();
+            pack.push(Kind::Chunk, &StoredChunk { id, len: 1, zstd });
+        }
+        let object = Bytes::from(pack.finish().0);
+        let (_, frames) = read_contents(&object, object.len() as u64, "p").unwrap();
+        assert!(frames_intact(&object, frames));
+    }
+
+    #[test]
     fn sizes_that_lie_are_refused() {
         let plain = [7; 100];
         let mut chunk = StoredChunk::compress(ChunkId::of(&plain), &plain, 1).unwrap();
         chunk.len = u32::MAX;
         let mut pack = PackWriter::new();
         pack.push(Kind::Chunk, &chunk);
-        let (object, _) = pack.finish();
+        let object = Bytes::from(pack.finish().0);
         let error = read_contents(&object, object.len() as u64, "p").unwrap_err().to_string();
         assert!(error.contains("4294967295 bytes"), "{error}");
     }

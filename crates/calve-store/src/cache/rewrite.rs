@@ -1,5 +1,7 @@
 //! Moving what is left of packs into new ones.
 
+use bytes::Bytes;
+
 use super::index::chunks::{self, Location, Pack};
 use super::index::paths::{self, PathRow};
 use super::pack::{Kind, PackWriter};
@@ -57,8 +59,10 @@ impl Cache {
                 if location.offset + u64::from(location.stored) > object.len() as u64 {
                     return Err(CacheError::damaged(location.id, "its pack is too short"));
                 }
-                let chunk = read::stored(&location, &object, 0);
+                let mut chunk = read::stored(&location, &object, 0);
                 chunk.check()?;
+                // A copy, as of a large object often little is left, and many are merged.
+                chunk.zstd = Bytes::copy_from_slice(&chunk.zstd);
                 frames.push((location.kind, chunk));
             }
             Ok(frames)

@@ -21,13 +21,11 @@ impl Cache {
     pub(super) async fn store_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), CacheError> {
         let this = self.clone();
         let missing = blocking(move || this.missing_and_sound(chunks)).await?;
-        let mut left = missing.iter().map(|chunk| chunk.zstd.len()).sum();
-        let mut pack = PackWriter::with_room(left);
+        let mut pack = PackWriter::new();
         for chunk in missing {
             pack.push(Kind::Chunk, &chunk);
-            left -= chunk.zstd.len();
             if pack.is_full() {
-                self.store_pack(std::mem::replace(&mut pack, PackWriter::with_room(left))).await?;
+                self.store_pack(std::mem::replace(&mut pack, PackWriter::new())).await?;
             }
         }
         self.store_pack(pack).await
@@ -89,7 +87,7 @@ impl Cache {
     pub(super) async fn write_pack(&self, pack: PackWriter) -> Result<Written, CacheError> {
         let (bytes, entries) = pack.finish();
         let name = new_name()?;
-        let size = bytes.len() as u64;
+        let size = bytes.content_length() as u64;
         self.0.objects.put(&name, bytes).await?;
         Ok(Written { name, bytes: size, entries })
     }
