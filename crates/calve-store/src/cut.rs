@@ -253,7 +253,7 @@ impl StoredChunk {
     /// Compresses the plain bytes of a chunk (or recipe) with this id, at [`CHUNK_LEVEL`] or another level of zstd.
     pub fn compress(id: ChunkId, plain: &[u8], level: i32) -> io::Result<Self> {
         let zstd = encode::compressed(plain, level)?;
-        Ok(Self { id, len: plain.len() as u32, zstd: zstd.into() })
+        Ok(Self { id, len: plain.len() as u32, zstd })
     }
 
     /// The chunk's plain bytes, checked against its length and id.

@@ -211,7 +211,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 fn add_recipe(connection: &Connection, id: RecipeId, recipe: &Recipe) -> rusqlite::Result<i64> {
     let body = crate::encode::compressed(&recipe.encode(), RECIPE_LEVEL)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    connection.prepare_cached("INSERT INTO recipe (id, body) VALUES (?, ?)")?.execute((&id.0, body))?;
+    connection.prepare_cached("INSERT INTO recipe (id, body) VALUES (?, ?)")?.execute((&id.0, &body[..]))?;
     let n = connection.last_insert_rowid();
     // The newest place of a chunk is the one that will be there longest.
     let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?)")?;

@@ -236,7 +236,7 @@ pub fn pack_recipe(recipe: &Recipe) -> StoredChunk {
     let zstd =
         crate::encode::compressed(&plain, RECIPE_ZSTD_LEVEL).expect("compressing into memory does not fail");
     let len = u32::try_from(plain.len()).expect("a recipe has at most RECIPE_BYTES_MAX");
-    StoredChunk { id: ChunkId::of(&plain), len, zstd: zstd.into() }
+    StoredChunk { id: ChunkId::of(&plain), len, zstd }
 }
 
 /// The recipe of [`pack_recipe`]; its id is checked.
