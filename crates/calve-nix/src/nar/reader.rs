@@ -1,6 +1,6 @@
 //! Archives read: one event a node, in the order of the archive, whatever its size in the same memory.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use super::read_error::{Found, NarProblem, NarReadError};
 use super::{DEPTH_MAX, MAGIC, NAME_MAX_BYTES, TARGET_MAX_BYTES, is_entry_name};
@@ -324,6 +324,29 @@ impl<R: Read> NarReader<R> {
 
     fn error(&self, problem: NarProblem) -> NarReadError {
         NarReadError { offset: self.offset, problem }
+    }
+}
+
+impl<R: BufRead> NarReader<R> {
+    /// Passes over the rest of the current file's bytes where they lie; the next event would copy them to skip them.
+    pub fn pass_over(&mut self) -> Result<(), NarReadError> {
+        while let State::Contents { size, left: left @ 1.. } = self.state {
+            let problem = match self.input.fill_buf() {
+                Ok([]) => NarProblem::Truncated,
+                Ok(bytes) => {
+                    let len = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                    self.input.consume(len);
+                    self.offset += len as u64;
+                    self.state = State::Contents { size, left: left - len as u64 };
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => stream_problem(error),
+            };
+            self.state = State::Failed;
+            return Err(self.error(problem));
+        }
+        Ok(())
     }
 }
 

@@ -1,9 +1,9 @@
 //! Listings of archives that pass by, and the proofs that let their paths be mounted before they are pulled.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio::sync::mpsc::Receiver;
 
 use super::{Cache, CacheError};
@@ -13,9 +13,6 @@ use crate::error::chain;
 use crate::lazy::{Proof, Tree};
 use crate::recipe::{Recipe, RecipeId};
 use crate::remote::Manifest;
-
-/// Bytes of an archive that are read at a time.
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// A listing as it is stored.
 pub(super) struct Listing {
@@ -45,12 +42,12 @@ impl Cache {
 /// Reads an archive to its end, hands all of its bytes to `each`, and gives its tree; none where that is too large to be
 /// mounted. Refuses every archive that Nix would not write: clients unpack what a cache has signed.
 pub(super) fn read_listing(
-    source: impl Read,
+    source: impl BufRead,
     each: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<Option<Tree>> {
-    let mut reader = BufReader::with_capacity(BUFFER_BYTES, Tee { source, each, failed: None });
+    let mut reader = Tee { source, each, passed: 0, failed: None };
     let tree = Tree::of_nar(&mut reader);
-    if reader.get_ref().failed.is_none() {
+    if reader.failed.is_none() {
         let no_archive = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
         let tree = tree.map_err(|error| no_archive(format!("its archive is none: {}", chain(&error))))?;
         loop {
@@ -62,27 +59,45 @@ pub(super) fn read_listing(
             }
         }
     }
-    Err(reader.into_inner().failed.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()))
+    Err(reader.failed.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()))
 }
 
-/// Passes on what is read, and keeps the error that ended it.
+/// Passes on what is read, as much at once as the source has, and keeps the error that ended it.
 struct Tee<R, F> {
     source: R,
     each: F,
+    /// Bytes that the source has at hand and that were passed on.
+    passed: usize,
     failed: Option<io::Error>,
 }
 
-impl<R: Read, F: FnMut(&[u8]) -> io::Result<()>> Read for Tee<R, F> {
+impl<R: BufRead, F: FnMut(&[u8]) -> io::Result<()>> BufRead for Tee<R, F> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.passed == 0 {
+            let passed = match self.source.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+                bytes => bytes.and_then(|bytes| (self.each)(bytes).map(|()| bytes.len())),
+            };
+            self.passed = passed.map_err(|error| {
+                let kind = error.kind();
+                self.failed = Some(error);
+                io::Error::from(kind)
+            })?;
+        }
+        self.source.fill_buf()
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.passed -= len;
+        self.source.consume(len);
+    }
+}
+
+impl<R: BufRead, F: FnMut(&[u8]) -> io::Result<()>> Read for Tee<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = match self.source.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
-            read => read.and_then(|len| (self.each)(&buffer[..len]).map(|()| len)),
-        };
-        read.map_err(|error| {
-            let kind = error.kind();
-            self.failed = Some(error);
-            kind.into()
-        })
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
+        Ok(len)
     }
 }
 
@@ -99,19 +114,29 @@ impl FromChannel {
     }
 }
 
-impl Read for FromChannel {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl BufRead for FromChannel {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
             match self.group.next() {
                 Some(bytes) => self.current = bytes,
                 None => match self.take.blocking_recv() {
                     Some(group) => self.group = group.into_iter(),
-                    None => return Ok(0),
+                    None => break,
                 },
             }
         }
-        let len = buffer.len().min(self.current.len());
-        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.current.advance(len);
+    }
+}
+
+impl Read for FromChannel {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
         Ok(len)
     }
 }

@@ -3,7 +3,7 @@
 //! It differs from [`calve_nix::listing`] in what it can hold (names that are no UTF-8) and in how it travels: as an archive
 //! of its own, normalised and cut into chunks, so that a rebuild that changes only hashes has the same one.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use calve_nix::StorePath;
 use calve_nix::nar::{
@@ -69,10 +69,11 @@ pub struct TreeError(pub String);
 impl Tree {
     /// The tree of the archive that `input` begins with, read to its end; none where it has too many nodes. `input` is
     /// best buffered.
-    pub fn of_nar(input: impl Read) -> Result<Option<Self>, NarReadError> {
+    pub fn of_nar(input: impl BufRead) -> Result<Option<Self>, NarReadError> {
         let mut reader = NarReader::new(input);
         let (mut nodes, mut depth, mut too_large) = (Vec::new(), 0, false);
         while let Some(event) = reader.next_event()? {
+            reader.pass_over()?;
             // Read on, for what is wrong behind it.
             if too_large {
                 continue;
