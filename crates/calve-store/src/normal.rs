@@ -35,6 +35,8 @@ const IN_HASH: [bool; 256] = {
 /// Finds the hash parts of references in an archive that passes by, and replaces them.
 pub struct Normaliser {
     references: HashMap<[u8; HASH_CHARS], u32>,
+    /// Begins as one of them does, perhaps: texts are full of what could be a hash part.
+    begins: Begins,
     /// Bytes behind the last position's end that are final.
     skip: u64,
     positions: Vec<Position>,
@@ -47,10 +49,13 @@ impl Normaliser {
     /// [`PathInfo::counted_references`](crate::PathInfo::counted_references).
     pub fn new(references: &[&StorePath]) -> Self {
         let mut by_hash = HashMap::with_capacity(references.len());
+        let mut begins = Begins::default();
         for (count, path) in (0..).zip(references) {
-            by_hash.entry(hash_part(path)).or_insert(count);
+            let hash = hash_part(path);
+            begins.add(&hash);
+            by_hash.entry(hash).or_insert(count);
         }
-        Self { references: by_hash, skip: 0, positions: Vec::new(), positions_max: POSITIONS_MAX }
+        Self { references: by_hash, begins, skip: 0, positions: Vec::new(), positions_max: POSITIONS_MAX }
     }
 
     /// Normalises `bytes` in place, which begin at the archive's first byte that is not final yet. Gives how many of
@@ -60,16 +65,19 @@ impl Normaliser {
         let mut at = 0;
         let mut position_end = None;
         if !self.is_done() {
-            while let Some(window) = bytes.get_mut(at..at + HASH_CHARS)
-                && !self.is_done()
-            {
+            while let Some(window) = bytes.get_mut(at..at + HASH_CHARS) {
+                let window: &mut [u8; HASH_CHARS] = window.try_into().expect("of this length");
                 // From the back: one character that no hash part has rules out every window that holds it.
+                if !IN_HASH[usize::from(window[HASH_CHARS - 1])] {
+                    at += HASH_CHARS;
+                    continue;
+                }
                 if let Some(bad) = window.iter().rposition(|byte| !IN_HASH[usize::from(*byte)]) {
                     at += bad + 1;
                     continue;
                 }
-                let window: &mut [u8; HASH_CHARS] = window.try_into().expect("of this length");
-                let Some(&reference) = self.references.get(window) else {
+                let reference = self.begins.may_have(window).then(|| self.references.get(window)).flatten();
+                let Some(&reference) = reference else {
                     at += 1;
                     continue;
                 };
@@ -79,6 +87,9 @@ impl Normaliser {
                 self.positions.push(Position { skip, reference });
                 at += HASH_CHARS;
                 position_end = Some(at);
+                if self.is_done() {
+                    break;
+                }
             }
         }
         let end = if last || self.is_done() { bytes.len() } else { at.min(bytes.len()) };
@@ -102,6 +113,34 @@ impl Normaliser {
     /// Where hash parts stood, once all bytes were final.
     pub fn finish(self) -> Vec<Position> {
         self.positions
+    }
+}
+
+/// A set of how hash parts begin that may have more than was added: 65,536 bits by their first characters.
+struct Begins(Box<[u64; 1024]>);
+
+impl Default for Begins {
+    fn default() -> Self {
+        Self(Box::new([0; 1024]))
+    }
+}
+
+impl Begins {
+    fn add(&mut self, hash: &[u8; HASH_CHARS]) {
+        let (word, bit) = Self::place(hash);
+        self.0[word] |= bit;
+    }
+
+    fn may_have(&self, hash: &[u8; HASH_CHARS]) -> bool {
+        let (word, bit) = Self::place(hash);
+        self.0[word] & bit != 0
+    }
+
+    /// Word and bit. Multiplying mixes four characters, 20 bits, into the upper sixteen.
+    fn place(hash: &[u8; HASH_CHARS]) -> (usize, u64) {
+        let begin = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]);
+        let mixed = begin.wrapping_mul(0x9e37_79b1) >> 16;
+        ((mixed >> 6) as usize, 1 << (mixed & 63))
     }
 }
 
