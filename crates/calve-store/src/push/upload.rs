@@ -23,8 +23,10 @@ use crate::retry::retried;
 const ASK_CHUNKS: usize = 1024;
 /// Questions that wait for their answers at once: they need only outlast a round trip.
 const ASKING_MAX: usize = 8;
-/// How long a question or an upload waits to be full. Without an end, it could wait for room that it takes itself.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long a question waits to be full. Without an end, it could wait for room that it takes itself.
+const ASK_GATHER: Duration = Duration::from_millis(20);
+/// And an upload, which is flushed and written down in the cache: fewer of them are less work.
+const UPLOAD_GATHER: Duration = Duration::from_millis(60);
 /// Plain bytes that one job compresses.
 const COMPRESS_BYTES: usize = 1 << 20;
 /// Bytes of an upload: enough for its overhead not to count, little enough for several to be under way.
@@ -73,7 +75,7 @@ async fn ask_all(
 
 async fn gather<T>(first: T, more: &mut UnboundedReceiver<T>) -> Vec<T> {
     let mut items = vec![first];
-    let deadline = Instant::now() + GATHER;
+    let deadline = Instant::now() + ASK_GATHER;
     while items.len() < ASK_CHUNKS {
         match timeout_at(deadline, more.recv()).await {
             Ok(Some(item)) => items.push(item),
@@ -171,7 +173,7 @@ async fn gather_bytes(first: Compressed, more: &mut UnboundedReceiver<Compressed
     let stored = |group: &Compressed| group.iter().map(|(chunk, _)| chunk.zstd.len()).sum::<usize>();
     let mut bytes = stored(&first);
     let mut chunks = first;
-    let deadline = Instant::now() + GATHER;
+    let deadline = Instant::now() + UPLOAD_GATHER;
     while bytes < UPLOAD_BYTES {
         match timeout_at(deadline, more.recv()).await {
             Ok(Some(group)) => {
