@@ -11,7 +11,7 @@ use calve_store::cache::{Cache, CacheOptions, NarEncoding};
 use calve_store::chunk::StoredChunk;
 use calve_store::cut::{CHUNK_LEVEL, Cutter, cut, cut_stored};
 use calve_store::normal::Normaliser;
-use calve_store::recipe::{Position, Recipe};
+use calve_store::recipe::Recipe;
 use calve_store::remote::{Manifest, Remote, UPLOAD_BYTES_MAX};
 use futures_util::StreamExt;
 
@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Normaliser::new(&[&reference]).normalise(&mut bytes, true);
     rate("normalise", begin);
     let begin = Instant::now();
-    let mut cutter = Cutter::new(&[&reference], |_: &[u8], _: &[Position]| Ok(()));
+    let mut cutter = Cutter::new(&[&reference], None, |_, _, _| Ok(()));
     cutter.write_all(&archive)?;
     cutter.finish()?;
     rate("normalise, cut", begin);

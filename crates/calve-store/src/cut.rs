@@ -1,10 +1,12 @@
 //! Cutting archives into chunks.
 //!
 //! ```text
-//! archive ─▶ Normaliser ─▶ FastCDC ─▶ chunks ─▶ hash, compress, …     on the threads of the caller of `cut`
-//! └──────────── one thread ──────────┘
+//! archive ─▶ Normaliser ─▶ Foretold or FastCDC ─▶ chunks ─▶ hash, compress, …     on the threads of the caller of `cut`
+//! └───────────────── one thread ────────────────┘
 //! ```
 //! Equal archives give equal chunks whatever the sizes of the writes; every calve must cut alike, or nothing is found again.
+
+mod foretold;
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -20,6 +22,8 @@ use crate::chunk::{CHUNK_AVERAGE, CHUNK_MAX, CHUNK_MIN, ChunkId, StoredChunk};
 use crate::normal::Normaliser;
 use crate::recipe::{Piece, Position, Recipe};
 use crate::{decode, encode};
+
+pub use foretold::Foretold;
 
 /// Bytes of an archive that a [`Cutter`] holds: many chunks, so that moving the rest to the front costs little.
 const BUFFER_BYTES: usize = 8 * CHUNK_MAX as usize;
@@ -40,8 +44,8 @@ pub struct CutChunk {
 }
 
 /// Cuts the archive that is written to it, and hands each chunk's plain normalised bytes to a function, with the positions
-/// that were found since the chunk before.
-pub struct Cutter<F> {
+/// that were found since the chunk before, and its id where that is known already.
+pub struct Cutter<'a, F> {
     normaliser: Normaliser,
     /// Positions that were handed over.
     told: usize,
@@ -51,13 +55,14 @@ pub struct Cutter<F> {
     /// End of the bytes in `buffer` that are normalised for good.
     normal: usize,
     masks: (u64, u64),
+    foretold: Option<Foretold<'a>>,
     chunk: F,
 }
 
-impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Cutter<F> {
+impl<'a, F: FnMut(&[u8], &[Position], Option<ChunkId>) -> io::Result<()>> Cutter<'a, F> {
     /// For the archive of a path with these references, in the order of
     /// [`PathInfo::counted_references`](crate::PathInfo::counted_references). An error of `chunk` ends the writing.
-    pub fn new(references: &[&StorePath], chunk: F) -> Self {
+    pub fn new(references: &[&StorePath], foretold: Option<Foretold<'a>>, chunk: F) -> Self {
         Self {
             normaliser: Normaliser::new(references),
             told: 0,
@@ -65,6 +70,7 @@ impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Cutter<F> {
             begin: 0,
             normal: 0,
             masks: v2020::select_masks(CHUNK_AVERAGE as usize, Normalization::Level1),
+            foretold,
             chunk,
         }
     }
@@ -84,22 +90,20 @@ impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Cutter<F> {
 
     /// Cuts off one chunk; at least [`CHUNK_MAX`] bytes are normalised, or all to the archive's end.
     fn cut(&mut self) -> io::Result<()> {
-        let (strict, loose) = self.masks;
-        let (_, len) = v2020::cut(
-            &self.buffer[self.begin..self.normal],
-            CHUNK_MIN as usize,
-            CHUNK_AVERAGE as usize,
-            CHUNK_MAX as usize,
-            strict,
-            loose,
-            strict << 1,
-            loose << 1,
-        );
+        let rest = &self.buffer[self.begin..self.normal];
+        let foretold = self.foretold.as_mut();
+        let (len, id) = match foretold.and_then(|foretold| foretold.next_chunk(rest)) {
+            Some((len, id)) => (len, Some(id)),
+            None => {
+                let len = searched(rest, self.masks);
+                (len, self.foretold.as_mut().and_then(|foretold| foretold.look_up(&rest[..len])))
+            }
+        };
         let begin = self.begin;
         self.begin += len;
         let positions = &self.normaliser.positions()[self.told..];
         self.told += positions.len();
-        (self.chunk)(&self.buffer[begin..begin + len], positions)
+        (self.chunk)(&self.buffer[begin..begin + len], positions, id)
     }
 
     fn make_room(&mut self) {
@@ -109,7 +113,13 @@ impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Cutter<F> {
     }
 }
 
-impl<F: FnMut(&[u8], &[Position]) -> io::Result<()>> Write for Cutter<F> {
+/// Length of the chunk that these bytes begin with.
+fn searched(bytes: &[u8], (strict, loose): (u64, u64)) -> usize {
+    let (min, average, max) = (CHUNK_MIN as usize, CHUNK_AVERAGE as usize, CHUNK_MAX as usize);
+    v2020::cut(bytes, min, average, max, strict, loose, strict << 1, loose << 1).1
+}
+
+impl<F: FnMut(&[u8], &[Position], Option<ChunkId>) -> io::Result<()>> Write for Cutter<'_, F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.buffer.len() == BUFFER_BYTES {
             self.normalise(false);
@@ -141,11 +151,26 @@ where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
     E: Fn(CutChunk) -> io::Result<()> + Sync,
 {
+    cut_foretold(references, None, threads, write, each)
+}
+
+/// As [`cut`], and with the same recipe, but faster where cuts are foretold.
+pub fn cut_foretold<W, E>(
+    references: &[&StorePath],
+    foretold: Option<Foretold<'_>>,
+    threads: Option<NonZeroUsize>,
+    write: W,
+    each: E,
+) -> io::Result<Recipe>
+where
+    W: FnOnce(&mut dyn Write) -> io::Result<()>,
+    E: Fn(CutChunk) -> io::Result<()> + Sync,
+{
     match threads {
         None => {
             let mut pieces = Vec::new();
-            let mut cutter = Cutter::new(references, |bytes, positions| {
-                let (id, len) = (ChunkId::of(bytes), bytes.len() as u32);
+            let mut cutter = Cutter::new(references, foretold, |bytes, positions, id| {
+                let (id, len) = (id.unwrap_or_else(|| ChunkId::of(bytes)), bytes.len() as u32);
                 pieces.push(Piece { id, len });
                 each(CutChunk { id, bytes: Bytes::copy_from_slice(bytes), positions: positions.to_vec() })
             });
@@ -153,7 +178,7 @@ where
             let positions = cutter.finish()?;
             Ok(Recipe { pieces, positions })
         }
-        Some(threads) => cut_threaded(references, threads, write, &each),
+        Some(threads) => cut_threaded(references, foretold, threads, write, &each),
     }
 }
 
@@ -178,6 +203,7 @@ where
 
 fn cut_threaded<W, E>(
     references: &[&StorePath],
+    foretold: Option<Foretold<'_>>,
     threads: NonZeroUsize,
     write: W,
     each: &E,
@@ -192,7 +218,7 @@ where
         let take = &take;
         let workers: Vec<_> =
             (0..threads.get()).map(|_| scope.spawn(move || take_chunks(take, each))).collect();
-        let written = give_chunks(references, &give, write);
+        let written = give_chunks(references, foretold, &give, write);
         drop(give);
         let mut pieces = Vec::new();
         let mut failed = None;
@@ -209,11 +235,13 @@ where
     })
 }
 
-/// A chunk that is to be hashed: its place among all, its bytes, the positions found since the one before.
-type Counted = (usize, Bytes, Vec<Position>);
+/// A chunk that is handed on: its place among all, its bytes, the positions found since the one before, its id where that is
+/// known already.
+type Counted = (usize, Bytes, Vec<Position>, Option<ChunkId>);
 
 fn give_chunks<W>(
     references: &[&StorePath],
+    foretold: Option<Foretold<'_>>,
     give: &SyncSender<Counted>,
     write: W,
 ) -> io::Result<Vec<Position>>
@@ -221,9 +249,9 @@ where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
 {
     let mut count = 0;
-    let mut cutter = Cutter::new(references, |bytes, positions| {
+    let mut cutter = Cutter::new(references, foretold, |bytes, positions, id| {
         count += 1;
-        give.send((count, Bytes::copy_from_slice(bytes), positions.to_vec()))
+        give.send((count, Bytes::copy_from_slice(bytes), positions.to_vec(), id))
             .map_err(|_| io::Error::other("nobody takes chunks any more"))
     });
     write(&mut cutter)?;
@@ -238,12 +266,12 @@ where
     let mut result = Ok(());
     loop {
         let next = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((count, bytes, positions)) = next else { return result.map(|()| taken) };
+        let Ok((count, bytes, positions, id)) = next else { return result.map(|()| taken) };
         if result.is_err() {
             // Taken and dropped, so that whoever cuts is not stuck; the failure is told at the end.
             continue;
         }
-        let piece = Piece { id: ChunkId::of(&bytes), len: bytes.len() as u32 };
+        let piece = Piece { id: id.unwrap_or_else(|| ChunkId::of(&bytes)), len: bytes.len() as u32 };
         taken.push((count, piece));
         result = each(CutChunk { id: piece.id, bytes, positions });
     }

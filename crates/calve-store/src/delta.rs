@@ -101,7 +101,7 @@ pub fn tell(
     let references = info.counted_references();
     let mut restorer = Restorer::new(&[], &references).expect("no positions make sense");
     let mut begin = 0;
-    let cutter = Cutter::new(&references, |bytes, positions| {
+    let cutter = Cutter::new(&references, None, |bytes, positions, _| {
         restorer.extend(positions).map_err(io::Error::other)?;
         let at = begin;
         begin += bytes.len() as u64;

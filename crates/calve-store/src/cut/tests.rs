@@ -1,8 +1,11 @@
 use std::collections::HashSet;
 
+use calve_nix::Sha256Hash;
 use proptest::prelude::*;
 
+use super::foretold::PAUSE_MAX;
 use super::*;
+use crate::index::LocalIndex;
 use crate::normal::Restorer;
 
 /// Bytes that repeat nothing, the same for the same seed (xorshift64*).
@@ -28,9 +31,20 @@ pub(crate) fn path(seed: u64, name: &str) -> StorePath {
 }
 
 fn recipe(archive: &[u8], references: &[&StorePath], threads: usize, write: usize) -> (Recipe, Vec<u8>) {
+    recipe_foretold(archive, references, None, threads, write)
+}
+
+fn recipe_foretold(
+    archive: &[u8],
+    references: &[&StorePath],
+    foretold: Option<Foretold<'_>>,
+    threads: usize,
+    write: usize,
+) -> (Recipe, Vec<u8>) {
     let plain = Mutex::new(std::collections::HashMap::new());
-    let recipe = cut(
+    let recipe = cut_foretold(
         references,
+        foretold,
         NonZeroUsize::new(threads),
         |out| archive.chunks(write).try_for_each(|bytes| out.write_all(bytes)),
         |chunk| {
@@ -79,6 +93,50 @@ fn a_rebuild_with_other_hashes_has_the_same_recipe() {
     assert_eq!(with(&old).id(), with(&new).id());
 }
 
+/// An index that knows the recipes of these archives.
+fn index_of(archives: &[&[u8]]) -> (LocalIndex, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let index = LocalIndex::open(&dir.path().join("index")).unwrap();
+    for (n, archive) in (0..).zip(archives) {
+        let (recipe, _) = recipe(archive, &[], 0, 1 << 16);
+        let (path, hash) = (path(n, "p"), Sha256Hash::of(archive));
+        index.record([(&path, &hash, recipe.id(), &recipe)].into_iter()).unwrap();
+    }
+    (index, dir)
+}
+
+#[test]
+fn what_is_known_is_not_searched() {
+    let archive = noise(11, 2_000_000);
+    let (index, _dir) = index_of(&[&archive]);
+    let pieces = recipe(&archive, &[], 0, 1 << 16).0.pieces;
+    let mut foretold = Foretold::new(&index);
+    assert_eq!(foretold.next_chunk(&archive), None, "nothing is known of the first");
+    let mut at = pieces[0].len as usize;
+    assert_eq!(foretold.look_up(&archive[..at]), Some(pieces[0].id));
+    let (last, known) = pieces.split_last().unwrap();
+    for piece in &known[1..] {
+        assert_eq!(foretold.next_chunk(&archive[at..]), Some((piece.len as usize, piece.id)));
+        at += piece.len as usize;
+    }
+    assert_eq!(foretold.next_chunk(&archive[at..]), None, "an archive may go on where the known one ends");
+    assert_eq!(at + last.len as usize, archive.len());
+}
+
+#[test]
+fn what_is_not_known_is_looked_up_less_and_less() {
+    let archive = noise(11, 2_000_000);
+    let (index, _dir) = index_of(&[&archive]);
+    let mut foretold = Foretold::new(&index);
+    let looked_up = (0..1000_u32).filter(|n| foretold.look_up(&n.to_le_bytes()).is_some()).count();
+    assert!((10..40).contains(&looked_up), "{looked_up}");
+    let first = recipe(&archive, &[], 0, 1 << 16).0.pieces[0];
+    let chunk = &archive[..first.len as usize];
+    let found = (0..=PAUSE_MAX).find_map(|_| foretold.look_up(chunk));
+    assert_eq!(found, Some(first.id));
+    assert!(foretold.next_chunk(&archive[chunk.len()..]).is_some(), "what it knows is found again");
+}
+
 #[test]
 fn a_failure_behind_the_cut_is_told() {
     for threads in [0, 2] {
@@ -110,6 +168,32 @@ fn stored_chunks_are_checked() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// Whatever is known, and however much of it is still true.
+    #[test]
+    fn foretold_cuts_are_those_that_a_search_finds(
+        edits in prop::collection::vec((0_usize..1_500_000, 0_usize..200_000, 0_usize..200_000), 0..6),
+        end in 0_usize..100_000,
+        threads in 0_usize..3,
+        other in any::<bool>(),
+    ) {
+        let archive = noise(9, 1_500_000);
+        let mut edited = archive.clone();
+        for (n, (at, removed, added)) in (20..).zip(edits) {
+            let at = at.min(edited.len());
+            let to = (at + removed).min(edited.len());
+            edited.splice(at..to, noise(n, added));
+        }
+        // Parts of another archive, and of this one once more.
+        if other {
+            edited.extend_from_slice(&noise(10, 1_000_000)[300_000..]);
+            edited.extend_from_slice(&archive[..400_000]);
+        }
+        edited.truncate(edited.len() - end.min(edited.len()));
+        let (index, _dir) = index_of(&[&archive, &noise(10, 1_000_000)]);
+        let searched = recipe(&edited, &[], threads, 1 << 16);
+        prop_assert_eq!(recipe_foretold(&edited, &[], Some(Foretold::new(&index)), threads, 5000), searched);
+    }
 
     #[test]
     fn an_edit_moves_few_cuts(at in 0_usize..3_000_000, removed in 0_usize..3000, added in 0_usize..3000) {

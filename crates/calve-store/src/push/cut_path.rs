@@ -16,7 +16,7 @@ use super::ahead::Ahead;
 use crate::archive::write_nar;
 use crate::chunk::ChunkId;
 use crate::chunk_view::ChunkView;
-use crate::cut::{CutChunk, cut};
+use crate::cut::{CutChunk, Foretold, cut_foretold};
 use crate::index::LocalIndex;
 use crate::recipe::{Piece, Position, Recipe};
 use crate::{PathInfo, StoreError, TransferError};
@@ -94,7 +94,8 @@ pub(super) fn cut_path(
             error => io::Error::other(TransferError::from(error)),
         })
     };
-    let recipe = cut(&path.info.counted_references(), threads, write, each)
+    let foretold = index.map(Foretold::new);
+    let recipe = cut_foretold(&path.info.counted_references(), foretold, threads, write, each)
         .map_err(|error| read_error(path, error))?;
     if recipe.nar_size() == path.info.nar_size {
         Ok(recipe)
