@@ -29,6 +29,7 @@ impl Spent {
         server: Option<&Server>,
         work: impl FnOnce() -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        settle();
         let of_server = || server.map_or(Ok(Duration::ZERO), Server::cpu);
         let (before, serving) = (of_programs(), of_server()?);
         let begun = Instant::now();
@@ -74,9 +75,15 @@ where
 
 /// Time and processor time of what this process does itself.
 pub fn of_this_process(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<(Duration, Duration)> {
+    settle();
     let (begun, before) = (Instant::now(), cpu_of(libc::RUSAGE_SELF));
     work()?;
     Ok((begun.elapsed(), cpu_of(libc::RUSAGE_SELF) - before))
+}
+
+/// Has the disk take what was written before: else that is measured with what comes next.
+fn settle() {
+    rustix::fs::sync();
 }
 
 /// Processor time of the programs that were run here and have ended.
