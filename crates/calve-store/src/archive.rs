@@ -52,9 +52,8 @@ pub(crate) fn archive<W: Write>(path: &Path, out: W, copy: &mut impl Copy) -> Re
                 copy.symlink(&step.name, target)?;
                 nar.symlink(&step.name, target)
             }
-            Node::File { .. } => {
-                let source = open_file(&step.path)?;
-                let metadata = source.metadata().map_err(StoreError::io("read", &step.path))?;
+            Node::File => {
+                let (source, metadata) = open_file(&step.path)?;
                 let executable = is_executable(&metadata);
                 let mut tee = Tee { source, copy: copy.file(&step.name)? };
                 let done = nar.file(&step.name, executable, metadata.len(), &mut tee);

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use calve_nix::NarWriter;
 
-use crate::{Node, Walk, WalkError, nar_error, open_file};
+use crate::{Node, Walk, WalkError, file_metadata, is_executable, nar_error, open_file};
 
 /// Files of a tree that is viewed: each takes about 300 bytes of memory, and several views are open at once.
 const VIEW_FILES_MAX: usize = 100_000;
@@ -56,13 +56,15 @@ impl NarView {
                 Node::Enter => nar.begin_directory(&step.name),
                 Node::Leave => nar.end_directory(),
                 Node::Symlink(target) => nar.symlink(&step.name, target),
-                Node::File { executable, size } => {
+                Node::File => {
                     if view.files.len() == VIEW_FILES_MAX {
                         return Ok(None);
                     }
-                    let begun = nar.begin_file(&step.name, *executable, *size);
-                    view.add_file(&step.path, *size, nar.get_ref().len());
-                    begun.and_then(|()| nar.end_file(*size))
+                    let metadata = file_metadata(&step.path)?;
+                    let size = metadata.len();
+                    let begun = nar.begin_file(&step.name, is_executable(&metadata), size);
+                    view.add_file(&step.path, size, nar.get_ref().len());
+                    begun.and_then(|()| nar.end_file(size))
                 }
             };
             done.map_err(|error| nar_error(error, &step.path))?;
@@ -139,7 +141,7 @@ impl NarView {
             false => self.root.join(OsStr::from_bytes(&self.names[begin..end])),
         };
         if last.as_ref().is_none_or(|(open, _)| *open != n) {
-            *last = Some((n, open_file(&path)?));
+            *last = Some((n, open_file(&path)?.0));
         }
         let (_, file) = last.as_ref().expect("opened above");
         file.read_exact_at(buffer, at).map_err(WalkError::read(&path))
@@ -162,8 +164,9 @@ mod tests {
                 Node::Enter => nar.begin_directory(&name),
                 Node::Leave => nar.end_directory(),
                 Node::Symlink(target) => nar.symlink(&name, &target),
-                Node::File { executable, size } => {
-                    nar.file(&name, executable, size, &mut File::open(path).unwrap())
+                Node::File => {
+                    let (mut file, metadata) = open_file(&path).unwrap();
+                    nar.file(&name, is_executable(&metadata), metadata.len(), &mut file)
                 }
             }
             .unwrap();

@@ -1,7 +1,8 @@
 //! A walk over a tree of files in the order of an archive: depth first, names in the order of their bytes.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -29,13 +30,8 @@ pub enum Node {
     Enter,
     /// The end of a directory's entries.
     Leave,
-    /// A regular file.
-    File {
-        /// Whether its owner may execute it, as Nix sees it.
-        executable: bool,
-        /// Its size in bytes.
-        size: u64,
-    },
+    /// A regular file; [`open_file`] or [`file_metadata`] says more. A walk does not ask: whoever reads a tree opens each file.
+    File,
     /// A symbolic link with its target.
     Symlink(Vec<u8>),
 }
@@ -48,8 +44,11 @@ pub fn is_executable(metadata: &Metadata) -> bool {
 /// The steps through a tree; memory grows with the widest directories on one branch, the stack not at all.
 pub struct Walk {
     root: Option<PathBuf>,
-    open: Vec<(PathBuf, vec::IntoIter<OsString>)>,
+    open: Vec<(PathBuf, vec::IntoIter<Entry>)>,
 }
+
+/// A name in a directory, and what its listing says is there.
+type Entry = (OsString, FileType);
 
 impl Walk {
     /// A walk over the tree at `root`, which may also be a single file or link.
@@ -57,16 +56,20 @@ impl Walk {
         Self { root: Some(root.to_owned()), open: Vec::new() }
     }
 
-    fn visit(&mut self, name: OsString, path: PathBuf) -> Result<Step, WalkError> {
+    fn visit(&mut self, name: OsString, path: PathBuf, listed: Option<FileType>) -> Result<Step, WalkError> {
+        if listed.is_some_and(|listed| listed.is_file()) {
+            return Ok(Step { name: name.into_vec(), path, node: Node::File });
+        }
+        // Not as it was listed: what has become a link since leads nowhere.
         let metadata = fs::symlink_metadata(&path).map_err(WalkError::read(&path))?;
         let node = if metadata.is_dir() {
-            self.open.push((path.clone(), sorted_names(&path)?.into_iter()));
+            self.open.push((path.clone(), sorted_entries(&path)?.into_iter()));
             Node::Enter
         } else if metadata.is_symlink() {
             let target = fs::read_link(&path).map_err(WalkError::read(&path))?;
             Node::Symlink(target.into_os_string().into_vec())
         } else if metadata.is_file() {
-            Node::File { executable: is_executable(&metadata), size: metadata.len() }
+            Node::File
         } else {
             return Err(WalkError::SpecialFile { kind: special_kind(&metadata), path });
         };
@@ -79,34 +82,44 @@ impl Iterator for Walk {
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(root) = self.root.take() {
-            return Some(self.visit(OsString::new(), root));
+            return Some(self.visit(OsString::new(), root, None));
         }
-        let (dir, names) = self.open.last_mut()?;
-        if let Some(name) = names.next() {
+        let (dir, entries) = self.open.last_mut()?;
+        if let Some((name, listed)) = entries.next() {
             let path = dir.join(&name);
-            return Some(self.visit(name, path));
+            return Some(self.visit(name, path, Some(listed)));
         }
         let (path, _) = self.open.pop()?;
         Some(Ok(Step { name: Vec::new(), path, node: Node::Leave }))
     }
 }
 
-fn sorted_names(dir: &Path) -> Result<Vec<OsString>, WalkError> {
+fn sorted_entries(dir: &Path) -> Result<Vec<Entry>, WalkError> {
     let entries = fs::read_dir(dir).map_err(WalkError::read(dir))?;
-    let names: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.file_name())).collect();
-    let mut names = names.map_err(WalkError::read(dir))?;
-    names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-    Ok(names)
+    let entries = entries.map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?))));
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(WalkError::read(dir))?;
+    entries.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+    Ok(entries)
 }
 
 /// Opens a file that was regular a moment ago; one that has become a link or a named pipe neither leads elsewhere nor
 /// blocks.
-pub fn open_file(path: &Path) -> Result<File, WalkError> {
+pub fn open_file(path: &Path) -> Result<(File, Metadata), WalkError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
     let file = file.map_err(WalkError::read(path))?;
-    let metadata = file.metadata().map_err(WalkError::read(path))?;
-    if metadata.is_file() { Ok(file) } else { Err(WalkError::Changed { path: path.to_owned() }) }
+    let metadata = regular(file.metadata(), path)?;
+    Ok((file, metadata))
+}
+
+/// What there is to know of a file that was regular a moment ago.
+pub fn file_metadata(path: &Path) -> Result<Metadata, WalkError> {
+    regular(fs::symlink_metadata(path), path)
+}
+
+fn regular(metadata: io::Result<Metadata>, path: &Path) -> Result<Metadata, WalkError> {
+    let metadata = metadata.map_err(WalkError::read(path))?;
+    if metadata.is_file() { Ok(metadata) } else { Err(WalkError::Changed { path: path.to_owned() }) }
 }
 
 fn special_kind(metadata: &Metadata) -> &'static str {

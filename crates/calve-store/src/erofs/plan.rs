@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use calve_tree::{Node as TreeNode, Walk};
+use calve_tree::{Node as TreeNode, Walk, file_metadata, is_executable};
 
 use super::dirents;
 use super::format::{FileType, SLOT_BYTES};
@@ -167,7 +167,10 @@ fn append_tree(nodes: &mut Vec<Node>, host_path: &Path) -> Result<(), StoreError
                 open.push(at);
                 (FileType::Directory, 0)
             }
-            TreeNode::File { executable, size } => (FileType::Regular { executable }, size),
+            TreeNode::File => {
+                let metadata = file_metadata(&step.path)?;
+                (FileType::Regular { executable: is_executable(&metadata) }, metadata.len())
+            }
             TreeNode::Symlink(target) => (FileType::Symlink, target.len() as u64),
         };
         nodes.push(Node::new(step.name.into(), parent, file_type, size));

@@ -40,8 +40,7 @@ pub fn contents(plan: &Plan) -> Result<HashMap<u32, Content>, StoreError> {
 /// Hashes a file unless it is a hard link to one in `known`.
 fn hash(plan: &Plan, at: u32, known: &mut HashMap<(u64, u64), Sha256Hash>) -> Result<Sha256Hash, StoreError> {
     let path = plan.host_path(at);
-    let mut file = open_file(&path)?;
-    let metadata = file.metadata().map_err(StoreError::io("read", &path))?;
+    let (mut file, metadata) = open_file(&path)?;
     let inode = (metadata.dev(), metadata.ino());
     if let Some(hash) = known.get(&inode) {
         return Ok(*hash);

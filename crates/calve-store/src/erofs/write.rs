@@ -110,8 +110,7 @@ impl Writer<'_> {
             return Ok(());
         }
         let host = self.plan.host_path(at);
-        let source = open_file(&host)?;
-        let metadata = source.metadata().map_err(StoreError::io("read", &host))?;
+        let (source, metadata) = open_file(&host)?;
         if metadata.len() != node.size {
             return Err(StoreError::Changed { path: host });
         }
