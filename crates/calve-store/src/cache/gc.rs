@@ -39,7 +39,7 @@ pub struct GcPolicy {
 pub struct Collected {
     /// Paths that stay.
     pub paths_kept: u64,
-    /// Paths that the index had lost and that are there again.
+    /// As [`Verified::paths_restored`](super::Verified::paths_restored).
     pub paths_restored: u64,
     /// Paths that are gone.
     pub paths_removed: u64,

@@ -58,8 +58,9 @@ impl Cache {
         Ok(done)
     }
 
-    /// Brings back the paths of which packs hold the manifests and the index knows nothing: damage to its files can take
-    /// it back to an earlier state that SQLite takes for whole. Gives how many came back. Whoever calls this holds the lock.
+    /// Brings back the paths of which packs hold the manifests and the index knows nothing: who died between the two was about to
+    /// make their rows, and damage to its files can take it back to an earlier state that SQLite takes for whole. Gives how many
+    /// came back. Whoever calls this holds the lock.
     pub(super) async fn restore_lost(&self) -> Result<u64, CacheError> {
         let count = |index: &rusqlite::Connection| {
             index.query_row("SELECT count(*) FROM paths WHERE NOT broken", [], |row| row.get::<_, i64>(0))
@@ -83,7 +84,10 @@ impl Cache {
         self.revive(adopted, &mut done).await?;
         let restored = self.0.index.read(count).await? - before;
         if restored > 0 {
-            tracing::warn!(paths = restored, "the index had lost paths, which are there again");
+            tracing::warn!(
+                paths = restored,
+                "packs held paths that the index did not know; they are there again"
+            );
         }
         Ok(restored.max(0) as u64)
     }

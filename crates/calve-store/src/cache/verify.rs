@@ -38,6 +38,9 @@ pub struct Verified {
     pub chunks: u64,
     /// Paths whose manifests were checked.
     pub paths: u64,
+    /// Paths that lay in packs and that the index did not know, because their commit was cut off or the index was damaged; they
+    /// are there again.
+    pub paths_restored: u64,
     /// Everything that is damaged.
     pub damage: Vec<Damage>,
     /// Paths that cannot be put together any more; a push makes them whole.
@@ -59,16 +62,7 @@ impl Cache {
     /// moves to a new one. Paths that lack a chunk afterwards count as missing, so that the next push makes them whole.
     pub async fn verify(&self, repair: Option<&dyn Remote>) -> Result<Verified, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage or verifies")?;
-        let mut done = Verified::default();
-        let restored = self.restore_lost().await?;
-        if restored > 0 {
-            done.damage.push(Damage {
-                what: "index".to_owned(),
-                object: self.0.index.path().display().to_string(),
-                message: format!("it had lost {restored} paths that lie in packs"),
-                repaired: true,
-            });
-        }
+        let mut done = Verified { paths_restored: self.restore_lost().await?, ..Verified::default() };
         let mut lost = HashSet::new();
         for pack in self.0.index.read(chunks::packs).await? {
             let found = self.verify_pack(&pack).await?;

@@ -13,6 +13,7 @@ use clap::Subcommand;
 
 use crate::caches;
 use crate::failure::{Failure, Outcome};
+use crate::ui;
 
 /// Runs a binary cache, or looks after one.
 ///
@@ -76,6 +77,16 @@ impl CacheArgs {
                 .hint("`calve cache serve --dir DIR` makes one"));
         }
         Cache::open(options).await.map_err(caches::cache_failed)
+    }
+}
+
+/// Says how many paths the index had to be told of again.
+fn note_restored(paths: u64) {
+    if paths > 0 {
+        let paths = ui::count(paths, "path");
+        ui::note(&format!(
+            "the packs held {paths} that the index did not know, as where a push was cut off: they are there again"
+        ));
     }
 }
 

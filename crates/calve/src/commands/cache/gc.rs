@@ -70,10 +70,7 @@ pub async fn run(args: Args) -> Outcome {
         return Ok(ExitStatus::Success);
     }
     let done = if args.dry_run { "would go" } else { "removed" };
-    if collected.paths_restored > 0 {
-        let paths = ui::count(collected.paths_restored, "path");
-        ui::note(&format!("the index had lost {paths}, which its packs still hold: they are there again"));
-    }
+    super::note_restored(collected.paths_restored);
     ui::line(&format!(
         "{}, {} and {} {done} ({}), {}",
         ui::count(collected.paths_removed, "path"),

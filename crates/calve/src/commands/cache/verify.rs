@@ -42,11 +42,13 @@ pub async fn run(args: Args) -> Outcome {
             "packs": verified.packs,
             "chunks": verified.chunks,
             "paths": verified.paths,
+            "paths_restored": verified.paths_restored,
             "damage": damage.collect::<Vec<_>>(),
             "paths_broken": verified.paths_broken.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         ui::json(json.to_string().as_bytes())?;
     } else {
+        super::note_restored(verified.paths_restored);
         for damage in &verified.damage {
             let fate = if damage.repaired { "repaired" } else { "damaged" };
             ui::line(&format!("{fate}: {} in {}: {}", damage.what, damage.object, damage.message))?;
