@@ -110,6 +110,10 @@ fn the_program_outlives_its_connections_and_streams_do_not() {
     client.start("echo up; exec sleep 87651", Restart::Never);
     let stream = client.open(command(&["sleep", "87652"]));
     client.until(|client| client.streams[&stream].opened && client.text() == "up\n");
+    // Both are told of before they have become what they are called by.
+    for seconds in ["87651", "87652"] {
+        support::wait_for("its start", || support::is_alive(&["sleep", seconds]));
+    }
     drop(client);
     support::wait_for("the command's end", || !support::is_alive(&["sleep", "87652"]));
     assert!(support::is_alive(&["sleep", "87651"]));

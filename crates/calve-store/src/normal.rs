@@ -35,7 +35,7 @@ const IN_HASH: [bool; 256] = {
 /// Finds the hash parts of references in an archive that passes by, and replaces them.
 pub struct Normaliser {
     references: HashMap<[u8; HASH_CHARS], u32>,
-    /// Begins as one of them does, perhaps: texts are full of what could be a hash part.
+    /// How they begin: texts are full of what could be a hash part.
     begins: Begins,
     /// Bytes behind the last position's end that are final.
     skip: u64,
@@ -67,7 +67,8 @@ impl Normaliser {
         if !self.is_done() {
             while let Some(window) = bytes.get_mut(at..at + HASH_CHARS) {
                 let window: &mut [u8; HASH_CHARS] = window.try_into().expect("of this length");
-                // From the back: one character that no hash part has rules out every window that holds it.
+                // From the back: one character that no hash part has rules out every window that holds it. Mostly it is the
+                // last one.
                 if !IN_HASH[usize::from(window[HASH_CHARS - 1])] {
                     at += HASH_CHARS;
                     continue;
