@@ -49,7 +49,8 @@ impl std::fmt::Display for Spent {
     }
 }
 
-/// Has all processors work at once, each on the next of these jobs, by what `begin` gives a thread: a function of a job and its number.
+/// Has all processors work at once, each on the next of these jobs, by what `begin` gives a thread: a function of a job and its
+/// number.
 pub fn on_all_processors<J: Sync, W>(
     jobs: &[J],
     begin: impl Fn() -> anyhow::Result<W> + Sync,

@@ -322,6 +322,17 @@ impl<R: Read> NarReader<R> {
         Ok(())
     }
 
+    /// Notes that some of the `left` bytes of a file were taken; none are where the stream ends.
+    fn note(&mut self, size: u64, left: u64, taken: usize) -> Result<(), NarReadError> {
+        if taken == 0 {
+            self.state = State::Failed;
+            return Err(self.error(NarProblem::Truncated));
+        }
+        self.offset += taken as u64;
+        self.state = State::Contents { size, left: left - taken as u64 };
+        Ok(())
+    }
+
     fn error(&self, problem: NarProblem) -> NarReadError {
         NarReadError { offset: self.offset, problem }
     }
@@ -331,20 +342,16 @@ impl<R: BufRead> NarReader<R> {
     /// Passes over the rest of the current file's bytes where they lie; the next event would copy them to skip them.
     pub fn pass_over(&mut self) -> Result<(), NarReadError> {
         while let State::Contents { size, left: left @ 1.. } = self.state {
-            let problem = match self.input.fill_buf() {
-                Ok([]) => NarProblem::Truncated,
-                Ok(bytes) => {
-                    let len = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                    self.input.consume(len);
-                    self.offset += len as u64;
-                    self.state = State::Contents { size, left: left - len as u64 };
-                    continue;
-                }
+            let taken = match self.input.fill_buf() {
+                Ok(bytes) => usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => stream_problem(error),
+                Err(error) => {
+                    self.state = State::Failed;
+                    return Err(self.error(stream_problem(error)));
+                }
             };
-            self.state = State::Failed;
-            return Err(self.error(problem));
+            self.input.consume(taken);
+            self.note(size, left, taken)?;
         }
         Ok(())
     }
@@ -379,18 +386,8 @@ impl<R: Read> NarContents<'_, R> {
             return Ok(T::default());
         }
         let taken = take(&mut self.reader.input, most)?;
-        self.note(size, left, len(&taken))?;
+        self.reader.note(size, left, len(&taken))?;
         Ok(taken)
-    }
-
-    fn note(&mut self, size: u64, left: u64, taken: usize) -> io::Result<()> {
-        if taken == 0 {
-            self.reader.state = State::Failed;
-            return Err(self.reader.error(NarProblem::Truncated).into());
-        }
-        self.reader.offset += taken as u64;
-        self.reader.state = State::Contents { size, left: left - taken as u64 };
-        Ok(())
     }
 }
 
@@ -402,7 +399,7 @@ impl<R: Read> Read for NarContents<'_, R> {
             return Ok(0);
         }
         let read = self.reader.input.read(&mut bytes[..most])?;
-        self.note(size, left, read)?;
+        self.reader.note(size, left, read)?;
         Ok(read)
     }
 }

@@ -67,8 +67,7 @@ pub enum NodeKind {
 pub struct TreeError(pub String);
 
 impl Tree {
-    /// The tree of the archive that `input` begins with, read to its end; none where it has too many nodes. `input` is
-    /// best buffered.
+    /// The tree of the archive that `input` begins with, read to its end; none where it has too many nodes.
     pub fn of_nar(input: impl BufRead) -> Result<Option<Self>, NarReadError> {
         let mut reader = NarReader::new(input);
         let (mut nodes, mut depth, mut too_large) = (Vec::new(), 0, false);
