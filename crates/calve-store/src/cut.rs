@@ -27,6 +27,8 @@ pub use foretold::Foretold;
 
 /// Bytes of an archive that a [`Cutter`] holds: many chunks, so that moving the rest to the front costs little.
 const BUFFER_BYTES: usize = 8 * CHUNK_MAX as usize;
+/// Chunks that are handed to another thread at once: it is woken for each handful, which takes longer than to name a chunk.
+const HANDFUL_CHUNKS: usize = 8;
 /// Chunks that wait between the thread that cuts and those that take them: at most 8 MiB, usually 2.
 pub const CUT_AHEAD_CHUNKS: usize = 32;
 /// Compression level of zstd for chunks: two thirds of the bytes of level 1 would take twice its time.
@@ -212,7 +214,7 @@ where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
     E: Fn(CutChunk) -> io::Result<()> + Sync,
 {
-    let (give, take) = sync_channel(CUT_AHEAD_CHUNKS);
+    let (give, take) = sync_channel(CUT_AHEAD_CHUNKS / HANDFUL_CHUNKS);
     let take = Mutex::new(take);
     thread::scope(|scope| {
         let take = &take;
@@ -242,38 +244,47 @@ type Counted = (usize, Bytes, Vec<Position>, Option<ChunkId>);
 fn give_chunks<W>(
     references: &[&StorePath],
     foretold: Option<Foretold<'_>>,
-    give: &SyncSender<Counted>,
+    give: &SyncSender<Vec<Counted>>,
     write: W,
 ) -> io::Result<Vec<Position>>
 where
     W: FnOnce(&mut dyn Write) -> io::Result<()>,
 {
-    let mut count = 0;
+    let (mut count, mut handful) = (0, Vec::with_capacity(HANDFUL_CHUNKS));
+    let hand_over =
+        |handful| give.send(handful).map_err(|_| io::Error::other("nobody takes chunks any more"));
     let mut cutter = Cutter::new(references, foretold, |bytes, positions, id| {
         count += 1;
-        give.send((count, Bytes::copy_from_slice(bytes), positions.to_vec(), id))
-            .map_err(|_| io::Error::other("nobody takes chunks any more"))
+        handful.push((count, Bytes::copy_from_slice(bytes), positions.to_vec(), id));
+        match handful.len() {
+            HANDFUL_CHUNKS => hand_over(std::mem::replace(&mut handful, Vec::with_capacity(HANDFUL_CHUNKS))),
+            _ => Ok(()),
+        }
     });
     write(&mut cutter)?;
-    cutter.finish()
+    let positions = cutter.finish()?;
+    hand_over(handful)?;
+    Ok(positions)
 }
 
-fn take_chunks<E>(take: &Mutex<Receiver<Counted>>, each: &E) -> io::Result<Vec<(usize, Piece)>>
+fn take_chunks<E>(take: &Mutex<Receiver<Vec<Counted>>>, each: &E) -> io::Result<Vec<(usize, Piece)>>
 where
     E: Fn(CutChunk) -> io::Result<()>,
 {
     let mut taken = Vec::new();
     let mut result = Ok(());
     loop {
-        let next = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((count, bytes, positions, id)) = next else { return result.map(|()| taken) };
-        if result.is_err() {
-            // Taken and dropped, so that whoever cuts is not stuck; the failure is told at the end.
-            continue;
+        let handful = take.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(handful) = handful else { return result.map(|()| taken) };
+        for (count, bytes, positions, id) in handful {
+            if result.is_err() {
+                // Taken and dropped, so that whoever cuts is not stuck; the failure is told at the end.
+                break;
+            }
+            let piece = Piece { id: id.unwrap_or_else(|| ChunkId::of(&bytes)), len: bytes.len() as u32 };
+            taken.push((count, piece));
+            result = each(CutChunk { id: piece.id, bytes, positions });
         }
-        let piece = Piece { id: id.unwrap_or_else(|| ChunkId::of(&bytes)), len: bytes.len() as u32 };
-        taken.push((count, piece));
-        result = each(CutChunk { id: piece.id, bytes, positions });
     }
 }
 

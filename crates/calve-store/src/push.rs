@@ -43,6 +43,8 @@ use cut_path::{CutPath, Found, Onward, cut_path};
 pub const IN_FLIGHT_KIB: usize = 48 * 1024;
 /// Level of zstd for chunks by default: half the time of level 3 for 5 % more bytes, of texts and of programs.
 pub const DEFAULT_LEVEL: i32 = 1;
+/// How often it is looked what was cut meanwhile: who waits for chunks themselves is woken for each, thousands of times a second.
+const LOOK_EVERY: Duration = Duration::from_millis(3);
 /// How long a cache may take to answer a question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Paths that are cut at once beyond the cores: one reads while another computes.

@@ -169,9 +169,9 @@ impl Ahead {
 
     /// Keeps for its commit that the archive is what its path says, where it is.
     pub async fn finish(self) -> Result<(), CacheError> {
-        let Self { check, digest, .. } = self;
+        let Self { check, restorer, digest, .. } = self;
         let (cache, of) = (check.cache.clone(), Of::new(&check.info, &digest));
-        let listing = check.finish().await?;
+        let listing = check.finish(&restorer).await?;
         cache.0.aheads.put(Checked { of, listing });
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Archives put together from chunks and hashed: at their commit, or ahead of it as their chunks come.
 
+use std::collections::VecDeque;
 use std::io::Write;
 
 use bytes::Bytes;
 use calve_nix::content_address::FileCheck;
 use calve_nix::{HashWriter, Sha256Hash};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::TryStreamExt;
 use tokio::sync::mpsc::{Sender, channel};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::listing::{FromChannel, Listing, read_listing};
 use super::{Cache, CacheError, blocking};
@@ -33,56 +34,73 @@ pub(super) struct ArchiveCheck {
     pub cache: Cache,
     /// The path whose archive it should be.
     pub info: PathInfo,
-    /// Where the archive goes on.
+    /// Where the next group begins that is handed on.
     at: u64,
+    /// Groups that are made plain, also while nothing is taken.
+    coming: VecDeque<Coming>,
     give: Sender<Vec<Bytes>>,
     reading: JoinHandle<Result<Read, CacheError>>,
 }
 
+/// A group that is made plain.
+struct Coming {
+    pieces: Vec<Piece>,
+    plain: JoinHandle<Result<Vec<Vec<u8>>, CacheError>>,
+}
+
 impl ArchiveCheck {
-    /// Begins with the archive of a path.
+    /// Begins with the archive of a path; to be called within a tokio runtime.
     pub fn begin(cache: Cache, info: PathInfo) -> Self {
         let (give, take) = channel(GROUPS_WAITING);
         let of = info.clone();
         let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
-        Self { cache, info, at: 0, give, reading }
+        Self { cache, info, at: 0, coming: VecDeque::new(), give, reading }
     }
 
-    /// Takes the next chunks, for which `restorer` has all positions.
+    /// Takes the next chunks, for which `restorer` has all positions; some are still made plain when it ends.
     pub async fn take(&mut self, pieces: &[Piece], restorer: &Restorer) -> Result<(), CacheError> {
-        let groups: Vec<_> = groups(pieces).map(<[Piece]>::to_vec).collect();
-        let cache = self.cache.clone();
-        let mut plain = stream::iter(groups)
-            .map(|group| {
-                let cache = cache.clone();
-                async move { cache.plain(&group).await }
-            })
-            .buffered(GROUPS_AHEAD);
-        let mut pieces = pieces.iter();
-        while let Some(chunks) = plain.try_next().await? {
-            let mut restored = Vec::with_capacity(chunks.len());
-            for (mut chunk, piece) in chunks.into_iter().zip(&mut pieces) {
-                if chunk.len() != piece.len as usize {
-                    let message = format!("chunk {} has another length than its recipe says", piece.id);
-                    return Err(CacheError::damaged(&self.info.path, message));
-                }
-                restorer.restore(&mut chunk, self.at);
-                self.at += chunk.len() as u64;
-                restored.push(chunk.into());
+        for pieces in groups(pieces) {
+            while self.coming.len() >= GROUPS_AHEAD {
+                self.hand_on(restorer).await?;
             }
             // Who takes them gives up where they are no archive, or by a panic: `finish` tells.
-            if self.give.send(restored).await.is_err() {
+            if self.give.is_closed() {
                 return Ok(());
             }
+            let (cache, pieces) = (self.cache.clone(), pieces.to_vec());
+            let of = pieces.clone();
+            let plain = tokio::spawn(async move { cache.plain(&of).await });
+            self.coming.push_back(Coming { pieces, plain });
         }
         Ok(())
     }
 
-    /// Gives the archive's listing, once all of it was taken and is what its path says.
-    pub async fn finish(self) -> Result<Option<Listing>, CacheError> {
+    /// Hands on the first group that is coming, if there is one.
+    async fn hand_on(&mut self, restorer: &Restorer) -> Result<(), CacheError> {
+        let Some(Coming { pieces, plain }) = self.coming.pop_front() else { return Ok(()) };
+        let chunks = ended(plain.await)?;
+        let mut restored = Vec::with_capacity(chunks.len());
+        for (mut chunk, piece) in chunks.into_iter().zip(pieces) {
+            if chunk.len() != piece.len as usize {
+                let message = format!("chunk {} has another length than its recipe says", piece.id);
+                return Err(CacheError::damaged(&self.info.path, message));
+            }
+            restorer.restore(&mut chunk, self.at);
+            self.at += chunk.len() as u64;
+            restored.push(chunk.into());
+        }
+        // As in `take`.
+        let _ = self.give.send(restored).await;
+        Ok(())
+    }
+
+    /// Gives the archive's listing, once all of it was taken and is what its path says; `restorer` has all positions.
+    pub async fn finish(mut self, restorer: &Restorer) -> Result<Option<Listing>, CacheError> {
+        while !self.coming.is_empty() {
+            self.hand_on(restorer).await?;
+        }
         drop(self.give);
-        let read = self.reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        let ((found, size), listing) = read?;
+        let ((found, size), listing) = ended(self.reading.await)?;
         let info = &self.info;
         if (found, size) != (info.nar_hash, info.nar_size) {
             let message = format!("its chunks give {} instead of {}", found.to_nix(), info.nar_hash.to_nix());
@@ -90,6 +108,11 @@ impl ArchiveCheck {
         }
         Ok(listing)
     }
+}
+
+/// What a task gave, which nobody aborts; its panics go on here.
+fn ended<T>(result: Result<T, JoinError>) -> T {
+    result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 impl Cache {

@@ -149,7 +149,7 @@ impl Cache {
         let _cpu = self.0.cpus.acquire().await.expect("never closed");
         let mut check = ArchiveCheck::begin(self.clone(), info.clone());
         check.take(&recipe.pieces, &assembly.restorer).await?;
-        check.finish().await
+        check.finish(&assembly.restorer).await
     }
 
     /// Writes manifests and recipes, then the rows. Gives what is there now, by hash part.

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use super::Shared;
+use super::{LOOK_EVERY, Shared};
 use crate::PathInfo;
 use crate::recipe::{Piece, Position};
 use crate::remote::{AHEAD_ROOM_KIB, ArchivePart, PART_PIECES_MAX, PART_POSITIONS_MAX, ahead_room_kib};
@@ -110,22 +111,27 @@ async fn tell(info: PathInfo, shared: Arc<Shared>, cut: UnboundedReceiver<Cut>) 
 async fn give_parts(shared: &Shared, mut cut: UnboundedReceiver<Cut>, give: Sender<ArchivePart>) {
     let mut settled = shared.settled.subscribe();
     let mut waiting = VecDeque::new();
-    let mut cutting = true;
-    while cutting || !waiting.is_empty() {
-        let part = next_part(shared, &mut waiting);
-        if !part.pieces.is_empty() {
+    loop {
+        let cutting = loop {
+            match cut.try_recv() {
+                Ok(next) => waiting.push_back(next),
+                Err(error) => break error == TryRecvError::Empty,
+            }
+        };
+        loop {
+            let part = next_part(shared, &mut waiting);
+            if part.pieces.is_empty() {
+                break;
+            }
             if give.send(part).await.is_err() {
                 return;
             }
-            continue;
         }
-        tokio::select! {
-            next = cut.recv(), if cutting => match next {
-                Some(next) => waiting.push_back(next),
-                None => cutting = false,
-            },
-            _ = settled.changed() => {}
+        if !cutting && waiting.is_empty() {
+            return;
         }
+        // An error would be that nobody pushes any more.
+        let _ = timeout(LOOK_EVERY, settled.changed()).await;
     }
 }
 

@@ -136,17 +136,26 @@ impl Commits {
         let shared = &self.shared;
         shared.progress.bytes_moved.add(recipes.iter().map(|recipe| recipe.encode().len() as u64).sum());
         let commit = || shared.remote.commit(manifests.clone(), recipes.clone());
-        let answer = retried("a commit", COMMIT_TIMEOUT, &shared.progress, commit).await?;
+        let committing = async { Ok(retried("a commit", COMMIT_TIMEOUT, &shared.progress, commit).await?) };
+        // What is noted is how paths here are cut, and true whether the cache takes them or not.
+        let (answer, ()) = tokio::try_join!(committing, self.note(paths))?;
         self.manifests.extend(answer);
         self.shared.progress.paths_done.add(paths.len() as u64);
-        let mut noted = Vec::with_capacity(paths.len());
         for n in paths {
-            let (id, recipe) = self.cut.remove(n).expect("it was ready");
-            let info = &self.infos[*n];
-            self.committed.insert(info.path.clone());
-            noted.push((info.path.clone(), info.nar_hash, id, recipe));
+            self.cut.remove(n);
+            self.committed.insert(self.infos[*n].path.clone());
         }
+        Ok(())
+    }
+
+    /// Notes the paths' recipes in the host's index.
+    async fn note(&self, paths: &[usize]) -> Result<(), TransferError> {
         let Some(index) = self.options.index.clone() else { return Ok(()) };
+        let entry = |n: &usize| {
+            let ((id, recipe), info) = (&self.cut[n], &self.infos[*n]);
+            (info.path.clone(), info.nar_hash, *id, Arc::clone(recipe))
+        };
+        let noted: Vec<_> = paths.iter().map(entry).collect();
         blocking(move || {
             let entries = noted.iter().map(|(path, hash, id, recipe)| (path, hash, *id, &**recipe));
             Ok(index.record(entries)?)

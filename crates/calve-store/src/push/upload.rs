@@ -5,13 +5,14 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cut_path::{Found, Plain};
-use super::{ANSWER_TIMEOUT, Shared, joined};
+use super::{ANSWER_TIMEOUT, LOOK_EVERY, Shared, joined};
 use crate::TransferError;
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::pull::blocking;
@@ -76,13 +77,19 @@ async fn ask_all(
 async fn gather<T>(first: T, more: &mut UnboundedReceiver<T>) -> Vec<T> {
     let mut items = vec![first];
     let deadline = Instant::now() + ASK_GATHER;
-    while items.len() < ASK_CHUNKS {
-        match timeout_at(deadline, more.recv()).await {
-            Ok(Some(item)) => items.push(item),
-            _ => break,
+    loop {
+        while items.len() < ASK_CHUNKS {
+            match more.try_recv() {
+                Ok(item) => items.push(item),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return items,
+            }
         }
+        if items.len() == ASK_CHUNKS || Instant::now() >= deadline {
+            return items;
+        }
+        sleep(LOOK_EVERY).await;
     }
-    items
 }
 
 /// Asks which chunks are missing, and compresses these.
