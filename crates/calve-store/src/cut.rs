@@ -34,6 +34,12 @@ pub const CUT_AHEAD_CHUNKS: usize = 32;
 /// Compression level of zstd for chunks: two thirds of the bytes of level 1 would take twice its time.
 pub const CHUNK_LEVEL: i32 = 3;
 
+/// Bytes on which it depends whether a chunk ends behind them: FastCDC's hash has as many bits, and loses one a byte.
+const HASHED_BYTES: usize = 64;
+
+/// What FastCDC compares its hash with, in chunks below the average size and above.
+type Masks = (u64, u64);
+
 /// A chunk that was cut off an archive.
 #[derive(Debug)]
 pub struct CutChunk {
@@ -56,7 +62,7 @@ pub struct Cutter<'a, F> {
     begin: usize,
     /// End of the bytes in `buffer` that are normalised for good.
     normal: usize,
-    masks: (u64, u64),
+    masks: Masks,
     foretold: Option<Foretold<'a>>,
     chunk: F,
 }
@@ -94,7 +100,7 @@ impl<'a, F: FnMut(&[u8], &[Position], Option<ChunkId>) -> io::Result<()>> Cutter
     fn cut(&mut self) -> io::Result<()> {
         let rest = &self.buffer[self.begin..self.normal];
         let foretold = self.foretold.as_mut();
-        let (len, id) = match foretold.and_then(|foretold| foretold.next_chunk(rest)) {
+        let (len, id) = match foretold.and_then(|foretold| foretold.next_chunk(rest, self.masks)) {
             Some((len, id)) => (len, Some(id)),
             None => {
                 let len = searched(rest, self.masks);
@@ -116,8 +122,23 @@ impl<'a, F: FnMut(&[u8], &[Position], Option<ChunkId>) -> io::Result<()>> Cutter
 }
 
 /// Length of the chunk that these bytes begin with.
-fn searched(bytes: &[u8], (strict, loose): (u64, u64)) -> usize {
+fn searched(bytes: &[u8], masks: Masks) -> usize {
     let (min, average, max) = (CHUNK_MIN as usize, CHUNK_AVERAGE as usize, CHUNK_MAX as usize);
+    search(bytes, min, average, max, masks)
+}
+
+/// Whether a chunk ends behind these `len` bytes, which are a chunk elsewhere: FastCDC looks at the byte behind as well.
+fn ends_behind(bytes: &[u8], len: usize, masks: Masks) -> bool {
+    if len == CHUNK_MAX as usize || len == bytes.len() {
+        return true;
+    }
+    // What lies farther back is shifted out; FastCDC takes bytes in pairs.
+    let from = len.saturating_sub(HASHED_BYTES).next_multiple_of(2).max(CHUNK_MIN as usize);
+    let average = (CHUNK_AVERAGE as usize).saturating_sub(from).min(2 * HASHED_BYTES);
+    search(&bytes[from..], 0, average, 2 * HASHED_BYTES, masks) == len - from
+}
+
+fn search(bytes: &[u8], min: usize, average: usize, max: usize, (strict, loose): Masks) -> usize {
     v2020::cut(bytes, min, average, max, strict, loose, strict << 1, loose << 1).1
 }
 

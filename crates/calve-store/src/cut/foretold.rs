@@ -1,8 +1,9 @@
 //! Cuts that need not be looked for: those of an archive that is known here and goes on alike.
 //!
-//! Where a cut lies follows from the bytes of its chunk alone. So where a chunk was found that a known recipe has too, the bytes
+//! Where a cut lies follows from the bytes of its chunk and the one behind. So where a chunk was found that a known recipe has too, the bytes
 //! behind it are hashed up to that recipe's next cut, and as long as these are the same chunks nobody searches.
 
+use super::{Masks, ends_behind};
 use crate::chunk::ChunkId;
 use crate::index::LocalIndex;
 use crate::recipe::Recipe;
@@ -41,12 +42,12 @@ impl<'a> Foretold<'a> {
     }
 
     /// The chunk that these bytes begin with, if it is the one that should come next: its length and id.
-    pub(super) fn next_chunk(&mut self, bytes: &[u8]) -> Option<(usize, ChunkId)> {
+    pub(super) fn next_chunk(&mut self, bytes: &[u8], masks: Masks) -> Option<(usize, ChunkId)> {
         let next = self.next.take()?;
         // The last chunk ends with its archive, and not where its bytes say so.
         let [piece, _, ..] = self.followed.as_ref()?.recipe.pieces.get(next..)? else { return None };
         let chunk = bytes.get(..piece.len as usize)?;
-        if ChunkId::of(chunk) != piece.id {
+        if ChunkId::of(chunk) != piece.id || !ends_behind(bytes, chunk.len(), masks) {
             return None;
         }
         self.next = Some(next + 1);

@@ -105,21 +105,56 @@ fn index_of(archives: &[&[u8]]) -> (LocalIndex, tempfile::TempDir) {
     (index, dir)
 }
 
+fn masks() -> Masks {
+    Cutter::new(&[], None, |_, _, _| Ok(())).masks
+}
+
+/// FastCDC looks at the byte behind a chunk too, and takes bytes in pairs.
+#[test]
+fn a_known_chunk_ends_elsewhere_where_other_bytes_follow() {
+    let archive = noise(11, 2_000_000);
+    let (index, _dir) = index_of(&[&archive]);
+    let mut ends = Vec::new();
+    for piece in recipe(&archive, &[], 0, 1 << 16).0.pieces {
+        ends.push(ends.last().copied().unwrap_or(0) + piece.len as usize);
+    }
+    let mut moved = 0;
+    for (n, &at) in ends.iter().enumerate().take(ends.len() - 1).skip(1) {
+        for change in 0..4 {
+            let mut edited = archive.clone();
+            match change {
+                0 => edited[at] ^= 0x55,
+                1 => edited[at - 1000] ^= 0x55,
+                end => edited.truncate(at + end - 2),
+            }
+            let searched = recipe(&edited, &[], 0, 1 << 16).0;
+            let foretold = recipe_foretold(&edited, &[], Some(Foretold::new(&index)), 0, 5000).0;
+            assert_eq!(foretold, searched, "cut {n} at {at}, change {change}");
+            moved += usize::from(change == 0 && searched.pieces[n].len as usize != at - ends[n - 1]);
+        }
+    }
+    assert!(moved > ends.len() / 2, "{moved} of {} cuts depend on the byte behind", ends.len());
+}
+
 #[test]
 fn what_is_known_is_not_searched() {
     let archive = noise(11, 2_000_000);
     let (index, _dir) = index_of(&[&archive]);
     let pieces = recipe(&archive, &[], 0, 1 << 16).0.pieces;
     let mut foretold = Foretold::new(&index);
-    assert_eq!(foretold.next_chunk(&archive), None, "nothing is known of the first");
+    assert_eq!(foretold.next_chunk(&archive, masks()), None, "nothing is known of the first");
     let mut at = pieces[0].len as usize;
     assert_eq!(foretold.look_up(&archive[..at]), Some(pieces[0].id));
     let (last, known) = pieces.split_last().unwrap();
     for piece in &known[1..] {
-        assert_eq!(foretold.next_chunk(&archive[at..]), Some((piece.len as usize, piece.id)));
+        assert_eq!(foretold.next_chunk(&archive[at..], masks()), Some((piece.len as usize, piece.id)));
         at += piece.len as usize;
     }
-    assert_eq!(foretold.next_chunk(&archive[at..]), None, "an archive may go on where the known one ends");
+    assert_eq!(
+        foretold.next_chunk(&archive[at..], masks()),
+        None,
+        "an archive may go on where the known one ends"
+    );
     assert_eq!(at + last.len as usize, archive.len());
 }
 
@@ -134,7 +169,7 @@ fn what_is_not_known_is_looked_up_less_and_less() {
     let chunk = &archive[..first.len as usize];
     let found = (0..=PAUSE_MAX).find_map(|_| foretold.look_up(chunk));
     assert_eq!(found, Some(first.id));
-    assert!(foretold.next_chunk(&archive[chunk.len()..]).is_some(), "what it knows is found again");
+    assert!(foretold.next_chunk(&archive[chunk.len()..], masks()).is_some(), "what it knows is found again");
 }
 
 #[test]
