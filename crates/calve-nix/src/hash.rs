@@ -82,14 +82,25 @@ impl From<[u8; 32]> for Sha256Hash {
     }
 }
 
-/// Hashes and counts what is written into it.
-#[derive(Default)]
+/// Hashes and counts what is written into it; a clone goes on from what was written so far.
+#[derive(Default, Clone)]
 pub struct HashWriter {
     hasher: Sha256,
     bytes: u64,
 }
 
 impl HashWriter {
+    /// Takes further bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+
+    /// How many bytes were written.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The digest and the number of bytes written.
     pub fn finish(self) -> (Sha256Hash, u64) {
         (Sha256Hash(self.hasher.finalize().into()), self.bytes)
@@ -98,8 +109,7 @@ impl HashWriter {
 
 impl io::Write for HashWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
+        self.update(bytes);
         Ok(bytes.len())
     }
 

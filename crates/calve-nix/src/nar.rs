@@ -14,7 +14,7 @@ mod reader;
 mod writer;
 
 pub use read_error::{NarProblem, NarReadError};
-pub use reader::{NarContents, NarEvent, NarReader};
+pub use reader::{InContents, NarContents, NarEvent, NarReader};
 pub use writer::{NarError, NarWriter};
 
 /// The string that every archive begins with.

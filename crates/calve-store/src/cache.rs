@@ -12,6 +12,7 @@
 
 mod ahead;
 mod answer;
+mod beginnings;
 mod check;
 mod commit;
 mod error;
@@ -65,6 +66,7 @@ use calve_nix::SecretKey;
 use tokio::sync::Semaphore;
 
 use ahead::Aheads;
+use beginnings::Beginnings;
 use index::Index;
 use objects::Objects;
 use recent::Recent;
@@ -129,6 +131,7 @@ struct Inner {
     eager: Arc<Semaphore>,
     recent: Recent,
     aheads: Aheads,
+    beginnings: Beginnings,
 }
 
 impl Cache {
@@ -145,9 +148,21 @@ impl Cache {
             let cpus = Semaphore::new(cpus());
             let name = dir.display().to_string();
             let eager = Arc::new(Semaphore::new(read::EAGER_STREAMS_MAX));
-            let (recent, aheads) = (Recent::default(), Aheads::default());
-            let inner =
-                Inner { name, dir, priority, grace, key, index, objects, cpus, eager, recent, aheads };
+            let (recent, aheads, beginnings) = Default::default();
+            let inner = Inner {
+                name,
+                dir,
+                priority,
+                grace,
+                key,
+                index,
+                objects,
+                cpus,
+                eager,
+                recent,
+                aheads,
+                beginnings,
+            };
             Ok((inner, made))
         });
         let (inner, made) = opened.await?;

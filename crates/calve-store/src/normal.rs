@@ -195,6 +195,11 @@ impl Restorer {
         self.places.is_empty()
     }
 
+    /// Bytes of the archive before its `n`th position, counted from 0.
+    pub fn begin_of(&self, n: usize) -> Option<u64> {
+        self.places.get(n).map(|(begin, _)| *begin)
+    }
+
     /// Restores `bytes`, which begin at byte `at` of the archive; hash parts that reach over their borders are restored as
     /// far as they lie inside.
     pub fn restore(&self, bytes: &mut [u8], at: u64) {

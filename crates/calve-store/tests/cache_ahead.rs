@@ -6,7 +6,7 @@ mod cache_support;
 
 use std::sync::Arc;
 
-use cache_support::{Made, assert_intact, chunks, closure, made, options, path};
+use cache_support::{Made, assert_intact, chunks, closure, made, noise, options, path};
 use calve_nix::Sha256Hash;
 use calve_store::cache::{Cache, CacheOptions, Storage};
 use calve_store::chunk::{ChunkId, StoredChunk};
@@ -127,6 +127,9 @@ async fn what_lies_is_refused_and_nothing_of_it_is_kept() {
     let mut swapped = good();
     swapped.swap(0, 1);
     assert!(said(tool, swapped).await.contains("-tool is damaged"));
+    let mut late = good();
+    late[1].positions = std::mem::take(&mut late[0].positions);
+    assert!(said(tool, late).await.contains("a position comes behind the chunk that it lies in"));
     let mut unplaced = good();
     unplaced[0].positions.clear();
     assert!(said(tool, unplaced).await.contains("-tool is damaged"));
@@ -177,6 +180,79 @@ async fn only_the_same_path_with_the_same_recipe_was_checked() {
     referring.info.references.push(referring.info.path.clone());
     assert!(commit(&cache, &referring, &recipe).await.is_err());
     commit(&cache, libc, &recipe).await.unwrap();
+}
+
+/// An archive of a file with the bytes of `made`'s up to one of its cuts, and noise behind it; and how many chunks they share.
+fn changed_behind(made: &Made, name: &str, cut: u64) -> (Made, usize) {
+    const END: usize = 16;
+    /// A cut follows from its chunk's bytes and the one behind.
+    const BEHIND: usize = 1;
+    let (mut at, mut shared) = (0, 0);
+    for piece in chunks(made).0.pieces {
+        at += u64::from(piece.len) as usize;
+        shared += 1;
+        if at as u64 >= cut {
+            break;
+        }
+    }
+    let mut changed = made.clone();
+    let contents = at + BEHIND..made.archive.len() - END;
+    changed.archive[contents.clone()].copy_from_slice(&noise(name.len() as u64, contents.len()));
+    changed.info.path = path(name, 1);
+    changed.info.nar_hash = Sha256Hash::of(&changed.archive);
+    (changed, shared)
+}
+
+/// States are kept every 4 MiB; whatever lies before the last one that is shared is not read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_begins_as_another_archive_is_read_from_there_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, objects) = cache(dir.path()).await;
+    let one = made("one", 1, 11 << 20, &[]);
+    let recipe = put(&cache, &one).await;
+    ahead(&cache, &one, parts(&recipe, 5)).await.unwrap();
+    commit(&cache, &one, &recipe).await.unwrap();
+    take_away(&objects).await;
+    let put_rest = async |made: &Made, shared: usize| {
+        let (recipe, stored) = chunks(made);
+        let rest = &recipe.pieces[shared..];
+        let new = stored.into_iter().filter(|chunk| rest.iter().any(|piece| piece.id == chunk.id));
+        cache.put_chunks(new.collect()).await.unwrap();
+        recipe
+    };
+    let (two, shared) = changed_behind(&one, "two", 8 << 20);
+    let recipe = put_rest(&two, shared).await;
+    ahead(&cache, &two, parts(&recipe, 5)).await.unwrap();
+    commit(&cache, &two, &recipe).await.unwrap();
+    // What that went on from is its own beginning as well, and a commit without anything ahead goes on as well.
+    let (three, shared) = changed_behind(&two, "three", 4 << 20);
+    let recipe = put_rest(&three, shared).await;
+    let manifest = commit(&cache, &three, &recipe).await.unwrap().remove(0);
+    assert!(manifest.lazy.is_some(), "its listing begins as the other one's");
+    // What is the same only further on is not known, and cannot be read any more.
+    let mut four = one.clone();
+    four.archive[200] ^= 1;
+    four.info.path = path("four", 1);
+    four.info.nar_hash = Sha256Hash::of(&four.archive);
+    let (recipe, stored) = chunks(&four);
+    cache.put_chunks(stored.into_iter().take(1).collect()).await.unwrap();
+    let refused = ahead(&cache, &four, parts(&recipe, 5)).await.unwrap_err();
+    assert!(refused.to_string().contains("packs/"), "{refused}");
+}
+
+/// The same chunks are other bytes where another hash part is restored in them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_begins_as_its_own_hash_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, _) = cache(dir.path()).await;
+    let builds = [1, 2].map(|build| made("tool", build, 9 << 20, &[&path("tool", build)]));
+    let recipes = [put(&cache, &builds[0]).await, put(&cache, &builds[1]).await];
+    assert_eq!(recipes[0], recipes[1]);
+    for made in &builds {
+        ahead(&cache, made, parts(&recipes[0], 7)).await.unwrap();
+        commit(&cache, made, &recipes[0]).await.unwrap();
+    }
+    assert_intact(&cache, &builds).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -75,7 +75,27 @@ enum State {
     Failed,
 }
 
+/// A place inside of a file's contents, from where an archive can be read on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InContents {
+    /// Bytes of the archive before it.
+    pub offset: u64,
+    /// The last name that was read in each open directory, from the root on.
+    pub open: Vec<Vec<u8>>,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// Bytes of its contents from this place on; none where it is their end.
+    pub left: u64,
+}
+
 impl<R: Read> NarReader<R> {
+    /// A reader that goes on at a place inside of a file's contents: `input` gives the rest of the archive, and offsets count
+    /// from the archive's begin.
+    pub fn inside(input: R, place: InContents) -> Self {
+        let InContents { offset, open, size, left } = place;
+        Self { input, offset, size: None, open, state: State::Contents { size, left } }
+    }
+
     /// A reader of the archive that `input` begins with.
     pub fn new(input: R) -> Self {
         Self { input, offset: 0, size: None, open: Vec::new(), state: State::Begin }

@@ -150,6 +150,7 @@ impl Ahead {
     pub async fn take(&mut self, part: ArchivePart) -> Result<(), CacheError> {
         let info = &self.check.info;
         let damaged = |message: String| CacheError::damaged(&info.path, message);
+        let before = self.size;
         self.size += part.pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>();
         if self.size > info.nar_size {
             let message =
@@ -161,7 +162,12 @@ impl Ahead {
                 "it names its references more than {AHEAD_POSITIONS_MAX} times, too often to be hashed ahead"
             )));
         }
+        let known = self.restorer.len();
         self.restorer.extend(&part.positions).map_err(|error| damaged(error.to_string()))?;
+        // Its commit restores it, and these were hashed without it.
+        if self.restorer.begin_of(known).is_some_and(|begin| begin < before) {
+            return Err(damaged("a position comes behind the chunk that it lies in".to_owned()));
+        }
         self.digest.take(&part.pieces, &part.positions);
         let _taking = self.check.cache.0.recent.taking();
         self.check.take(&part.pieces, &self.restorer).await

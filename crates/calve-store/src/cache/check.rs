@@ -10,11 +10,13 @@ use futures_util::stream::TryStreamExt;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::{JoinError, JoinHandle};
 
+use super::beginnings::{Beginning, Found, Hasher, Known};
 use super::listing::{FromChannel, Listing, read_listing};
 use super::{Cache, CacheError, blocking};
 use crate::PathInfo;
 use crate::chunk::StoredChunk;
 use crate::decode;
+use crate::lazy::Tree;
 use crate::normal::Restorer;
 use crate::recipe::Piece;
 
@@ -25,8 +27,16 @@ const GROUPS_AHEAD: usize = 2;
 /// Groups that wait to be hashed and listed.
 const GROUPS_WAITING: usize = 1;
 
-/// Hash and size of an archive, and its listing.
-type Read = ((Sha256Hash, u64), Option<Listing>);
+/// What was read of an archive.
+struct Read {
+    hash: Sha256Hash,
+    size: u64,
+    /// Its tree, if that can be listed, and as it is stored.
+    tree: Option<Tree>,
+    listing: Option<Listing>,
+    /// States of its hash on the way.
+    states: Vec<HashWriter>,
+}
 
 /// An archive that is put together and hashed.
 pub(super) struct ArchiveCheck {
@@ -34,6 +44,19 @@ pub(super) struct ArchiveCheck {
     pub cache: Cache,
     /// The path whose archive it should be.
     pub info: PathInfo,
+    beginning: Beginning,
+    stage: Stage,
+}
+
+enum Stage {
+    /// It began as an archive that is known, up to where that can be gone on with; these came behind it and wait.
+    Waiting(Option<Known>, Vec<Piece>),
+    Hashing(Hashing),
+}
+
+/// An archive that is hashed, from its begin on or from where it is known.
+struct Hashing {
+    known: Option<Known>,
     /// Where the next group begins that is handed on.
     at: u64,
     /// Groups that are made plain, also while nothing is taken.
@@ -51,23 +74,103 @@ struct Coming {
 impl ArchiveCheck {
     /// Begins with the archive of a path; to be called within a tokio runtime.
     pub fn begin(cache: Cache, info: PathInfo) -> Self {
-        let (give, take) = channel(GROUPS_WAITING);
-        let of = info.clone();
-        let reading = tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &of));
-        Self { cache, info, at: 0, coming: VecDeque::new(), give, reading }
+        // A second hash goes on from nowhere.
+        let stage = match info.file_check() {
+            Some(_) => Stage::Hashing(Hashing::begin(&info, None)),
+            None => Stage::Waiting(None, Vec::new()),
+        };
+        Self { cache, info, beginning: Beginning::default(), stage }
     }
 
     /// Takes the next chunks, for which `restorer` has all positions; some are still made plain when it ends.
-    pub async fn take(&mut self, pieces: &[Piece], restorer: &Restorer) -> Result<(), CacheError> {
+    pub async fn take(&mut self, mut pieces: &[Piece], restorer: &Restorer) -> Result<(), CacheError> {
+        while !pieces.is_empty() {
+            let (next, left, digest) = self.beginning.take(pieces, restorer);
+            pieces = left;
+            match &mut self.stage {
+                Stage::Hashing(hashing) => hashing.take(&self.cache, &self.info, next, restorer).await?,
+                Stage::Waiting(known, waiting) => {
+                    waiting.extend(next);
+                    match digest.map(|digest| self.cache.0.beginnings.find(&digest)) {
+                        None | Some(Found::Alike) => {}
+                        Some(Found::Known(found)) => {
+                            *known = Some(found);
+                            waiting.clear();
+                        }
+                        Some(Found::Nothing) => {
+                            let stage = std::mem::replace(&mut self.stage, Stage::Waiting(None, Vec::new()));
+                            let hashing = stage.hashing(&self.cache, &self.info, restorer).await?;
+                            self.stage = Stage::Hashing(hashing);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the archive's listing, once all of it was taken and is what its path says; `restorer` has all positions.
+    pub async fn finish(self, restorer: &Restorer) -> Result<Option<Listing>, CacheError> {
+        let Self { cache, info, beginning, stage } = self;
+        let hashing = stage.hashing(&cache, &info, restorer).await?;
+        let (known, read) = hashing.finish(&info, restorer).await?;
+        if (read.hash, read.size) != (info.nar_hash, info.nar_size) {
+            let (found, should) = (read.hash.to_nix(), info.nar_hash.to_nix());
+            let message = format!("its chunks give {found} instead of {should}");
+            return Err(CacheError::damaged(&info.path, message));
+        }
+        if let Some(tree) = read.tree {
+            cache.0.beginnings.keep(tree, beginning, read.states, known);
+        }
+        Ok(read.listing)
+    }
+}
+
+impl Stage {
+    /// Hashes from now on, first what waits.
+    async fn hashing(
+        self,
+        cache: &Cache,
+        info: &PathInfo,
+        restorer: &Restorer,
+    ) -> Result<Hashing, CacheError> {
+        match self {
+            Self::Hashing(hashing) => Ok(hashing),
+            Self::Waiting(known, waiting) => {
+                let mut hashing = Hashing::begin(info, known);
+                hashing.take(cache, info, &waiting, restorer).await?;
+                Ok(hashing)
+            }
+        }
+    }
+}
+
+impl Hashing {
+    fn begin(info: &PathInfo, known: Option<Known>) -> Self {
+        let (give, take) = channel(GROUPS_WAITING);
+        let (info, from) = (info.clone(), known.clone());
+        let reading =
+            tokio::task::spawn_blocking(move || hash_and_list(FromChannel::new(take), &info, from.as_ref()));
+        let at = known.as_ref().map_or(0, Known::bytes);
+        Self { known, at, coming: VecDeque::new(), give, reading }
+    }
+
+    async fn take(
+        &mut self,
+        cache: &Cache,
+        info: &PathInfo,
+        pieces: &[Piece],
+        restorer: &Restorer,
+    ) -> Result<(), CacheError> {
         for pieces in groups(pieces) {
             while self.coming.len() >= GROUPS_AHEAD {
-                self.hand_on(restorer).await?;
+                self.hand_on(info, restorer).await?;
             }
             // Who takes them gives up where they are no archive, or by a panic: `finish` tells.
             if self.give.is_closed() {
                 return Ok(());
             }
-            let (cache, pieces) = (self.cache.clone(), pieces.to_vec());
+            let (cache, pieces) = (cache.clone(), pieces.to_vec());
             let of = pieces.clone();
             let plain = tokio::spawn(async move { cache.plain(&of).await });
             self.coming.push_back(Coming { pieces, plain });
@@ -76,14 +179,14 @@ impl ArchiveCheck {
     }
 
     /// Hands on the first group that is coming, if there is one.
-    async fn hand_on(&mut self, restorer: &Restorer) -> Result<(), CacheError> {
+    async fn hand_on(&mut self, info: &PathInfo, restorer: &Restorer) -> Result<(), CacheError> {
         let Some(Coming { pieces, plain }) = self.coming.pop_front() else { return Ok(()) };
         let chunks = ended(plain.await)?;
         let mut restored = Vec::with_capacity(chunks.len());
         for (mut chunk, piece) in chunks.into_iter().zip(pieces) {
             if chunk.len() != piece.len as usize {
                 let message = format!("chunk {} has another length than its recipe says", piece.id);
-                return Err(CacheError::damaged(&self.info.path, message));
+                return Err(CacheError::damaged(&info.path, message));
             }
             restorer.restore(&mut chunk, self.at);
             self.at += chunk.len() as u64;
@@ -94,19 +197,16 @@ impl ArchiveCheck {
         Ok(())
     }
 
-    /// Gives the archive's listing, once all of it was taken and is what its path says; `restorer` has all positions.
-    pub async fn finish(mut self, restorer: &Restorer) -> Result<Option<Listing>, CacheError> {
+    async fn finish(
+        mut self,
+        info: &PathInfo,
+        restorer: &Restorer,
+    ) -> Result<(Option<Known>, Read), CacheError> {
         while !self.coming.is_empty() {
-            self.hand_on(restorer).await?;
+            self.hand_on(info, restorer).await?;
         }
         drop(self.give);
-        let ((found, size), listing) = ended(self.reading.await)?;
-        let info = &self.info;
-        if (found, size) != (info.nar_hash, info.nar_size) {
-            let message = format!("its chunks give {} instead of {}", found.to_nix(), info.nar_hash.to_nix());
-            return Err(CacheError::damaged(&info.path, message));
-        }
-        Ok(listing)
+        Ok((self.known, ended(self.reading.await)?))
     }
 }
 
@@ -160,16 +260,20 @@ fn groups(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
     })
 }
 
-/// Hash and size of the archive that comes in, and its listing.
-fn hash_and_list(archive: FromChannel, info: &PathInfo) -> Result<Read, CacheError> {
-    let (mut hash, mut check) = (HashWriter::default(), info.file_check());
-    let tree = read_listing(archive, |bytes| {
-        check.iter_mut().try_for_each(|check| check.write_all(bytes))?;
-        hash.write_all(bytes)
+/// Hashes and lists the archive that comes in chunk by chunk.
+fn hash_and_list(archive: FromChannel, info: &PathInfo, known: Option<&Known>) -> Result<Read, CacheError> {
+    let (mut hasher, mut check) = (Hasher::new(known), info.file_check());
+    let tree = read_listing(archive, known.map(|known| (known.tree(), known.bytes())), |chunk| {
+        check.iter_mut().try_for_each(|check| check.write_all(chunk))?;
+        hasher.take(chunk);
+        Ok(())
     });
     let tree = tree.map_err(|error| CacheError::damaged(&info.path, error))?;
     check_file(info, check)?;
-    Ok((hash.finish(), Listing::of(tree.as_ref(), info)?))
+    let listing = Listing::of(tree.as_ref(), info)?;
+    let (hash, states) = hasher.finish();
+    let (hash, size) = hash.finish();
+    Ok(Read { hash, size, tree, listing, states })
 }
 
 /// Whether the file that passed by is the one that the path's content address names.

@@ -40,13 +40,18 @@ impl Cache {
 }
 
 /// Reads an archive to its end, hands all of its bytes to `each`, and gives its tree; none where that is too large to be
-/// mounted. Refuses every archive that Nix would not write: clients unpack what a cache has signed.
+/// mounted. Refuses every archive that Nix would not write: clients unpack what a cache has signed. Where the archive begins as
+/// another one, up to a place inside of a file's contents, it is read from there on.
 pub(super) fn read_listing(
     source: impl BufRead,
+    known: Option<(&Tree, u64)>,
     each: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<Option<Tree>> {
     let mut reader = Tee { source, each, passed: 0, failed: None };
-    let tree = Tree::of_nar(&mut reader);
+    let tree = match known {
+        None => Tree::of_nar(&mut reader),
+        Some((tree, at)) => tree.of_nar_from(at, &mut reader),
+    };
     if reader.failed.is_none() {
         let no_archive = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
         let tree = tree.map_err(|error| no_archive(format!("its archive is none: {}", chain(&error))))?;

@@ -121,7 +121,8 @@ impl Objects {
     /// Bytes `from..from + len` of an object.
     pub async fn range(&self, name: &str, from: u64, len: u64) -> Result<Bytes, CacheError> {
         // For a file, this is one job on another thread, where `get_range` is two.
-        let ranges = self.store.get_ranges(&self.path(name), &[from..from + len]).await;
+        let range = from..from + len;
+        let ranges = self.store.get_ranges(&self.path(name), std::slice::from_ref(&range)).await;
         let bytes = ranges.map_err(storage("read", &name))?.into_iter().next().unwrap_or_default();
         if bytes.len() as u64 != len {
             return Err(CacheError::damaged(format!("object {name}"), "it is shorter than the index says"));

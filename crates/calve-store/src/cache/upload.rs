@@ -262,7 +262,7 @@ fn copy_archive(
     nar_size: u64,
 ) -> io::Result<Option<Tree>> {
     let mut size: u64 = 0;
-    read_listing(BufReader::with_capacity(BUFFER_BYTES, source), |bytes| {
+    read_listing(BufReader::with_capacity(BUFFER_BYTES, source), None, |bytes| {
         size += bytes.len() as u64;
         if size > nar_size {
             return Err(io::Error::other(format!(

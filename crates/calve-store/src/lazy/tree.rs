@@ -4,10 +4,11 @@
 //! of its own, normalised and cut into chunks, so that a rebuild that changes only hashes has the same one.
 
 use std::io::BufRead;
+use std::ops::Range;
 
 use calve_nix::StorePath;
 use calve_nix::nar::{
-    DEPTH_MAX, NAME_MAX_BYTES, NarEvent, NarReadError, NarReader, TARGET_MAX_BYTES, is_entry_name,
+    DEPTH_MAX, InContents, NAME_MAX_BYTES, NarEvent, NarReadError, NarReader, TARGET_MAX_BYTES, is_entry_name,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,35 +70,64 @@ pub struct TreeError(pub String);
 impl Tree {
     /// The tree of the archive that `input` begins with, read to its end; none where it has too many nodes.
     pub fn of_nar(input: impl BufRead) -> Result<Option<Self>, NarReadError> {
-        let mut reader = NarReader::new(input);
-        let (mut nodes, mut depth, mut too_large) = (Vec::new(), 0, false);
-        while let Some(event) = reader.next_event()? {
-            reader.pass_over()?;
-            // Read on, for what is wrong behind it.
-            if too_large {
-                continue;
+        read_nodes(NarReader::new(input), Vec::new(), 0)
+    }
+
+    /// The tree of an archive that begins with the first `at` bytes of this one's, which end inside of a file's contents or
+    /// behind them; `input` gives the rest.
+    pub fn of_nar_from(&self, at: u64, input: impl BufRead) -> Result<Option<Self>, NarReadError> {
+        let (nodes, place) = self.up_to(at);
+        let depth = place.open.len() as u32;
+        let mut reader = NarReader::inside(input, place);
+        reader.pass_over()?;
+        read_nodes(reader, nodes, depth)
+    }
+
+    /// The nodes up to the file in whose contents byte `at` of the archive lies, and where that is in them.
+    fn up_to(&self, at: u64) -> (Vec<TreeNode>, InContents) {
+        let inside = |node: &TreeNode| match node.kind {
+            NodeKind::File { size, offset, .. } if (offset..=offset + size).contains(&at) => {
+                Some((size, offset + size - at))
             }
-            let (name, kind) = match event {
-                NarEvent::Leave => {
-                    depth -= 1;
-                    continue;
-                }
-                NarEvent::Enter { name } => (name, NodeKind::Directory),
-                NarEvent::File { name, executable, size, offset } => {
-                    (name, NodeKind::File { executable, size, offset })
-                }
-                NarEvent::Symlink { name, target } => (name, NodeKind::Symlink { target }),
-            };
-            if nodes.len() == TREE_NODES_MAX {
-                nodes = Vec::new();
-                too_large = true;
-                continue;
+            _ => None,
+        };
+        let nodes = self.nodes.iter().enumerate();
+        let found = nodes.rev().find_map(|(n, node)| Some((n, inside(node)?)));
+        let (last, (size, left)) = found.expect("the place lies inside of a file's contents");
+        let nodes = self.nodes[..=last].to_vec();
+        let mut open = Vec::new();
+        let mut depth = nodes[last].depth;
+        for node in nodes.iter().rev() {
+            if depth == 0 {
+                break;
             }
-            let enters = kind == NodeKind::Directory;
-            nodes.push(TreeNode { depth, name, kind });
-            depth += u32::from(enters);
+            if node.depth == depth {
+                open.push(node.name.clone());
+                depth -= 1;
+            }
         }
-        Ok((!too_large).then_some(Self { nodes }))
+        open.reverse();
+        (nodes, InContents { offset: at, open, size, left })
+    }
+
+    /// Where files' contents lie in the archive, in its order.
+    pub fn contents(&self) -> impl Iterator<Item = Range<u64>> {
+        self.nodes.iter().filter_map(|node| match node.kind {
+            NodeKind::File { size, offset, .. } => Some(offset..offset + size),
+            NodeKind::Directory | NodeKind::Symlink { .. } => None,
+        })
+    }
+
+    /// About how many bytes of memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        let own = |node: &TreeNode| {
+            let target = match &node.kind {
+                NodeKind::Symlink { target } => target.capacity(),
+                NodeKind::Directory | NodeKind::File { .. } => 0,
+            };
+            size_of::<TreeNode>() + node.name.capacity() + target
+        };
+        self.nodes.iter().map(own).sum()
     }
 
     /// Every node, in the archive's order.
@@ -192,6 +222,42 @@ impl Tree {
     }
 }
 
+/// The nodes that a reader has before it, behind those that were read, `depth` directories deep.
+fn read_nodes(
+    mut reader: NarReader<impl BufRead>,
+    mut nodes: Vec<TreeNode>,
+    mut depth: u32,
+) -> Result<Option<Tree>, NarReadError> {
+    let mut too_large = false;
+    while let Some(event) = reader.next_event()? {
+        reader.pass_over()?;
+        // Read on, for what is wrong behind it.
+        if too_large {
+            continue;
+        }
+        let (name, kind) = match event {
+            NarEvent::Leave => {
+                depth -= 1;
+                continue;
+            }
+            NarEvent::Enter { name } => (name, NodeKind::Directory),
+            NarEvent::File { name, executable, size, offset } => {
+                (name, NodeKind::File { executable, size, offset })
+            }
+            NarEvent::Symlink { name, target } => (name, NodeKind::Symlink { target }),
+        };
+        if nodes.len() == TREE_NODES_MAX {
+            nodes = Vec::new();
+            too_large = true;
+            continue;
+        }
+        let enters = kind == NodeKind::Directory;
+        nodes.push(TreeNode { depth, name, kind });
+        depth += u32::from(enters);
+    }
+    Ok((!too_large).then_some(Tree { nodes }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +306,42 @@ mod tests {
         assert!(refused(|nodes| nodes[3] = file(1, "b", 1, 102)).contains("outside of the archive"));
         assert!(refused(|nodes| nodes[4].kind = NodeKind::Symlink { target: vec![] }).contains("nowhere"));
         assert!(Tree::decode(&[9], 0).unwrap_err().to_string().contains("version 9"));
+    }
+
+    #[test]
+    fn an_archive_that_is_known_up_to_a_file_is_listed_from_there_on() {
+        let mut nar = Vec::new();
+        let mut writer = NarWriter::new(&mut nar).unwrap();
+        writer.begin_directory(b"").unwrap();
+        writer.file(b"a", false, 3, &mut &b"abc"[..]).unwrap();
+        writer.begin_directory(b"b").unwrap();
+        writer.begin_directory(b"empty").unwrap();
+        writer.end_directory().unwrap();
+        writer.begin_directory(b"full").unwrap();
+        writer.file(b"x", true, 9, &mut &b"123456789"[..]).unwrap();
+        writer.file(b"y", false, 0, &mut &b""[..]).unwrap();
+        writer.end_directory().unwrap();
+        writer.symlink(b"link", b"full").unwrap();
+        writer.end_directory().unwrap();
+        writer.file(b"c", false, 8, &mut &b"12345678"[..]).unwrap();
+        writer.end_directory().unwrap();
+        writer.finish().unwrap();
+        let tree = Tree::of_nar(&nar[..]).unwrap().unwrap();
+        let contents: Vec<_> = tree.contents().collect();
+        assert_eq!(contents.len(), 4);
+        for at in contents.into_iter().flat_map(|contents| contents.start..=contents.end) {
+            assert_eq!(
+                tree.of_nar_from(at, &nar[at as usize..]).unwrap(),
+                Some(tree.clone()),
+                "from {at} on"
+            );
+        }
+        // What follows must fit behind it: a name that comes before the last one does not.
+        let file = |name: &[u8]| nar.windows(name.len()).rposition(|bytes| bytes == name).unwrap();
+        let mut disordered = nar.clone();
+        disordered[file(b"c\0\0\0")] = b'a';
+        let place = tree.contents().nth(1).unwrap().start;
+        assert!(tree.of_nar_from(place, &disordered[place as usize..]).is_err());
     }
 
     #[test]
