@@ -64,6 +64,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use calve_nix::SecretKey;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use ahead::Aheads;
 use beginnings::Beginnings;
@@ -214,7 +215,12 @@ fn cpus() -> usize {
 
 /// Runs blocking work; a panic in it is passed on.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    ended(tokio::task::spawn_blocking(work)).await
+}
+
+/// What a task gave that nobody aborts; its panics go on here.
+async fn ended<T>(task: JoinHandle<T>) -> T {
+    match task.await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

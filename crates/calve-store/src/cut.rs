@@ -29,7 +29,8 @@ pub use foretold::Foretold;
 const BUFFER_BYTES: usize = 8 * CHUNK_MAX as usize;
 /// Chunks that are handed to another thread at once: it is woken for each handful, which takes longer than to name a chunk.
 const HANDFUL_CHUNKS: usize = 8;
-/// Chunks that wait between the thread that cuts and those that take them: at most 8 MiB, usually 2.
+/// Chunks that wait between the thread that cuts and those that take them, beside the handful that each has in hand: at most 8
+/// MiB, usually 2.
 pub const CUT_AHEAD_CHUNKS: usize = 32;
 /// Compression level of zstd for chunks: two thirds of the bytes of level 1 would take twice its time.
 pub const CHUNK_LEVEL: i32 = 3;
@@ -127,10 +128,15 @@ fn searched(bytes: &[u8], masks: Masks) -> usize {
     search(bytes, min, average, max, masks)
 }
 
-/// Whether a chunk ends behind these `len` bytes, which are a chunk elsewhere: FastCDC looks at the byte behind as well.
+/// Whether a chunk ends behind these `len` bytes, which are a chunk elsewhere: FastCDC looks at the byte behind as well. With
+/// what lies before left out, it may find an end too early; then a search has to tell.
 fn ends_behind(bytes: &[u8], len: usize, masks: Masks) -> bool {
     if len == CHUNK_MAX as usize || len == bytes.len() {
         return true;
+    }
+    // A recipe from elsewhere may say so, and nobody cuts so.
+    if len < CHUNK_MIN as usize {
+        return false;
     }
     // What lies farther back is shifted out; FastCDC takes bytes in pairs.
     let from = len.saturating_sub(HASHED_BYTES).next_multiple_of(2).max(CHUNK_MIN as usize);

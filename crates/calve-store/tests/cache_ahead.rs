@@ -240,6 +240,32 @@ async fn what_begins_as_another_archive_is_read_from_there_on() {
     assert!(refused.to_string().contains("packs/"), "{refused}");
 }
 
+/// What begins as another archive does not wait without end for the place where that is compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_chunks_behind_a_known_beginning_do_not_pile_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, _) = cache(dir.path()).await;
+    let one = made("one", 1, 5 << 20, &[]);
+    let recipe = put(&cache, &one).await;
+    ahead(&cache, &one, parts(&recipe, 5)).await.unwrap();
+    let small = |n: usize| {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        Piece { id: ChunkId(id), len: 1 }
+    };
+    let pieces: Vec<_> =
+        recipe.pieces[..1].iter().copied().chain((0..4 * PART_PIECES_MAX).map(small)).collect();
+    let small = Recipe { pieces, positions: Vec::new() };
+    let (give, take) = channel(8);
+    for part in parts(&small, PART_PIECES_MAX) {
+        give.send(part).await.unwrap();
+    }
+    // It never ends, and is refused.
+    let refused = cache.hash_ahead(one.info.clone(), take).await.unwrap_err();
+    assert!(refused.to_string().contains("chunk "), "{refused}");
+    drop(give);
+}
+
 /// The same chunks are other bytes where another hash part is restored in them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_begins_as_its_own_hash_says() {

@@ -99,6 +99,33 @@ fn closure(host: &Host) -> [StorePath; 3] {
     [library, program, script]
 }
 
+/// Files that are not what they should be are pushed once they are again: nothing is remembered of how they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_is_pushed_once_it_is_right() {
+    let host = Host::new();
+    let [library, _, script] = closure(&host);
+    let place = host.path("nix/store").join(library.base_name()).join("lib/library.so");
+    let right = std::fs::read(&place).unwrap();
+    let mut wrong = right.clone();
+    wrong[LARGE_BYTES / 2] ^= 1;
+    std::fs::remove_file(&place).unwrap();
+    file(&place, &wrong, 0o444);
+    let cache = Cache::open(CacheOptions::local(&host.path("cache"))).await.unwrap();
+    let index = Some(Arc::new(LocalIndex::open(&host.path("chunks.sqlite")).unwrap()));
+    let options = PushOptions { index, ..PushOptions::default() };
+    let roots = std::slice::from_ref(&script);
+    let remote: Arc<dyn Remote> = Arc::new(cache);
+    let refused = push(Arc::clone(&host.store), roots, remote, options, Arc::default()).await.unwrap_err();
+    assert!(chain(&refused).contains("-library-1 is damaged: its chunks give"), "{}", chain(&refused));
+    std::fs::remove_file(&place).unwrap();
+    file(&place, &right, 0o444);
+    pushed(&host, "cache", false, &script).await;
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
+}
+
 async fn pushed(host: &Host, name: &str, refuses: bool, script: &StorePath) -> Arc<Watched> {
     let cache = Cache::open(CacheOptions::local(&host.path(name))).await.unwrap();
     let (refuses, asked, hashed) = (AtomicBool::new(refuses), AtomicUsize::new(0), Mutex::default());

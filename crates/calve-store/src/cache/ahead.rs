@@ -177,6 +177,7 @@ impl Ahead {
     pub async fn finish(self) -> Result<(), CacheError> {
         let Self { check, restorer, digest, .. } = self;
         let (cache, of) = (check.cache.clone(), Of::new(&check.info, &digest));
+        let _taking = cache.0.recent.taking();
         let listing = check.finish(&restorer).await?;
         cache.0.aheads.put(Checked { of, listing });
         Ok(())

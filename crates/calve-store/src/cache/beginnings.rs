@@ -1,13 +1,15 @@
-//! How archives that were hashed a moment ago begin: what begins alike is hashed from its first change on.
+//! How archives that were hashed within the hour begin: what begins alike is hashed from its first change on.
 //!
 //! Chunks with the hash parts that are restored in them say what bytes an archive has; a digest over both tells beginnings apart.
 //! At some places the state of the archive's SHA-256 is kept beside it, in memory only, once the archive was right to its end.
 //! Where a later one has the same digest, it has the same bytes up to there: its hash and its listing go on from that state.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use calve_nix::HashWriter;
+use tokio::time::Instant;
 
 use crate::lazy::Tree;
 use crate::normal::Restorer;
@@ -15,8 +17,14 @@ use crate::recipe::Piece;
 
 /// Bytes of an archive between two places where states are kept.
 const STEP_BYTES: u64 = 4 << 20;
+/// So many bytes of an archive at most have such places: 16,384 of them.
+const STATES_END: u64 = 64 << 30;
 /// Most bytes of memory that all states and trees take.
 const BYTES_MAX: usize = 8 << 20;
+/// Most archives, which are looked through one by one.
+const ARCHIVES_MAX: usize = 256;
+/// How long an archive is known: who does not read what it begins with does not notice that this has been damaged since.
+const KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 /// What tells beginnings apart.
 type Digest = [u8; 32];
@@ -31,6 +39,7 @@ pub(super) struct Archive {
     /// Its beginnings; with states where these end inside of a file's contents, from where a listing can go on.
     beginnings: HashMap<Digest, Option<State>>,
     bytes: usize,
+    since: Instant,
 }
 
 /// The hash of an archive's first bytes; how many, it knows itself.
@@ -64,7 +73,7 @@ pub(super) struct Beginning {
 
 /// Whether the state is kept behind a chunk that takes the archive from one size to another.
 fn is_kept(before: u64, after: u64) -> bool {
-    before / STEP_BYTES != after / STEP_BYTES
+    after <= STATES_END && before / STEP_BYTES != after / STEP_BYTES
 }
 
 impl Beginning {
@@ -125,7 +134,10 @@ impl Hasher {
 impl Beginnings {
     /// What is known of an archive that begins so.
     pub fn find(&self, digest: &Digest) -> Found {
-        let archives = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut archives = self.lock();
+        while archives.front().is_some_and(|oldest| oldest.since.elapsed() > KNOWN_FOR) {
+            archives.pop_front();
+        }
         let found = archives.iter().rev().find_map(|archive| {
             let state = archive.beginnings.get(digest)?.clone();
             let known = |state| Found::Known(Known { archive: Arc::clone(archive), state });
@@ -154,12 +166,23 @@ impl Beginnings {
         if bytes > BYTES_MAX || kept.values().all(Option::is_none) {
             return;
         }
-        let archive = Arc::new(Archive { tree, beginnings: kept, bytes });
-        let mut archives = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let archive = Arc::new(Archive { tree, beginnings: kept, bytes, since: Instant::now() });
+        let mut archives = self.lock();
         archives.push_back(archive);
-        while archives.iter().map(|archive| archive.bytes).sum::<usize>() > BYTES_MAX {
+        while archives.len() > ARCHIVES_MAX
+            || archives.iter().map(|archive| archive.bytes).sum::<usize>() > BYTES_MAX
+        {
             archives.pop_front();
         }
+    }
+
+    /// Forgets all: where damage is looked for, nothing counts that was read before.
+    pub fn forget(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Archive>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,20 +8,26 @@ use calve_nix::content_address::FileCheck;
 use calve_nix::{HashWriter, Sha256Hash};
 use futures_util::stream::TryStreamExt;
 use tokio::sync::mpsc::{Sender, channel};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 
 use super::beginnings::{Beginning, Found, Hasher, Known};
 use super::listing::{FromChannel, Listing, read_listing};
-use super::{Cache, CacheError, blocking};
+use super::{Cache, CacheError, blocking, ended};
 use crate::PathInfo;
 use crate::chunk::StoredChunk;
 use crate::decode;
 use crate::lazy::Tree;
 use crate::normal::Restorer;
 use crate::recipe::Piece;
+use crate::remote::PART_PIECES_MAX;
 
 /// Plain bytes of chunks that are read and decompressed by one job.
 const GROUP_BYTES: u64 = 2 << 20;
+/// And most chunks of them, which may be small: as many as are told of at once.
+const GROUP_CHUNKS_MAX: usize = PART_PIECES_MAX;
+/// Most chunks that wait while an archive begins as another: more than usually lie between two places that are compared, and
+/// far fewer than small ones could be.
+const WAITING_CHUNKS_MAX: usize = PART_PIECES_MAX;
 /// Such jobs at once for one archive.
 const GROUPS_AHEAD: usize = 2;
 /// Groups that wait to be hashed and listed.
@@ -49,7 +55,7 @@ pub(super) struct ArchiveCheck {
 }
 
 enum Stage {
-    /// It began as an archive that is known, up to where that can be gone on with; these came behind it and wait.
+    /// So far it is as an archive that is known, up to where that can be gone on with, if anywhere; these came behind and wait.
     Waiting(Option<Known>, Vec<Piece>),
     Hashing(Hashing),
 }
@@ -74,7 +80,7 @@ struct Coming {
 impl ArchiveCheck {
     /// Begins with the archive of a path; to be called within a tokio runtime.
     pub fn begin(cache: Cache, info: PathInfo) -> Self {
-        // A second hash goes on from nowhere.
+        // Of what is hashed for a content address no states are kept.
         let stage = match info.file_check() {
             Some(_) => Stage::Hashing(Hashing::begin(&info, None)),
             None => Stage::Waiting(None, Vec::new()),
@@ -91,17 +97,16 @@ impl ArchiveCheck {
                 Stage::Hashing(hashing) => hashing.take(&self.cache, &self.info, next, restorer).await?,
                 Stage::Waiting(known, waiting) => {
                     waiting.extend(next);
-                    match digest.map(|digest| self.cache.0.beginnings.find(&digest)) {
-                        None | Some(Found::Alike) => {}
-                        Some(Found::Known(found)) => {
-                            *known = Some(found);
-                            waiting.clear();
-                        }
-                        Some(Found::Nothing) => {
-                            let stage = std::mem::replace(&mut self.stage, Stage::Waiting(None, Vec::new()));
-                            let hashing = stage.hashing(&self.cache, &self.info, restorer).await?;
-                            self.stage = Stage::Hashing(hashing);
-                        }
+                    let found = digest.map(|digest| self.cache.0.beginnings.find(&digest));
+                    let differs = matches!(found, Some(Found::Nothing));
+                    if let Some(Found::Known(found)) = found {
+                        *known = Some(found);
+                        waiting.clear();
+                    }
+                    if differs || waiting.len() > WAITING_CHUNKS_MAX {
+                        let stage = std::mem::replace(&mut self.stage, Stage::Waiting(None, Vec::new()));
+                        let hashing = stage.hashing(&self.cache, &self.info, restorer).await?;
+                        self.stage = Stage::Hashing(hashing);
                     }
                 }
             }
@@ -181,7 +186,7 @@ impl Hashing {
     /// Hands on the first group that is coming, if there is one.
     async fn hand_on(&mut self, info: &PathInfo, restorer: &Restorer) -> Result<(), CacheError> {
         let Some(Coming { pieces, plain }) = self.coming.pop_front() else { return Ok(()) };
-        let chunks = ended(plain.await)?;
+        let chunks = ended(plain).await?;
         let mut restored = Vec::with_capacity(chunks.len());
         for (mut chunk, piece) in chunks.into_iter().zip(pieces) {
             if chunk.len() != piece.len as usize {
@@ -206,13 +211,8 @@ impl Hashing {
             self.hand_on(info, restorer).await?;
         }
         drop(self.give);
-        Ok((self.known, ended(self.reading.await)?))
+        Ok((self.known, ended(self.reading).await?))
     }
-}
-
-/// What a task gave, which nobody aborts; its panics go on here.
-fn ended<T>(result: Result<T, JoinError>) -> T {
-    result.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 impl Cache {
@@ -249,7 +249,7 @@ fn groups(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
     let mut rest = pieces;
     std::iter::from_fn(move || {
         let mut bytes = 0;
-        let count = rest.iter().take_while(|piece| {
+        let count = rest.iter().take(GROUP_CHUNKS_MAX).take_while(|piece| {
             let fits = bytes < GROUP_BYTES;
             bytes += u64::from(piece.len);
             fits

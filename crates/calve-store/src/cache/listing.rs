@@ -39,9 +39,9 @@ impl Cache {
     }
 }
 
-/// Reads an archive to its end, hands all of its bytes to `each`, and gives its tree; none where that is too large to be
+/// Reads an archive to its end, hands what it reads to `each`, and gives its tree; none where that is too large to be
 /// mounted. Refuses every archive that Nix would not write: clients unpack what a cache has signed. Where the archive begins as
-/// another one, up to a place inside of a file's contents, it is read from there on.
+/// another one, up to a place inside of a file's contents, `source` gives what follows.
 pub(super) fn read_listing(
     source: impl BufRead,
     known: Option<(&Tree, u64)>,

@@ -122,12 +122,19 @@ impl Objects {
     pub async fn range(&self, name: &str, from: u64, len: u64) -> Result<Bytes, CacheError> {
         // For a file, this is one job on another thread, where `get_range` is two.
         let range = from..from + len;
-        let ranges = self.store.get_ranges(&self.path(name), std::slice::from_ref(&range)).await;
-        let bytes = ranges.map_err(storage("read", &name))?.into_iter().next().unwrap_or_default();
-        if bytes.len() as u64 != len {
-            return Err(CacheError::damaged(format!("object {name}"), "it is shorter than the index says"));
+        let path = self.path(name);
+        let shorter = || CacheError::damaged(format!("object {name}"), "it is shorter than the index says");
+        match self.store.get_ranges(&path, std::slice::from_ref(&range)).await {
+            Ok(ranges) => {
+                let bytes = ranges.into_iter().next();
+                bytes.filter(|bytes| bytes.len() as u64 == len).ok_or_else(shorter)
+            }
+            // That a file is too short is one error among others.
+            Err(error) => match self.store.head(&path).await {
+                Ok(meta) if meta.size < range.end => Err(shorter()),
+                _ => Err(storage("read", &name)(error)),
+            },
         }
-        Ok(bytes)
     }
 
     /// Removes an object; absence is success.
@@ -191,4 +198,24 @@ fn storage(
 ) -> impl FnOnce(object_store::Error) -> CacheError + use<> {
     let object = object.to_string();
     move |source| CacheError::Storage { action, object, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_that_is_too_short_is_damaged_and_one_that_is_gone_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        for storage in [Storage::Local, Storage::Memory(Arc::default())] {
+            let objects = Objects::open(&storage, dir.path()).unwrap();
+            objects.put("packs/a", PutPayload::from_static(b"0123456789")).await.unwrap();
+            assert_eq!(objects.range("packs/a", 2, 8).await.unwrap(), "23456789");
+            for (from, len) in [(2, 9), (10, 1), (11, 5)] {
+                let error = objects.range("packs/a", from, len).await.unwrap_err();
+                assert!(matches!(error, CacheError::Damaged { .. }), "{from}, {len}: {error}");
+            }
+            assert!(objects.range("packs/b", 0, 1).await.unwrap_err().is_gone());
+        }
+    }
 }

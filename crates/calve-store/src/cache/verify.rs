@@ -62,6 +62,7 @@ impl Cache {
     /// moves to a new one. Paths that lack a chunk afterwards count as missing, so that the next push makes them whole.
     pub async fn verify(&self, repair: Option<&dyn Remote>) -> Result<Verified, CacheError> {
         let _lock = self.lock("gc.lock", "collects garbage or verifies")?;
+        self.0.beginnings.forget();
         let mut done = Verified { paths_restored: self.restore_lost().await?, ..Verified::default() };
         let mut lost = HashSet::new();
         for pack in self.0.index.read(chunks::packs).await? {

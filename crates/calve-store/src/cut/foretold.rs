@@ -1,7 +1,7 @@
 //! Cuts that need not be looked for: those of an archive that is known here and goes on alike.
 //!
-//! Where a cut lies follows from the bytes of its chunk and the one behind. So where a chunk was found that a known recipe has too, the bytes
-//! behind it are hashed up to that recipe's next cut, and as long as these are the same chunks nobody searches.
+//! Where a cut lies follows from the bytes of its chunk and the one behind. So where a chunk was found that a known recipe has
+//! too, the bytes behind it are hashed up to that recipe's next cut, and as long as these are the same chunks nobody searches.
 
 use super::{Masks, ends_behind};
 use crate::chunk::ChunkId;

@@ -136,6 +136,25 @@ fn a_known_chunk_ends_elsewhere_where_other_bytes_follow() {
     assert!(moved > ends.len() / 2, "{moved} of {} cuts depend on the byte behind", ends.len());
 }
 
+/// Recipes come from elsewhere, and may say what nobody cuts.
+#[test]
+fn a_known_recipe_of_small_chunks_is_searched() {
+    let archive = noise(11, 200_000);
+    let first = recipe(&archive, &[], 0, 1 << 16).0.pieces[0];
+    let end = first.len as usize;
+    let piece = |bytes: &[u8]| Piece { id: ChunkId::of(bytes), len: bytes.len() as u32 };
+    let pieces = vec![first, piece(&archive[end..end + 8]), piece(&archive[end + 8..])];
+    let strange = Recipe { pieces, positions: Vec::new() };
+    let (index, _dir) = index_of(&[]);
+    let (path, hash) = (path(1, "p"), Sha256Hash::of(&archive));
+    index.record([(&path, &hash, strange.id(), &strange)].into_iter()).unwrap();
+    for end in [end + 9, end + 5000, archive.len()] {
+        let searched = recipe(&archive[..end], &[], 0, 5000).0;
+        let foretold = recipe_foretold(&archive[..end], &[], Some(Foretold::new(&index)), 0, 5000).0;
+        assert_eq!(foretold, searched);
+    }
+}
+
 #[test]
 fn what_is_known_is_not_searched() {
     let archive = noise(11, 2_000_000);

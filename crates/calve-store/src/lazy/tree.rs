@@ -74,8 +74,8 @@ impl Tree {
     }
 
     /// The tree of an archive that begins with the first `at` bytes of this one's, which end inside of a file's contents or
-    /// behind them; `input` gives the rest.
-    pub fn of_nar_from(&self, at: u64, input: impl BufRead) -> Result<Option<Self>, NarReadError> {
+    /// at their end, or this panics; `input` gives the rest.
+    pub(crate) fn of_nar_from(&self, at: u64, input: impl BufRead) -> Result<Option<Self>, NarReadError> {
         let (nodes, place) = self.up_to(at);
         let depth = place.open.len() as u32;
         let mut reader = NarReader::inside(input, place);

@@ -130,8 +130,11 @@ async fn give_parts(shared: &Shared, mut cut: UnboundedReceiver<Cut>, give: Send
         if !cutting && waiting.is_empty() {
             return;
         }
-        // An error would be that nobody pushes any more.
-        let _ = timeout(LOOK_EVERY, settled.changed()).await;
+        // Behind what the cache has not yet, nothing can be told. An error would be that nobody pushes any more.
+        let _ = match waiting.is_empty() {
+            true => timeout(LOOK_EVERY, settled.changed()).await.unwrap_or(Ok(())),
+            false => settled.changed().await,
+        };
     }
 }
 

@@ -136,10 +136,10 @@ impl Commits {
         let shared = &self.shared;
         shared.progress.bytes_moved.add(recipes.iter().map(|recipe| recipe.encode().len() as u64).sum());
         let commit = || shared.remote.commit(manifests.clone(), recipes.clone());
-        let committing = async { Ok(retried("a commit", COMMIT_TIMEOUT, &shared.progress, commit).await?) };
-        // What is noted is how paths here are cut, and true whether the cache takes them or not.
-        let (answer, ()) = tokio::try_join!(committing, self.note(paths))?;
+        let answer = retried("a commit", COMMIT_TIMEOUT, &shared.progress, commit).await?;
         self.manifests.extend(answer);
+        // Only now: it is the cache that finds out whether an archive has the hash that it should have.
+        self.note(paths).await?;
         self.shared.progress.paths_done.add(paths.len() as u64);
         for n in paths {
             self.cut.remove(n);
