@@ -215,11 +215,11 @@ fn cpus() -> usize {
 
 /// Runs blocking work; a panic in it is passed on.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    ended(tokio::task::spawn_blocking(work)).await
+    ended(&mut tokio::task::spawn_blocking(work)).await
 }
 
 /// What a task gave that nobody aborts; its panics go on here.
-async fn ended<T>(task: JoinHandle<T>) -> T {
+async fn ended<T>(task: &mut JoinHandle<T>) -> T {
     match task.await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {

@@ -12,7 +12,7 @@ use axum::response::Response;
 use axum::routing::post;
 use bytes::{Buf, Bytes};
 use calve_nix::StorePath;
-use calve_store::cache::CacheError;
+use calve_store::cache::{Ahead, CacheError};
 use calve_store::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use calve_store::http::ahead::{AheadDecoder, AheadError, PATH_BYTES_MAX};
 use calve_store::http::frame::{self, Decoder, FrameError};
@@ -136,8 +136,13 @@ async fn ahead((State(context), headers, body): Asked) -> Answered {
     let mut body = Incoming::new(&headers, body, AHEAD_MAX_BYTES as u64)?;
     let refused = |error: AheadError| Refusal::damaged("the archive", error.to_string());
     let told = |error: CacheError| Refusal::from(error.into_remote("calve"));
-    let (mut decoder, mut begun) = (AheadDecoder::default(), None);
-    while let Some(bytes) = body.next().await? {
+    let (mut decoder, mut begun) = (AheadDecoder::default(), None::<Ahead>);
+    loop {
+        let next = match &mut begun {
+            Some(ahead) => ahead.meanwhile(body.next()).await.map_err(told)??,
+            None => body.next().await?,
+        };
+        let Some(bytes) = next else { break };
         decoder.push(&bytes);
         if begun.is_none() {
             let _unpacked = context.room_to_unpack((PATH_BYTES_MAX * MESSAGE_RATIO_MAX) as u64).await;

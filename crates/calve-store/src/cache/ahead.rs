@@ -173,6 +173,17 @@ impl Ahead {
         self.check.take(&part.pieces, &self.restorer).await
     }
 
+    /// Waits for what comes next, and goes on meanwhile with what was taken: what is wrong with it ends the waiting.
+    pub async fn meanwhile<T>(&mut self, next: impl Future<Output = T>) -> Result<T, CacheError> {
+        let mut next = std::pin::pin!(next);
+        loop {
+            tokio::select! {
+                next = &mut next => return Ok(next),
+                gone_on = self.check.go_on(&self.restorer) => gone_on?,
+            }
+        }
+    }
+
     /// Keeps for its commit that the archive is what its path says, where it is.
     pub async fn finish(self) -> Result<(), CacheError> {
         let Self { check, restorer, digest, .. } = self;

@@ -174,7 +174,7 @@ impl Remote for Cache {
 
     async fn hash_ahead(&self, info: PathInfo, mut parts: Receiver<ArchivePart>) -> Result<(), RemoteError> {
         let mut ahead = self.hash_ahead_of(info).map_err(self.told())?;
-        while let Some(part) = parts.recv().await {
+        while let Some(part) = ahead.meanwhile(parts.recv()).await.map_err(self.told())? {
             ahead.take(part).await.map_err(self.told())?;
         }
         ahead.finish().await.map_err(self.told())

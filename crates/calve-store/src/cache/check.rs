@@ -114,6 +114,16 @@ impl ArchiveCheck {
         Ok(())
     }
 
+    /// Goes on with what was taken, for as long as there is something to do; nothing is lost where this is dropped.
+    pub async fn go_on(&mut self, restorer: &Restorer) -> Result<(), CacheError> {
+        match &mut self.stage {
+            Stage::Hashing(hashing) if !hashing.coming.is_empty() => {
+                hashing.hand_on(&self.info, restorer).await
+            }
+            Stage::Hashing(_) | Stage::Waiting(..) => std::future::pending().await,
+        }
+    }
+
     /// Gives the archive's listing, once all of it was taken and is what its path says; `restorer` has all positions.
     pub async fn finish(self, restorer: &Restorer) -> Result<Option<Listing>, CacheError> {
         let Self { cache, info, beginning, stage } = self;
@@ -183,10 +193,17 @@ impl Hashing {
         Ok(())
     }
 
-    /// Hands on the first group that is coming, if there is one.
+    /// Hands on the first group that is coming, if there is one; nothing is lost where this is dropped.
     async fn hand_on(&mut self, info: &PathInfo, restorer: &Restorer) -> Result<(), CacheError> {
-        let Some(Coming { pieces, plain }) = self.coming.pop_front() else { return Ok(()) };
-        let chunks = ended(plain).await?;
+        let Some(first) = self.coming.front_mut() else { return Ok(()) };
+        // As in `take`.
+        let Ok(place) = self.give.reserve().await else {
+            self.coming.clear();
+            return Ok(());
+        };
+        let chunks = ended(&mut first.plain).await;
+        let Some(Coming { pieces, .. }) = self.coming.pop_front() else { return Ok(()) };
+        let chunks = chunks?;
         let mut restored = Vec::with_capacity(chunks.len());
         for (mut chunk, piece) in chunks.into_iter().zip(pieces) {
             if chunk.len() != piece.len as usize {
@@ -197,8 +214,7 @@ impl Hashing {
             self.at += chunk.len() as u64;
             restored.push(chunk.into());
         }
-        // As in `take`.
-        let _ = self.give.send(restored).await;
+        place.send(restored);
         Ok(())
     }
 
@@ -211,7 +227,7 @@ impl Hashing {
             self.hand_on(info, restorer).await?;
         }
         drop(self.give);
-        Ok((self.known, ended(self.reading).await?))
+        Ok((self.known, ended(&mut self.reading).await?))
     }
 }
 
