@@ -13,12 +13,14 @@ use calve_store::progress::Progress;
 use calve_store::pull::{PullOptions, Source, pull};
 use calve_store::push::{PushOptions, push};
 use calve_store::remote::Remote;
-use calve_store::{Address, Destination, HttpRemote};
+use calve_store::{Address, Destination, HttpRemote, at_hand};
 use serde_json::{Value, json};
 
 use super::nix::{self, NixRoot};
 use super::server::{Server, peak_kib};
 
+/// The verb of a push that does not leave the cache's process aside, as to a cache on another host.
+pub const PUSH_HTTP: &str = "push-http";
 /// The word in front of the arguments of such a process.
 pub const WORD: &str = "engine";
 
@@ -30,7 +32,7 @@ pub struct Cost {
     pub peak_kib: u64,
 }
 
-/// One call: `verb` is push, pull or metadata.
+/// One call: `verb` is push, push-http (which never leaves the cache's process aside), pull or metadata.
 pub fn call(
     verb: &str,
     nix: &NixRoot,
@@ -54,11 +56,15 @@ pub fn call(
 pub async fn run(words: &[String]) -> anyhow::Result<()> {
     let [verb, dir, url, token, key, root, level] = words else { anyhow::bail!("wrong arguments") };
     let (dir, root) = (PathBuf::from(dir), root.parse::<StorePath>()?);
-    let remote: Arc<dyn Remote> = Arc::new(HttpRemote::new(url.parse::<Address>()?, Some(token))?);
+    let remote = HttpRemote::new(url.parse::<Address>()?, Some(token))?;
     let progress = Arc::new(Progress::default());
     let begun = Instant::now();
     match verb.as_str() {
-        "push" => {
+        "push" | PUSH_HTTP => {
+            let remote: Arc<dyn Remote> = match verb.as_str() {
+                PUSH_HTTP => Arc::new(remote),
+                _ => at_hand(remote).await,
+            };
             let options =
                 PushOptions { index: index(&dir)?, level: level.parse()?, ..PushOptions::default() };
             push(Arc::new(nix::open(&dir)?), &[root], remote, options, progress.clone()).await?;
@@ -70,7 +76,7 @@ pub async fn run(words: &[String]) -> anyhow::Result<()> {
                 destination: Some(Destination::Nix),
                 ..PullOptions::default()
             };
-            let sources = [Source { name: url.clone(), remote }];
+            let sources = [Source { name: url.clone(), remote: Arc::new(remote) }];
             pull(Arc::new(nix::open(&dir)?), &sources, &[root], options, progress.clone()).await?;
         }
         _ => {

@@ -1,10 +1,11 @@
 //! Pushing whole closures, and what little changed of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use calve_store::push::DEFAULT_LEVEL;
 
+use super::engine::PUSH_HTTP;
 use super::make::{Made, Maker};
 use super::nix::NixRoot;
 use super::proxy::Proxy;
@@ -27,18 +28,21 @@ const REBUILT_SHARE: f64 = 0.005;
 
 impl Bench {
     pub(super) fn push(&mut self, what: &str, made: &Made, table: &mut Table) -> anyhow::Result<()> {
-        let [mut same, mut default, mut to_files, mut to_server, mut least] = [const { Spent::new() }; 5];
+        let [mut same, mut default, mut by_http, mut to_files, mut to_server, mut least] =
+            [const { Spent::new() }; 6];
         let bound = PushBound::new(&made.files(&self.nix))?;
-        let (mut our_bytes, mut same_bytes, mut their_bytes) = (0, 0, 0);
+        let (mut our_bytes, mut same_bytes, mut http_bytes, mut their_bytes) = (0, 0, 0, 0);
         for _ in 0..self.size.runs {
-            for (level, times, bytes) in
-                [(SAME_LEVEL, &mut same, &mut same_bytes), (DEFAULT_LEVEL, &mut default, &mut our_bytes)]
-            {
+            for (verb, level, times, bytes) in [
+                ("push", SAME_LEVEL, &mut same, &mut same_bytes),
+                ("push", DEFAULT_LEVEL, &mut default, &mut our_bytes),
+                (PUSH_HTTP, DEFAULT_LEVEL, &mut by_http, &mut http_bytes),
+            ] {
                 let server = Server::start()?;
                 // Nothing is known from before.
                 let _ = std::fs::remove_file(self.nix.dir().join("chunks.sqlite"));
                 let nix = &self.nix;
-                let push = || super::call("push", nix, (&server, &server.url), &made.root, level);
+                let push = || super::call(verb, nix, (&server, &server.url), &made.root, level);
                 let cost = times.on(Some(&server), push)?;
                 *bytes = cost.bytes_moved;
                 self.peak_kib = self.peak_kib.max(cost.peak_kib);
@@ -63,15 +67,21 @@ impl Bench {
             faster(table, &row(level, "the same cache"), times, "nix copy", &to_server, Some(least));
             faster(table, &row(level, "files"), times, "nix copy", &to_files, None);
         }
-        let of_bound = format!("push, {what}, zstd -{DEFAULT_LEVEL}; of the machine's bound");
-        faster(table, &of_bound, &default, "bound", &least, None);
-        let best = format!("push, {what}, zstd -{DEFAULT_LEVEL}; the bound beside Nix to the same cache");
-        faster(table, &best, &least, "nix copy", &to_server, None);
-        for (level, bytes) in [(SAME_LEVEL, same_bytes), (DEFAULT_LEVEL, our_bytes)] {
+        // As a cache on another host is pushed to, though both share one here.
+        let http = |beside: &str| format!("push over HTTP, {what}, zstd -{DEFAULT_LEVEL}; {beside}");
+        let nix = format!("Nix -{SAME_LEVEL} to the same cache");
+        faster(table, &http(&nix), &by_http, "nix copy", &to_server, None);
+        faster(table, &http("of the machine's bound"), &by_http, "bound", &least, None);
+        faster(table, &http("the bound beside Nix to the same cache"), &least, "nix copy", &to_server, None);
+        for (how, level, bytes) in [
+            ("push", SAME_LEVEL, same_bytes),
+            ("push", DEFAULT_LEVEL, our_bytes),
+            ("push over HTTP", DEFAULT_LEVEL, http_bytes),
+        ] {
             let ratio = bytes as f64 / their_bytes as f64;
             let (ours, theirs) = (mebibytes(bytes), format!("nix copy {}", mebibytes(their_bytes)));
             table.ratio(
-                &format!("push, {what}, bytes, zstd -{level}"),
+                &format!("{how}, {what}, bytes, zstd -{level}"),
                 ours,
                 theirs,
                 ratio,
@@ -92,8 +102,36 @@ impl Bench {
             [("small files", &closures.small, small), ("large files", &closures.large, large)]
         {
             let most = (after.archive_bytes as f64 * ONE_FILE_SHARE) as u64 + file;
-            self.change(&format!("one file of {what}"), before, &after, most, true, table).await?;
+            let what = format!("one file of {what}");
+            self.push_in_time(&what, before, &after, table)?;
+            self.change(&what, before, &after, most, true, table).await?;
         }
+        Ok(())
+    }
+
+    /// The push of a change as a user does it, to a cache of its own that has what was before.
+    fn push_in_time(
+        &mut self,
+        what: &str,
+        before: &Made,
+        after: &Made,
+        table: &mut Table,
+    ) -> anyhow::Result<()> {
+        let server = Server::start()?;
+        let mut push = |made: &Made| -> anyhow::Result<()> {
+            let cost = super::call("push", &self.nix, (&server, &server.url), &made.root, DEFAULT_LEVEL)?;
+            self.peak_kib = self.peak_kib.max(cost.peak_kib);
+            Ok(())
+        };
+        push(before)?;
+        // The change is pushed once more later, which shall not find it known.
+        let index = KeptIndex::of(self.nix.dir())?;
+        let mut spent = Spent::new();
+        spent.on(Some(&server), || push(after))?;
+        index.restore()?;
+        let seconds = spent.seconds();
+        let most = ONE_FILE_MOST.as_secs_f64();
+        table.limit(&format!("push, {what}, time"), format!("{seconds:.3} s"), seconds, most, "s");
         Ok(())
     }
 
@@ -111,15 +149,16 @@ impl Bench {
         before: &Made,
         after: &Made,
         most: u64,
-        in_time: bool,
+        pulled_in_time: bool,
         table: &mut Table,
     ) -> anyhow::Result<()> {
         let target = NixRoot::new()?;
         let pulled = super::call("pull", &target, (&self.server, &self.server.url), &before.root, 0)?;
         self.peak_kib = self.peak_kib.max(pulled.peak_kib);
-        for verb in ["push", "pull"] {
+        // What moves is counted on a line that a push on one host would leave aside.
+        for (verb, how) in [(PUSH_HTTP, "push over HTTP"), ("pull", "pull")] {
             let proxy = Proxy::start(self.server.port(), Duration::ZERO).await?;
-            let nix = if verb == "push" { &self.nix } else { &target };
+            let nix = if verb == PUSH_HTTP { &self.nix } else { &target };
             let server = (&self.server, proxy.url.as_str());
             let mut spent = Spent::new();
             let change = || super::call(verb, nix, server, &after.root, DEFAULT_LEVEL);
@@ -129,14 +168,14 @@ impl Bench {
             let ratio = moved as f64 / most as f64;
             let target = format!("at most {}", mebibytes(most));
             table.ratio(
-                &format!("{verb}, {what}, bytes on the line"),
+                &format!("{how}, {what}, bytes on the line"),
                 mebibytes(moved),
                 target,
                 ratio,
                 Some(1.0),
             );
-            let (seconds, row) = (spent.seconds(), format!("{verb}, {what}, time"));
-            match in_time {
+            let (seconds, row) = (spent.seconds(), format!("{how}, {what}, time"));
+            match pulled_in_time && verb == "pull" {
                 true => {
                     table.limit(&row, format!("{seconds:.3} s"), seconds, ONE_FILE_MOST.as_secs_f64(), "s")
                 }
@@ -144,6 +183,32 @@ impl Bench {
             }
         }
         target.verify(&after.root)
+    }
+}
+
+/// The index of local chunks as it was once.
+struct KeptIndex {
+    dir: PathBuf,
+    copy: tempfile::TempDir,
+}
+
+impl KeptIndex {
+    /// Everything is in these, while no process has it open.
+    const FILES: [&str; 2] = ["chunks.sqlite", "chunks.sqlite-wal"];
+
+    fn of(dir: &Path) -> anyhow::Result<Self> {
+        let copy = tempfile::tempdir()?;
+        for file in Self::FILES {
+            std::fs::copy(dir.join(file), copy.path().join(file))?;
+        }
+        Ok(Self { dir: dir.to_owned(), copy })
+    }
+
+    fn restore(self) -> anyhow::Result<()> {
+        for file in Self::FILES {
+            std::fs::copy(self.copy.path().join(file), self.dir.join(file))?;
+        }
+        Ok(std::fs::remove_file(self.dir.join("chunks.sqlite-shm"))?)
     }
 }
 

@@ -15,6 +15,7 @@ mod answer;
 mod beginnings;
 mod check;
 mod commit;
+mod directory;
 mod error;
 mod gc;
 mod heal;
@@ -143,7 +144,7 @@ impl Cache {
         let opened = blocking(move || {
             std::fs::create_dir_all(&dir).map_err(CacheError::io("create", &dir))?;
             let key = keys::open(&dir, name.as_deref())?;
-            let (index, made) = Index::open(&dir.join("index.sqlite"))?;
+            let (index, made) = Index::open(&index::file(&dir))?;
             let objects = Objects::open(&storage, &dir)?;
             reserve::keep(&dir);
             let cpus = Semaphore::new(cpus());

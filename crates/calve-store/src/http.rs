@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! POST /calve/v1/info                            ─▶ CacheInfo
+//! POST /calve/v1/directory                       ─▶ Directory, to whoever may push
 //! POST /calve/v1/missing-paths    Paths          ─▶ Paths
 //! POST /calve/v1/missing-chunks   Ids            ─▶ Ids
 //! POST /calve/v1/chunks           Ids            ─▶ frame frame frame …     (in the order of the ids)

@@ -43,6 +43,8 @@ pub mod remote;
 mod requisites;
 mod resolve;
 mod retry;
+#[cfg(all(feature = "cache", feature = "http"))]
+mod same_host;
 mod scratch;
 pub mod store;
 pub mod transfer;
@@ -58,5 +60,7 @@ pub use nix_place::registration;
 pub use path_info::PathInfo;
 pub use place::Destination;
 pub use program::{ProgramError, check_program, is_program_format};
+#[cfg(all(feature = "cache", feature = "http"))]
+pub use same_host::at_hand;
 pub use store::{Store, StoreOptions};
 pub use transfer::TransferError;

@@ -8,7 +8,10 @@
 //! Nothing that comes from a cache is trusted: whoever pulls checks the signatures of the [`PathInfo`], each chunk's id,
 //! and the archive's hash.
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
+use bytes::Bytes;
 use calve_nix::StorePath;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc::Receiver;
@@ -67,6 +70,15 @@ pub struct CacheInfo {
     pub keys: Vec<String>,
     /// Rank among caches; lower is asked first, as in `nix-cache-info`.
     pub priority: u32,
+}
+
+/// Where a cache lies on its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// Its directory, absolute.
+    pub path: PathBuf,
+    /// What only a process of the same user on the same host works out of this directory.
+    pub mark: [u8; 32],
 }
 
 /// Why a cache did not do what it was asked.
@@ -151,6 +163,11 @@ pub trait Remote: Send + Sync {
         })
     }
 
+    /// The cache as those see it who push in its own process.
+    fn in_process(&self) -> Option<&dyn InProcess> {
+        None
+    }
+
     /// The manifests of `roots` with everything that they refer to; [`RemoteError::Missing`] names what is lacking.
     async fn closure(&self, roots: &[StorePath]) -> Result<Vec<Manifest>, RemoteError>;
 
@@ -162,4 +179,15 @@ pub trait Remote: Send + Sync {
         &self,
         ids: Vec<ChunkId>,
     ) -> Result<BoxStream<'static, Result<StoredChunk, RemoteError>>, RemoteError>;
+}
+
+/// A cache in the process of whoever pushes, from whom it takes what it would have to work out again.
+#[async_trait]
+pub trait InProcess: Send + Sync {
+    /// Lends the plain bytes of a chunk from which its id was worked out just now, for the next archive with that chunk which
+    /// is hashed. Waits, not for long, while much that was lent has not been hashed.
+    async fn lend(&self, id: ChunkId, plain: Bytes);
+
+    /// As [`Remote::put_chunks`], of chunks that were compressed here from bytes with their ids: nothing is checked.
+    async fn put_made(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError>;
 }

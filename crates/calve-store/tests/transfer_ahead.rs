@@ -5,8 +5,10 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use calve_nix::StorePath;
 use calve_store::PathInfo;
 use calve_store::cache::{Cache, CacheOptions};
@@ -14,7 +16,7 @@ use calve_store::chunk::{ChunkId, StoredChunk};
 use calve_store::index::LocalIndex;
 use calve_store::push::{PushOptions, push};
 use calve_store::recipe::{Recipe, RecipeId};
-use calve_store::remote::{ArchivePart, CacheInfo, Manifest, Remote, RemoteError};
+use calve_store::remote::{ArchivePart, CacheInfo, InProcess, Manifest, Remote, RemoteError};
 use futures_util::stream::BoxStream;
 use support::closures::path;
 use support::{Host, file, noise};
@@ -29,6 +31,22 @@ struct Watched {
     refuses: AtomicBool,
     asked: AtomicUsize,
     hashed: Mutex<Vec<StorePath>>,
+    /// Whether who pushes knows that it is in this process. Then no chunk is stored before so many archives are hashed.
+    lent: Option<usize>,
+}
+
+#[async_trait]
+impl InProcess for Watched {
+    async fn lend(&self, id: ChunkId, plain: Bytes) {
+        self.cache.lend(id, plain).await;
+    }
+
+    async fn put_made(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
+        while self.hashed.lock().unwrap().len() < self.lent.unwrap() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.cache.put_made(chunks).await
+    }
 }
 
 #[async_trait]
@@ -62,6 +80,10 @@ impl Remote for Watched {
         self.cache.hash_ahead(info, parts).await?;
         self.hashed.lock().unwrap().push(path);
         Ok(())
+    }
+
+    fn in_process(&self) -> Option<&dyn InProcess> {
+        self.lent.map(|_| self as &dyn InProcess)
     }
 
     async fn closure(&self, roots: &[StorePath]) -> Result<Vec<Manifest>, RemoteError> {
@@ -119,17 +141,23 @@ async fn what_was_refused_is_pushed_once_it_is_right() {
     assert!(chain(&refused).contains("-library-1 is damaged: its chunks give"), "{}", chain(&refused));
     std::fs::remove_file(&place).unwrap();
     file(&place, &right, 0o444);
-    pushed(&host, "cache", false, &script).await;
+    pushed(&host, "cache", false, None, &script).await;
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
 }
 
-async fn pushed(host: &Host, name: &str, refuses: bool, script: &StorePath) -> Arc<Watched> {
+async fn pushed(
+    host: &Host,
+    name: &str,
+    refuses: bool,
+    lent: Option<usize>,
+    script: &StorePath,
+) -> Arc<Watched> {
     let cache = Cache::open(CacheOptions::local(&host.path(name))).await.unwrap();
     let (refuses, asked, hashed) = (AtomicBool::new(refuses), AtomicUsize::new(0), Mutex::default());
-    let watched = Arc::new(Watched { cache, refuses, asked, hashed });
+    let watched = Arc::new(Watched { cache, refuses, asked, hashed, lent });
     let index = Some(Arc::new(LocalIndex::open(&host.path("chunks.sqlite")).unwrap()));
     let options = PushOptions { index, ..PushOptions::default() };
     let remote = Arc::clone(&watched) as Arc<dyn Remote>;
@@ -145,7 +173,7 @@ async fn large_archives_are_hashed_while_they_are_cut_and_when_they_are_known() 
     let [library, program, script] = closure(&host);
     // First cut, and then by what the index knows of them.
     for name in ["first", "second"] {
-        let watched = pushed(&host, name, false, &script).await;
+        let watched = pushed(&host, name, false, None, &script).await;
         let mut hashed = watched.hashed.lock().unwrap().clone();
         hashed.sort_unstable_by_key(|path| path.name().to_owned());
         assert_eq!(hashed, [library.clone(), program.clone()], "{name}");
@@ -156,6 +184,15 @@ async fn large_archives_are_hashed_while_they_are_cut_and_when_they_are_known() 
 async fn a_push_needs_nothing_hashed_ahead() {
     let host = Host::new();
     let [_, _, script] = closure(&host);
-    let watched = pushed(&host, "cache", true, &script).await;
+    let watched = pushed(&host, "cache", true, None, &script).await;
     assert!(watched.asked.load(Ordering::SeqCst) >= 1 && watched.hashed.lock().unwrap().is_empty());
+}
+
+/// Whose hash parts are restored in bytes that are still to be compressed as they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_process_archives_are_hashed_before_their_chunks_are_stored() {
+    let host = Host::new();
+    let [_, _, script] = closure(&host);
+    let watched = pushed(&host, "cache", false, Some(2), &script).await;
+    assert_eq!(watched.cache.verify(None).await.unwrap().damage, []);
 }

@@ -9,7 +9,7 @@ use calve_store::cache::{Cache, CacheError, CacheOptions};
 use calve_store::index::LocalIndex;
 use calve_store::pull::Source;
 use calve_store::remote::{Remote, RemoteError};
-use calve_store::{Address, HttpRemote, StoreError, TransferError};
+use calve_store::{Address, HttpRemote, StoreError, TransferError, at_hand};
 
 use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
@@ -86,11 +86,7 @@ pub struct Opened {
 pub async fn open(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
     match place {
         Place::Http(address) => {
-            let token = token.read()?;
-            if token.is_some() && address.is_open_to_readers() {
-                ui::note(&format!("the token goes to {address} in the clear; https would hide it"));
-            }
-            let remote = HttpRemote::new(address.clone(), token.as_deref()).map_err(refused)?;
+            let remote = behind_http(address, token)?;
             Ok(Opened { name: address.to_string(), remote: Arc::new(remote), own_keys: Vec::new() })
         }
         Place::Directory(dir) => {
@@ -103,6 +99,21 @@ pub async fn open(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
             Ok(Opened { name: dir.display().to_string(), remote: Arc::new(cache), own_keys })
         }
     }
+}
+
+/// Opens a cache that is pushed to: where it lies in this user's own directory, its process is left aside.
+pub async fn open_to_push(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
+    let Place::Http(address) = place else { return open(place, token).await };
+    let remote = at_hand(behind_http(address, token)?).await;
+    Ok(Opened { name: address.to_string(), remote, own_keys: Vec::new() })
+}
+
+fn behind_http(address: &Address, token: &TokenArgs) -> Outcome<HttpRemote> {
+    let token = token.read()?;
+    if token.is_some() && address.is_open_to_readers() {
+        ui::note(&format!("the token goes to {address} in the clear; https would hide it"));
+    }
+    HttpRemote::new(address.clone(), token.as_deref()).map_err(refused)
 }
 
 /// Opens caches, one after the other.

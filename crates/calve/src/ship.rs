@@ -8,7 +8,7 @@ use calve_store::index::LocalIndex;
 use calve_store::progress::Progress;
 use calve_store::push::{PushOptions, push};
 use calve_store::remote::RemoteError;
-use calve_store::{StoreError, TransferError};
+use calve_store::{StoreError, TransferError, at_hand};
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::StoreDelivery;
 
@@ -36,13 +36,13 @@ pub fn may_help(refusal: &Failure, request: &CreateMachine) -> bool {
 /// Pushes what the machine runs to the server's cache: only what it lacks moves. `refusal` is what the server said of the
 /// closure; it is the better answer where it is not here either.
 pub async fn ship(client: &Client, request: &CreateMachine, refusal: Option<Failure>) -> Outcome<()> {
-    let remote = client.cache()?;
+    let remote = at_hand(client.cache()?).await;
     let store = Arc::new(resolve::store()?);
     let index: Option<Arc<LocalIndex>> = caches::chunk_index()?;
     let progress = Arc::new(Progress::default());
     let options = PushOptions { index, ..PushOptions::default() };
     let roots = roots(&request.spec);
-    let pushing = push(store, &roots, Arc::new(remote), options, progress.clone());
+    let pushing = push(store, &roots, remote, options, progress.clone());
     let pushed = Transfer::show(&format!("sending to {}", client.server()), &progress, pushing).await;
     match (pushed, refusal) {
         (Ok(pushed), _) => {

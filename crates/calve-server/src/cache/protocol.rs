@@ -39,6 +39,7 @@ pub fn routes() -> Router<Arc<Context>> {
     let at = |what: &str| format!("{PREFIX}/{what}");
     Router::new()
         .route(&at("info"), post(info))
+        .route(&at("directory"), post(directory))
         .route(&at("missing-paths"), post(missing_paths))
         .route(&at("missing-chunks"), post(missing_chunks))
         .route(&at("chunks"), post(chunks))
@@ -55,6 +56,13 @@ type Asked = (State<Arc<Context>>, HeaderMap, Body);
 async fn info((State(context), headers, _): Asked) -> Answered {
     context.gate.pull(&headers, &context.cache).await?;
     Ok(message(&context.cache.info().await?))
+}
+
+/// Only for those who may push: there is nothing to be done there that they may not do here.
+async fn directory((State(context), headers, _): Asked) -> Answered {
+    context.gate.push(&headers)?;
+    let directory = context.cache.directory().await;
+    Ok(message(&directory.ok_or_else(|| Refusal::missing("directory"))?))
 }
 
 async fn missing_paths((State(context), headers, body): Asked) -> Answered {

@@ -4,6 +4,7 @@ mod full_disk;
 mod hostile;
 mod nix_protocol;
 mod protocol;
+mod same_host;
 #[path = "../../../calve-store/tests/small_disk/mod.rs"]
 mod small_disk;
 mod support;

@@ -1,17 +1,20 @@
 //! The cache as its users see it, in this process.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use calve_nix::StorePath;
 use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use tokio::sync::mpsc::Receiver;
 
 use super::commit::Check;
 use super::index::paths;
+use super::recent::{LENT_WAITING_BYTES, UPLOADED_WAITING_BYTES};
+use super::write::Origin;
 use super::{Cache, CacheError, blocking, manifest, now_ms};
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::recipe::{Recipe, RecipeId};
-use crate::remote::{ArchivePart, CacheInfo, Manifest, Remote, RemoteError};
+use crate::remote::{ArchivePart, CacheInfo, InProcess, Manifest, Remote, RemoteError};
 
 impl Cache {
     /// The path with this hash part, where the cache has it.
@@ -163,9 +166,13 @@ impl Remote for Cache {
     }
 
     async fn put_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
-        self.store_chunks(chunks).await.map_err(self.told())?;
-        self.0.recent.taken_in_time().await;
+        self.store_chunks(chunks, Origin::Elsewhere).await.map_err(self.told())?;
+        self.0.recent.taken_in_time(UPLOADED_WAITING_BYTES).await;
         Ok(())
+    }
+
+    fn in_process(&self) -> Option<&dyn InProcess> {
+        Some(self)
     }
 
     async fn commit(&self, paths: Vec<Manifest>, recipes: Vec<Recipe>) -> Result<Vec<Manifest>, RemoteError> {
@@ -194,5 +201,17 @@ impl Remote for Cache {
     ) -> Result<BoxStream<'static, Result<StoredChunk, RemoteError>>, RemoteError> {
         let groups = self.read_chunks(ids).map_err(self.told());
         Ok(groups.map_ok(|group| stream::iter(group.into_iter().map(Ok))).try_flatten().boxed())
+    }
+}
+
+#[async_trait]
+impl InProcess for Cache {
+    async fn lend(&self, id: ChunkId, plain: Bytes) {
+        self.0.recent.put(id, plain);
+        self.0.recent.taken_in_time(LENT_WAITING_BYTES).await;
+    }
+
+    async fn put_made(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
+        self.store_chunks(chunks, Origin::Here).await.map_err(self.told())
     }
 }

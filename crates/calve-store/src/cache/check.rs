@@ -74,7 +74,7 @@ struct Hashing {
 /// A group that is made plain.
 struct Coming {
     pieces: Vec<Piece>,
-    plain: JoinHandle<Result<Vec<Vec<u8>>, CacheError>>,
+    plain: JoinHandle<Result<Vec<Bytes>, CacheError>>,
 }
 
 impl ArchiveCheck {
@@ -205,14 +205,21 @@ impl Hashing {
         let Some(Coming { pieces, .. }) = self.coming.pop_front() else { return Ok(()) };
         let chunks = chunks?;
         let mut restored = Vec::with_capacity(chunks.len());
-        for (mut chunk, piece) in chunks.into_iter().zip(pieces) {
+        for (chunk, piece) in chunks.into_iter().zip(pieces) {
             if chunk.len() != piece.len as usize {
                 let message = format!("chunk {} has another length than its recipe says", piece.id);
                 return Err(CacheError::damaged(&info.path, message));
             }
-            restorer.restore(&mut chunk, self.at);
-            self.at += chunk.len() as u64;
-            restored.push(chunk.into());
+            let (at, len) = (self.at, u64::from(piece.len));
+            self.at += len;
+            restored.push(if restorer.touches(at, len) {
+                // Copied only where somebody else still has these bytes.
+                let mut own = Vec::from(chunk);
+                restorer.restore(&mut own, at);
+                own.into()
+            } else {
+                chunk
+            });
         }
         place.send(restored);
         Ok(())
@@ -234,7 +241,7 @@ impl Hashing {
 impl Cache {
     /// The plain bytes of chunks, in order, of which each was checked when it came: whoever hashes the archive learns of
     /// those that have changed since.
-    async fn plain(&self, group: &[Piece]) -> Result<Vec<Vec<u8>>, CacheError> {
+    async fn plain(&self, group: &[Piece]) -> Result<Vec<Bytes>, CacheError> {
         let recent: Vec<_> = group.iter().map(|piece| self.0.recent.take(&piece.id)).collect();
         let lacking = group.iter().zip(&recent).filter(|(_, recent)| recent.is_none());
         let lacking: Vec<_> = lacking.map(|(piece, _)| piece.id).collect();
@@ -244,7 +251,7 @@ impl Cache {
         let stored: Vec<_> = self.read_chunks(lacking).try_collect().await?;
         blocking(move || {
             let mut stored = stored.into_iter().flatten();
-            let plain = |recent: Option<Vec<u8>>| {
+            let plain = |recent: Option<Bytes>| {
                 if let Some(plain) = recent {
                     return Ok(plain);
                 }
@@ -252,7 +259,7 @@ impl Cache {
                 let mut plain = Vec::new();
                 decode::append_unchecked(&chunk, &mut plain)
                     .map_err(|error| CacheError::damaged(format!("chunk {}", chunk.id), error.message))?;
-                Ok(plain)
+                Ok(plain.into())
             };
             recent.into_iter().map(plain).collect()
         })

@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use super::index::paths;
 use super::pack::{Kind, PackWriter};
 use super::verify::{Damage, fetch_recipe};
+use super::write::Origin;
 use super::{Cache, CacheError, manifest};
 use crate::recipe::RecipeId;
 use crate::remote::Remote;
@@ -63,7 +64,7 @@ impl Cache {
             while let Some(Ok(chunk)) = answer.next().await {
                 fetched.push(chunk);
             }
-            match self.store_chunks(fetched).await {
+            match self.store_chunks(fetched, Origin::Elsewhere).await {
                 Err(CacheError::Damaged { .. }) => return Ok(false),
                 stored => stored?,
             }

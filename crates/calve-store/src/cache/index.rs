@@ -22,7 +22,7 @@ const STATEMENTS_MAX: usize = 64;
 const PAGE_CACHE_KIB: i64 = 4096;
 
 /// The version of the tables; another one is built anew from the packs.
-const SCHEMA_VERSION: i64 = 1;
+pub(super) const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
 CREATE TABLE packs (
     pack INTEGER PRIMARY KEY,
@@ -79,6 +79,11 @@ struct Inner {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
     writer: Mutex<Connection>,
+}
+
+/// The index of a cache with this directory.
+pub(super) fn file(dir: &Path) -> PathBuf {
+    dir.join("index.sqlite")
 }
 
 impl Index {

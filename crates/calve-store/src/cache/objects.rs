@@ -54,7 +54,7 @@ impl Objects {
     /// Opens the storage of a cache with this directory.
     pub fn open(storage: &Storage, dir: &FsPath) -> Result<Self, CacheError> {
         match storage {
-            Storage::Local => Self::directory(&dir.join("objects")),
+            Storage::Local => Self::directory(&local_dir(dir)),
             Storage::Directory(dir) => Self::directory(dir),
             Storage::S3 { url, options } => Self::s3(url, options),
             Storage::Memory(store) => Ok(Self {
@@ -64,6 +64,11 @@ impl Objects {
                 dir: None,
             }),
         }
+    }
+
+    /// Whether they are files in the directory of a cache.
+    pub fn lie_in(&self, dir: &FsPath) -> bool {
+        self.dir.as_deref().is_some_and(|objects| objects == local_dir(dir))
     }
 
     fn directory(dir: &FsPath) -> Result<Self, CacheError> {
@@ -190,6 +195,11 @@ impl CacheError {
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Storage { source: object_store::Error::NotFound { .. }, .. })
     }
+}
+
+/// Where the objects of a cache with this directory are, unless it is said.
+fn local_dir(dir: &FsPath) -> PathBuf {
+    dir.join("objects")
 }
 
 fn storage(

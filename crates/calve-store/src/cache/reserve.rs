@@ -17,7 +17,7 @@ fn file(dir: &Path) -> PathBuf {
 /// Takes the room where it is not taken yet. A disk that has none, or a file system that cannot, stays without.
 pub(super) fn keep(dir: &Path) {
     let path = file(dir);
-    let index = fs::metadata(dir.join("index.sqlite")).map_or(0, |metadata| metadata.len());
+    let index = fs::metadata(super::index::file(dir)).map_or(0, |metadata| metadata.len());
     let bytes = (2 * index).clamp(MIN_BYTES, MAX_BYTES);
     if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= bytes) {
         return;

@@ -15,12 +15,24 @@ pub(super) struct Written {
     pub entries: Vec<Placed>,
 }
 
+/// Where chunks come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From somebody who may say anything: one wrong chunk under a right id would make every later upload of it fail.
+    Elsewhere,
+    /// This process compressed them, from bytes with these ids.
+    Here,
+}
+
 impl Cache {
-    /// Stores chunks that the cache does not have yet. Each is checked first: one wrong chunk under a right id would make
-    /// every later upload of that chunk fail.
-    pub(super) async fn store_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), CacheError> {
+    /// Stores chunks that the cache does not have yet; those from elsewhere are checked first.
+    pub(super) async fn store_chunks(
+        &self,
+        chunks: Vec<StoredChunk>,
+        origin: Origin,
+    ) -> Result<(), CacheError> {
         let this = self.clone();
-        let missing = blocking(move || this.missing_and_sound(chunks)).await?;
+        let missing = blocking(move || this.missing_and_sound(chunks, origin)).await?;
         let mut pack = PackWriter::new();
         for chunk in missing {
             pack.push(Kind::Chunk, &chunk);
@@ -31,7 +43,11 @@ impl Cache {
         self.store_pack(pack).await
     }
 
-    fn missing_and_sound(&self, chunks: Vec<StoredChunk>) -> Result<Vec<StoredChunk>, CacheError> {
+    fn missing_and_sound(
+        &self,
+        chunks: Vec<StoredChunk>,
+        origin: Origin,
+    ) -> Result<Vec<StoredChunk>, CacheError> {
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
         let missing: HashSet<_> = self.missing_now(&ids)?.into_iter().collect();
         let mut taken = HashSet::new();
@@ -46,7 +62,9 @@ impl Cache {
                     "it is larger than chunks are",
                 ));
             }
-            self.0.recent.put(chunk.id, chunk.check()?);
+            if origin == Origin::Elsewhere {
+                self.0.recent.put(chunk.id, chunk.check()?.into());
+            }
             kept.push(chunk);
         }
         Ok(kept)

@@ -24,6 +24,9 @@ pub(crate) enum At {
     Unix(PathBuf),
 }
 
+/// Names of this host.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
 /// Why a text is no address of a cache; the message is a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -49,9 +52,14 @@ impl Address {
 
     /// Whether a secret sent there can be read on the way.
     pub fn is_open_to_readers(&self) -> bool {
+        !matches!(self.at, At::Host { tls: true, .. }) && !self.is_local()
+    }
+
+    /// Whether it is one of this host, without TLS; what listens there may pass everything on.
+    pub fn is_local(&self) -> bool {
         match &self.at {
-            At::Unix(_) | At::Host { tls: true, .. } => false,
-            At::Host { name, .. } => !["localhost", "127.0.0.1", "[::1]"].contains(&name.as_str()),
+            At::Unix(_) => true,
+            At::Host { tls, name, .. } => !tls && LOOPBACK.contains(&name.as_str()),
         }
     }
 }
@@ -186,5 +194,12 @@ mod tests {
         let open = |text: &str| text.parse::<Address>().unwrap().is_open_to_readers();
         assert!(open("http://h"));
         assert!(!open("https://h") && !open("http://127.0.0.1:7") && !open("unix:/s"));
+    }
+
+    #[test]
+    fn addresses_of_this_host_are_known_and_what_is_behind_tls_is_not_left_aside() {
+        let local = |text: &str| text.parse::<Address>().unwrap().is_local();
+        assert!(local("http://localhost") && local("http://127.0.0.1:7/cache") && local("unix:/s"));
+        assert!(!local("http://h") && !local("https://localhost") && !local("http://127.0.0.2"));
     }
 }

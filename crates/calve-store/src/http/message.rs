@@ -6,6 +6,9 @@
 mod counted;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +20,7 @@ use super::MESSAGE_PLAIN_MAX_BYTES;
 use crate::PathInfo;
 use crate::chunk::ChunkId;
 use crate::lazy::Proof;
-use crate::remote::{CacheInfo, ITEMS_MAX, Manifest};
+use crate::remote::{CacheInfo, Directory, ITEMS_MAX, Manifest};
 
 /// Level at which messages are compressed: they are small, and waited for.
 const ZSTD_LEVEL: i32 = 1;
@@ -49,6 +52,14 @@ struct Info {
     #[serde(deserialize_with = "counted::counted")]
     keys: Vec<String>,
     priority: u32,
+}
+
+/// What `/directory` answers: a path's bytes, which need not be text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    #[serde(deserialize_with = "counted::counted")]
+    path: Vec<u8>,
+    mark: [u8; 32],
 }
 
 /// A store path without its directory.
@@ -117,6 +128,21 @@ impl Message for CacheInfo {
     fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let Info { keys, priority } = unpack(bytes)?;
         Ok(Self { keys, priority })
+    }
+}
+
+impl Message for Directory {
+    fn encode(&self) -> Vec<u8> {
+        pack(&Place { path: self.path.as_os_str().as_bytes().to_vec(), mark: self.mark })
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let Place { path, mark } = unpack(bytes)?;
+        let path = PathBuf::from(OsString::from_vec(path));
+        if !path.is_absolute() {
+            return Err(MessageError(format!("{} is no absolute path", path.display())));
+        }
+        Ok(Self { path, mark })
     }
 }
 
@@ -383,6 +409,7 @@ mod tests {
 
     #[test]
     fn examples_are_read_and_cut_ones_refused() {
+        check("directory.1.bin", Directory { path: "/var/cache/calve".into(), mark: [7; 32] });
         check("info.1.bin", CacheInfo { keys: vec!["a:b".to_owned()], priority: 30 });
         check("paths.1.bin", vec![path('0', "a"), path('1', "b-2.0")]);
         check("ids.1.bin", vec![ChunkId([1; 32]), ChunkId([2; 32])]);

@@ -19,7 +19,7 @@ use super::{
 use crate::PathInfo;
 use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use crate::recipe::{Recipe, RecipeId};
-use crate::remote::{ArchivePart, CacheInfo, Manifest, Remote, RemoteError};
+use crate::remote::{ArchivePart, CacheInfo, Directory, Manifest, Remote, RemoteError};
 
 /// Level at which recipes are compressed: hashes, which nothing compresses, and lengths.
 const RECIPE_ZSTD_LEVEL: i32 = 1;
@@ -30,17 +30,29 @@ const AHEAD_PARTS: usize = 1;
 #[derive(Debug, Clone)]
 pub struct HttpRemote {
     client: Client,
+    /// Whether its address is one of this host.
+    local: bool,
 }
 
 impl HttpRemote {
     /// The cache at `address`, asked with `token`. Connects with the first request.
     pub fn new(address: Address, token: Option<&str>) -> Result<Self, RemoteError> {
-        Ok(Self { client: Client::new(address, token)? })
+        let local = address.is_local();
+        Ok(Self { client: Client::new(address, token)?, local })
     }
 
     /// Its address, for people.
     pub fn shown(&self) -> &str {
         self.client.shown()
+    }
+
+    /// Where it lies, if it says so and is at an address of this host.
+    pub async fn directory(&self) -> Option<Directory> {
+        if !self.local {
+            return None;
+        }
+        // Older caches do not know the question, and it is the push that tells who may not push.
+        self.ask("/directory", Vec::new()).await.ok()
     }
 
     async fn post(&self, what: &str, body: Vec<Bytes>) -> Result<Answer, RemoteError> {

@@ -52,6 +52,8 @@ pub(super) struct Cut {
     pub piece: Piece,
     /// The positions that were found since the one before.
     pub positions: Vec<Position>,
+    /// Whether the cache has its bytes, lent to it in this process: before it has the chunk.
+    pub lent: bool,
 }
 
 /// An archive that the cache is told of; given up when it is dropped.
@@ -75,9 +77,9 @@ impl Ahead {
     }
 
     /// Tells of what comes next, once the cache has it.
-    pub fn tell(&self, piece: Piece, positions: Vec<Position>) {
+    pub fn tell(&self, cut: Cut) {
         // Nobody takes it where the cache refused it.
-        let _ = self.give.as_ref().map(|give| give.send(Cut { piece, positions }));
+        let _ = self.give.as_ref().map(|give| give.send(cut));
     }
 
     /// Waits until the cache has hashed all that it was told of, has refused it, or takes too long.
@@ -144,7 +146,7 @@ fn next_part(shared: &Shared, waiting: &mut VecDeque<Cut>) -> ArchivePart {
     while let Some(next) = waiting.front()
         && part.pieces.len() < PART_PIECES_MAX
         && part.positions.len() + next.positions.len() <= PART_POSITIONS_MAX
-        && chunks.get(&next.piece.id) == Some(&true)
+        && (next.lent || chunks.get(&next.piece.id) == Some(&true))
         && let Some(next) = waiting.pop_front()
     {
         part.pieces.push(next.piece);

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Shared;
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Cut};
 use crate::archive::write_nar;
 use crate::chunk::ChunkId;
 use crate::chunk_view::ChunkView;
@@ -75,14 +75,18 @@ pub(super) fn cut_path(
             let begun = begun_before(at, positions, &mut position_end);
             let (own, behind) = positions.split_at(begun);
             positions = behind;
-            on.tell_ahead(piece, || own.to_vec());
+            on.tell_ahead(|| Cut { piece, positions: own.to_vec(), lent: false });
         }
         return Ok(recipe);
     }
     let each = |CutChunk { id, bytes, positions }| {
         let piece = Piece { id, len: bytes.len() as u32 };
+        let cache = on.shared.remote.in_process();
+        if let Some(cache) = cache {
+            on.runtime.block_on(cache.lend(id, bytes.clone()));
+        }
         hand_on(piece, || Plain::Held(bytes), on)?;
-        on.tell_ahead(piece, || positions);
+        on.tell_ahead(|| Cut { piece, positions, lent: cache.is_some() });
         Ok(())
     };
     let write = |out: &mut dyn io::Write| {
@@ -105,9 +109,9 @@ pub(super) fn cut_path(
 }
 
 impl Onward<'_> {
-    fn tell_ahead(&self, piece: Piece, positions: impl FnOnce() -> Vec<Position>) {
+    fn tell_ahead(&self, cut: impl FnOnce() -> Cut) {
         if let Some(ahead) = self.ahead {
-            ahead.tell(piece, positions());
+            ahead.tell(cut());
         }
     }
 }

@@ -61,8 +61,12 @@ async fn ask_all(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let compressors = Arc::new(Semaphore::new(cores));
     let mut asking = JoinSet::new();
+    let (in_process, mut first_ever) = (shared.remote.in_process().is_some(), true);
     while let Some(first) = found.recv().await {
-        let chunks = gather(first, &mut found).await;
+        // At first nobody has anything to compress, and in one process a question costs nothing.
+        let wait = if first_ever || in_process { Duration::ZERO } else { ASK_GATHER };
+        first_ever = false;
+        let chunks = gather(first, &mut found, wait).await;
         while asking.len() >= ASKING_MAX {
             joined(asking.join_next().await.expect("some are asking"))?;
         }
@@ -74,9 +78,9 @@ async fn ask_all(
     Ok(())
 }
 
-async fn gather<T>(first: T, more: &mut UnboundedReceiver<T>) -> Vec<T> {
+async fn gather<T>(first: T, more: &mut UnboundedReceiver<T>, wait: Duration) -> Vec<T> {
     let mut items = vec![first];
-    let deadline = Instant::now() + ASK_GATHER;
+    let deadline = Instant::now() + wait;
     loop {
         while items.len() < ASK_CHUNKS {
             match more.try_recv() {
@@ -196,7 +200,10 @@ async fn gather_bytes(first: Compressed, more: &mut UnboundedReceiver<Compressed
 async fn upload(shared: Arc<Shared>, chunks: Compressed) -> Result<(), TransferError> {
     let (chunks, room): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
     // A copy of handles, not of bytes.
-    let put = || shared.remote.put_chunks(chunks.clone());
+    let put = async || match shared.remote.in_process() {
+        Some(cache) => cache.put_made(chunks.clone()).await,
+        None => shared.remote.put_chunks(chunks.clone()).await,
+    };
     retried("an upload", UPLOAD_TIMEOUT, &shared.progress, put).await?;
     shared.progress.chunks_moved.add(chunks.len() as u64);
     shared.progress.bytes_moved.add(chunks.iter().map(|chunk| chunk.zstd.len() as u64).sum());

@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Outcome {
-    let cache = caches::open(&args.to, &args.token).await?;
+    let cache = caches::open_to_push(&args.to, &args.token).await?;
     let mut roots = Vec::with_capacity(args.what.len());
     for what in &args.what {
         roots.push(resolve::root(what)?);

@@ -6,7 +6,7 @@ use e2e::{Home, Ran, wait_until};
 
 use super::cache::{Nix, netrc};
 
-/// A server with a home of its own that listens on TCP.
+/// A server with a home of its own that listens on TCP; by its address it could be on another host.
 struct Remote {
     home: Home,
     child: Child,
@@ -26,7 +26,7 @@ impl Drop for Remote {
 impl Remote {
     fn start() -> Self {
         let home = Home::new();
-        let mut command = home.command(["server", "--listen", "127.0.0.1:0"]);
+        let mut command = home.command(["server", "--listen", "127.0.0.2:0"]);
         let child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
         let mut url = String::new();
         wait_until("the server to listen", || {
