@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use calve_nix::{HashWriter, NarWriter, Sha256Hash};
-use calve_tree::{Node, Walk, is_executable, nar_error, open_file};
+use calve_tree::{Node, Opener, Walk, is_executable, nar_error};
 
 use crate::StoreError;
 
@@ -37,6 +37,7 @@ pub(crate) trait Copy {
 /// Archives the tree at `path` into `out` and hands every node to `copy`, reading each file once.
 pub(crate) fn archive<W: Write>(path: &Path, out: W, copy: &mut impl Copy) -> Result<W, StoreError> {
     let mut nar = NarWriter::new(out).map_err(|error| nar_error(error, path))?;
+    let mut files = Opener::default();
     for step in Walk::new(path) {
         let step = step?;
         let done = match &step.node {
@@ -53,7 +54,7 @@ pub(crate) fn archive<W: Write>(path: &Path, out: W, copy: &mut impl Copy) -> Re
                 nar.symlink(&step.name, target)
             }
             Node::File => {
-                let (source, metadata) = open_file(&step.path)?;
+                let (source, metadata) = files.open(&step.path)?;
                 let executable = is_executable(&metadata);
                 let mut tee = Tee { source, copy: copy.file(&step.name)? };
                 let done = nar.file(&step.name, executable, metadata.len(), &mut tee);

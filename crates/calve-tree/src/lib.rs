@@ -9,4 +9,4 @@ mod walk;
 
 pub use error::{WalkError, nar_error};
 pub use view::NarView;
-pub use walk::{Node, Step, Walk, file_metadata, is_executable, open_file};
+pub use walk::{Node, Opener, Step, Walk, file_metadata, is_executable, open_file};

@@ -1,14 +1,16 @@
 //! A walk over a tree of files in the order of an archive: depth first, names in the order of their bytes.
 
 use std::ffi::OsString;
-use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::fs::{self, File, FileType, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::vec;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 
 use crate::WalkError;
 
@@ -102,12 +104,40 @@ fn sorted_entries(dir: &Path) -> Result<Vec<Entry>, WalkError> {
     Ok(entries)
 }
 
-/// Opens a file that was regular a moment ago; one that has become a link or a named pipe neither leads elsewhere nor
-/// blocks.
+/// How files are opened: one that has become a link or a named pipe neither leads elsewhere nor blocks.
+const TO_READ: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+/// Opens a file that was regular a moment ago.
 pub fn open_file(path: &Path) -> Result<(File, Metadata), WalkError> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
-    let file = file.map_err(WalkError::read(path))?;
+    opened(retry_on_intr(|| rustix::fs::open(path, TO_READ, Mode::empty())), path)
+}
+
+/// Opens the files of a walk, one after the other: those of one directory are found from there, and not from the root.
+#[derive(Default)]
+pub struct Opener {
+    /// The directory of the file before.
+    dir: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Opener {
+    /// As [`open_file`].
+    pub fn open(&mut self, path: &Path) -> Result<(File, Metadata), WalkError> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return open_file(path) };
+        let (_, dir) = match self.dir.take() {
+            Some(before) if before.0 == parent => self.dir.insert(before),
+            _ => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let dir = retry_on_intr(|| rustix::fs::open(parent, flags, Mode::empty()));
+                let dir = dir.map_err(|error| WalkError::read(path)(error.into()))?;
+                self.dir.insert((parent.to_owned(), dir))
+            }
+        };
+        opened(retry_on_intr(|| rustix::fs::openat(&*dir, name, TO_READ, Mode::empty())), path)
+    }
+}
+
+fn opened(file: rustix::io::Result<OwnedFd>, path: &Path) -> Result<(File, Metadata), WalkError> {
+    let file = File::from(file.map_err(|error| WalkError::read(path)(error.into()))?);
     let metadata = regular(file.metadata(), path)?;
     Ok((file, metadata))
 }
@@ -130,5 +160,38 @@ fn special_kind(metadata: &Metadata) -> &'static str {
         "named pipe"
     } else {
         "device"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn files_are_opened_from_their_directories_and_what_took_their_place_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("a/b")).unwrap();
+        for name in ["a/1", "a/b/2", "a/3", "4"] {
+            fs::write(at(name), name).unwrap();
+        }
+        std::os::unix::fs::symlink("1", at("a/link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, at("a/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR, 0)
+            .unwrap();
+        let mut files = Opener::default();
+        for name in ["a/1", "a/b/2", "a/3", "4", "a/1"] {
+            let (mut file, metadata) = files.open(&at(name)).unwrap();
+            let mut text = String::new();
+            file.read_to_string(&mut text).unwrap();
+            assert_eq!((text.as_str(), metadata.len()), (name, name.len() as u64));
+        }
+        assert!(matches!(files.open(&at("a/pipe")), Err(WalkError::Changed { .. })));
+        for gone in ["a/link", "a/none", "none/1"] {
+            let refused = files.open(&at(gone)).unwrap_err().to_string();
+            assert!(refused.contains(gone), "{refused}");
+        }
+        assert!(files.open(&at("a/3")).is_ok());
     }
 }

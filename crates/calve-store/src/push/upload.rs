@@ -63,8 +63,12 @@ async fn ask_all(
     let mut asking = JoinSet::new();
     let (in_process, mut first_ever) = (shared.remote.in_process().is_some(), true);
     while let Some(first) = found.recv().await {
-        // At first nobody has anything to compress, and in one process a question costs nothing.
-        let wait = if first_ever || in_process { Duration::ZERO } else { ASK_GATHER };
+        // At first nobody has anything to compress, and in one process a question costs little.
+        let wait = match first_ever {
+            true => Duration::ZERO,
+            false if in_process => LOOK_EVERY,
+            false => ASK_GATHER,
+        };
         first_ever = false;
         let chunks = gather(first, &mut found, wait).await;
         while asking.len() >= ASKING_MAX {
