@@ -73,6 +73,8 @@ use index::Index;
 use objects::Objects;
 use recent::Recent;
 
+use crate::remote::Directory;
+
 pub use ahead::Ahead;
 pub use error::{CacheError, DISK_FULL};
 pub use gc::{Collected, GcPolicy};
@@ -134,23 +136,33 @@ struct Inner {
     recent: Recent,
     aheads: Aheads,
     beginnings: Beginnings,
+    /// Where all of it lies, if that is one local directory.
+    directory: Option<Directory>,
 }
 
 impl Cache {
     /// Opens a cache, or makes one. Takes the same time whatever it holds, unless its index was lost: then that is built
     /// anew from the packs.
     pub async fn open(options: CacheOptions) -> Result<Self, CacheError> {
+        let dir = options.dir.clone();
+        let cache = Self::open_as_it_is(options).await?;
+        blocking(move || reserve::keep(&dir)).await;
+        Ok(cache)
+    }
+
+    /// As [`Self::open`], without the room that a collection gives back: one that is under way elsewhere may just need it.
+    async fn open_as_it_is(options: CacheOptions) -> Result<Self, CacheError> {
         let CacheOptions { dir, storage, name, priority, grace } = options;
         let opened = blocking(move || {
             std::fs::create_dir_all(&dir).map_err(CacheError::io("create", &dir))?;
             let key = keys::open(&dir, name.as_deref())?;
             let (index, made) = Index::open(&index::file(&dir))?;
             let objects = Objects::open(&storage, &dir)?;
-            reserve::keep(&dir);
             let cpus = Semaphore::new(cpus());
             let name = dir.display().to_string();
             let eager = Arc::new(Semaphore::new(read::EAGER_STREAMS_MAX));
             let (recent, aheads, beginnings) = Default::default();
+            let directory = directory::of(&dir, &objects, &key);
             let inner = Inner {
                 name,
                 dir,
@@ -164,6 +176,7 @@ impl Cache {
                 recent,
                 aheads,
                 beginnings,
+                directory,
             };
             Ok((inner, made))
         });

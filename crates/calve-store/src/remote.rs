@@ -57,7 +57,7 @@ pub struct Manifest {
 /// What comes next of an archive that is hashed ahead of its commit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ArchivePart {
-    /// Its next chunks, which the cache has; at most [`PART_PIECES_MAX`].
+    /// Its next chunks, which the cache has, or has been lent; at most [`PART_PIECES_MAX`].
     pub pieces: Vec<Piece>,
     /// The next positions: all that begin in these chunks, and perhaps some behind them; at most [`PART_POSITIONS_MAX`].
     pub positions: Vec<Position>,

@@ -58,11 +58,11 @@ async fn info((State(context), headers, _): Asked) -> Answered {
     Ok(message(&context.cache.info().await?))
 }
 
-/// Only for those who may push: there is nothing to be done there that they may not do here.
+/// Only for those who may push: who finds himself there as the cache's own user could do it by hand as well.
 async fn directory((State(context), headers, _): Asked) -> Answered {
     context.gate.push(&headers)?;
-    let directory = context.cache.directory().await;
-    Ok(message(&directory.ok_or_else(|| Refusal::missing("directory"))?))
+    let directory = context.cache.directory().ok_or_else(|| Refusal::missing("directory"))?;
+    Ok(message(directory))
 }
 
 async fn missing_paths((State(context), headers, body): Asked) -> Answered {

@@ -2,32 +2,42 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
 
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
 use calve_store::cache::{Cache, CacheOptions, Storage};
+use calve_store::push::{PushOptions, push};
 use calve_store::remote::{Directory, Remote, RemoteError};
-use calve_store::{HttpRemote, at_hand};
+use calve_store::{HttpRemote, Store, at_hand};
 
-use crate::support::{Served, made, noise, push};
+use crate::support::{Served, made, noise, push as put};
 
 #[tokio::test]
 async fn what_is_pushed_past_its_process_is_there_at_once_and_signed_alike() {
     let served = Served::new(Visibility::Private).await;
     let http = served.remote(Some(&served.token("ci", &Right::Push)));
-    let [one, two] = [made("one", &noise(300_000), &[]), made("two", b"two", &[])];
-    push(&http, &[&two]).await;
+    let home = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(&home.path().join("store")).unwrap());
+    let file = home.path().join("file");
+    std::fs::write(&file, noise(3 << 20)).unwrap();
+    let root = store.add(&file, None).unwrap();
+    let two = made("two", b"two", &[]);
+    put(&http, &[&two]).await;
     let cache = at_hand(http.clone()).await;
     assert!(cache.in_process().is_some());
-    // Beside what comes through its process.
-    push(&*cache, &[&one, &two]).await;
-    let roots = [one.info.path.clone(), two.info.path.clone()];
+    let roots = [root, two.info.path.clone()];
+    let pushed =
+        push(store, &roots[..1], cache.clone(), PushOptions::default(), Arc::default()).await.unwrap();
+    assert_eq!(pushed.len(), 1);
+    // Through its process, beside what came that way.
     let manifests = http.closure(&roots).await.unwrap();
     let key = served.cache.key_name();
     assert_eq!(manifests.len(), 2);
     assert!(manifests.iter().all(|manifest| manifest.info.signatures[0].starts_with(key)), "{manifests:?}");
+    assert_eq!(served.cache.verify(None).await.unwrap().damage, []);
     // Only what was made here goes unchecked.
-    let mut spoilt = one.chunks[0].clone();
+    let mut spoilt = two.chunks[0].clone();
     spoilt.id.0[0] ^= 1;
     assert!(matches!(cache.put_chunks(vec![spoilt]).await, Err(RemoteError::Damaged { .. })));
 }
@@ -61,6 +71,8 @@ async fn only_the_same_directory_is_opened_and_none_is_made() {
     let moved = empty.path().join("moved");
     std::fs::rename(&told.path, &moved).unwrap();
     Cache::open(CacheOptions::local(&told.path)).await.unwrap();
+    // Which is not the one that its process has open, and goes on to tell of.
+    assert_eq!(served.remote(None).directory().await.unwrap(), told);
     assert!(Cache::open_at(&told).await.unwrap().is_none());
     std::fs::remove_dir_all(&told.path).unwrap();
     std::fs::rename(&moved, &told.path).unwrap();
@@ -72,7 +84,7 @@ async fn a_cache_whose_objects_lie_elsewhere_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let storage = Storage::Directory(dir.path().join("elsewhere"));
     let options = CacheOptions { storage, ..CacheOptions::local(&dir.path().join("cache")) };
-    assert_eq!(Cache::open(options).await.unwrap().directory().await, None);
+    assert_eq!(Cache::open(options).await.unwrap().directory(), None);
 }
 
 #[tokio::test]

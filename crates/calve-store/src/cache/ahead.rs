@@ -129,7 +129,7 @@ impl Digest {
 }
 
 impl Cache {
-    /// Begins to hash the archive of a path of which the first chunks are here.
+    /// Begins to hash the archive of a path.
     pub fn hash_ahead_of(&self, mut info: PathInfo) -> Result<Ahead, CacheError> {
         super::commit::tidy(&mut info)?;
         let room = Arc::clone(&self.0.aheads.room).try_acquire_many_owned(ahead_room_kib(info.nar_size));

@@ -143,6 +143,17 @@ impl Index {
         super::blocking(move || this.write_now(change)).await
     }
 
+    /// As [`Self::read_now`], by the connection that writes: what was written here of late it has in memory.
+    pub fn read_warm<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, CacheError> {
+        let failed = |source| CacheError::Index { path: self.0.path.clone(), source };
+        let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Deferred).map_err(failed)?;
+        query(&transaction).map_err(failed)
+    }
+
     /// Writes on this thread, all or nothing. Waits for other writers, also of other processes.
     pub fn write_now<T>(
         &self,

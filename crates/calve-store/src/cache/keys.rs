@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use calve_nix::SecretKey;
 use calve_nix::sign::SEED_BYTES;
@@ -15,15 +15,24 @@ const NAME_RANDOM_BYTES: usize = 3;
 /// Most characters of the host's name in that of a key, as long as host names are in the DNS.
 const HOST_CHARS_MAX: usize = 63;
 
+fn file(dir: &Path) -> PathBuf {
+    dir.join("key")
+}
+
 /// The key in a cache's directory; made, with this name, where there is none.
 pub(super) fn open(dir: &Path, name: Option<&str>) -> Result<SecretKey, CacheError> {
-    let file = dir.join("key");
-    if !file.exists() {
+    if !file(dir).exists() {
         match name {
             Some(name) => make(dir, name)?,
             None => make(dir, &new_name()?)?,
         }
     }
+    read(dir)
+}
+
+/// The key in a cache's directory, where there is one.
+pub(super) fn read(dir: &Path) -> Result<SecretKey, CacheError> {
+    let file = file(dir);
     let text = fs::read_to_string(&file).map_err(CacheError::io("read", &file))?;
     text.parse()
         .map_err(|error| CacheError::Setting(format!("{} holds no secret key: {error}", file.display())))
@@ -55,9 +64,9 @@ fn make(dir: &Path, name: &str) -> Result<(), CacheError> {
             file.sync_all()
         });
     written.map_err(CacheError::io("write", &path))?;
-    match fs::hard_link(&path, dir.join("key")) {
+    match fs::hard_link(&path, file(dir)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result.map_err(CacheError::io("write", &dir.join("key"))),
+        result => result.map_err(CacheError::io("write", &file(dir))),
     }
 }
 

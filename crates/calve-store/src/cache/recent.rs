@@ -1,4 +1,4 @@
-//! Plain bytes of chunks that were checked a moment ago, for whoever hashes their archives next: else each chunk of a push
+//! Plain bytes of chunks that were checked or cut a moment ago, for whoever hashes their archives next: else each chunk of a push
 //! would be read again and made plain a second time. Who hashes is slower for each chunk that was forgotten: so those who
 //! bring them wait for him, or none would be here in time any more.
 

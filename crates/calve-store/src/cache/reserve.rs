@@ -19,14 +19,18 @@ pub(super) fn keep(dir: &Path) {
     let path = file(dir);
     let index = fs::metadata(super::index::file(dir)).map_or(0, |metadata| metadata.len());
     let bytes = (2 * index).clamp(MIN_BYTES, MAX_BYTES);
-    if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= bytes) {
+    let before = fs::metadata(&path).map(|metadata| metadata.len()).ok();
+    if before.is_some_and(|before| before >= bytes) {
         return;
     }
     let options = File::options().write(true).create(true).truncate(false).open(&path);
     let taken = options.and_then(|file| Ok(rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes)?));
     if let Err(error) = taken {
-        tracing::debug!("{} is not there: {error}", path.display());
-        release(dir);
+        tracing::debug!("{} has no {bytes} bytes: {error}", path.display());
+        // What it had before stays.
+        if before.is_none_or(|before| before == 0) {
+            release(dir);
+        }
     }
 }
 

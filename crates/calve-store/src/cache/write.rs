@@ -72,8 +72,16 @@ impl Cache {
 
     /// Which chunks are not there, in the same order; those that are stay for the grace.
     pub(super) fn missing_now(&self, ids: &[ChunkId]) -> Result<Vec<ChunkId>, CacheError> {
+        let (now_ms, since_ms) = (now_ms(), self.touch_since_ms());
+        // Most are new or were needed of late: nothing is to be written, and no other writer is waited for.
+        let touched = self.0.index.read_warm(|index| {
+            ids.iter().map(|id| chunks::touched_ms(index, id)).collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        if touched.iter().flatten().all(|touched_ms| *touched_ms >= since_ms) {
+            let missing = ids.iter().zip(touched).filter(|(_, touched_ms)| touched_ms.is_none());
+            return Ok(missing.map(|(id, _)| *id).collect());
+        }
         self.0.index.write_now(|index| {
-            let (now_ms, since_ms) = (now_ms(), self.touch_since_ms());
             let mut missing = Vec::new();
             for id in ids {
                 if !chunks::touch_since(index, id, now_ms, since_ms)? {

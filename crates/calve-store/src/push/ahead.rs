@@ -67,7 +67,9 @@ impl Ahead {
     /// Begins with a path, if that helps.
     pub fn begin(info: &PathInfo, shared: &Arc<Shared>, runtime: &Handle) -> Option<Self> {
         let aheads = &shared.aheads;
-        if info.nar_size < AHEAD_BYTES_MIN || aheads.again().is_some_and(|again| Instant::now() < again) {
+        // In one process there is no request, and what is lent is to be hashed soon.
+        let least = if shared.remote.in_process().is_some() { 0 } else { AHEAD_BYTES_MIN };
+        if info.nar_size < least || aheads.again().is_some_and(|again| Instant::now() < again) {
             return None;
         }
         let room = Arc::clone(&aheads.room).try_acquire_many_owned(ahead_room_kib(info.nar_size)).ok()?;
@@ -76,7 +78,7 @@ impl Ahead {
         Some(Self { give: Some(give), task, _room: room })
     }
 
-    /// Tells of what comes next, once the cache has it.
+    /// Tells of what comes next: at once where its bytes were lent, or else once the cache has it.
     pub fn tell(&self, cut: Cut) {
         // Nobody takes it where the cache refused it.
         let _ = self.give.as_ref().map(|give| give.send(cut));
@@ -109,7 +111,7 @@ async fn tell(info: PathInfo, shared: Arc<Shared>, cut: UnboundedReceiver<Cut>) 
     }
 }
 
-/// Gives what the cache has of what was cut, in order.
+/// Gives what was lent or is in the cache of what was cut, in order.
 async fn give_parts(shared: &Shared, mut cut: UnboundedReceiver<Cut>, give: Sender<ArchivePart>) {
     let mut settled = shared.settled.subscribe();
     let mut waiting = VecDeque::new();

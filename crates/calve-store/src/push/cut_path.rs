@@ -81,7 +81,8 @@ pub(super) fn cut_path(
     }
     let each = |CutChunk { id, bytes, positions }| {
         let piece = Piece { id, len: bytes.len() as u32 };
-        let cache = on.shared.remote.in_process();
+        // Only to who will hash it soon: the room for that is small.
+        let cache = on.ahead.and_then(|_| on.shared.remote.in_process());
         if let Some(cache) = cache {
             on.runtime.block_on(cache.lend(id, bytes.clone()));
         }

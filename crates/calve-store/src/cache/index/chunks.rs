@@ -61,6 +61,12 @@ pub fn contains(connection: &Connection, id: &ChunkId) -> rusqlite::Result<bool>
     connection.prepare_cached("SELECT 1 FROM chunks WHERE id = ?1")?.exists([&id.0[..]])
 }
 
+/// When a chunk was last said to be needed, in milliseconds since 1970, if it is there.
+pub fn touched_ms(connection: &Connection, id: &ChunkId) -> rusqlite::Result<Option<i64>> {
+    let mut statement = connection.prepare_cached("SELECT touched_ms FROM chunks WHERE id = ?1")?;
+    statement.query_row([&id.0[..]], |row| row.get(0)).optional()
+}
+
 /// Says that a chunk is needed as of now; gives whether it is there.
 pub fn touch(connection: &Connection, id: &ChunkId, now_ms: i64) -> rusqlite::Result<bool> {
     let mut statement =
@@ -75,11 +81,7 @@ pub fn touch_since(
     now_ms: i64,
     since_ms: i64,
 ) -> rusqlite::Result<bool> {
-    let touched: Option<i64> = connection
-        .prepare_cached("SELECT touched_ms FROM chunks WHERE id = ?1")?
-        .query_row([&id.0[..]], |row| row.get(0))
-        .optional()?;
-    match touched {
+    match touched_ms(connection, id)? {
         None => Ok(false),
         Some(touched_ms) if touched_ms >= since_ms => Ok(true),
         Some(_) => touch(connection, id, now_ms),
