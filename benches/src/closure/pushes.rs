@@ -129,9 +129,7 @@ impl Bench {
         let mut spent = Spent::new();
         spent.on(Some(&server), || push(after))?;
         index.restore()?;
-        let seconds = spent.seconds();
-        let most = ONE_FILE_MOST.as_secs_f64();
-        table.limit(&format!("push, {what}, time"), format!("{seconds:.3} s"), seconds, most, "s");
+        in_time(table, &format!("push, {what}, time"), &spent);
         Ok(())
     }
 
@@ -174,16 +172,20 @@ impl Bench {
                 ratio,
                 Some(1.0),
             );
-            let (seconds, row) = (spent.seconds(), format!("{how}, {what}, time"));
+            let row = format!("{how}, {what}, time");
             match pulled_in_time && verb == "pull" {
-                true => {
-                    table.limit(&row, format!("{seconds:.3} s"), seconds, ONE_FILE_MOST.as_secs_f64(), "s")
-                }
-                false => table.note(&row, format!("{seconds:.3} s")),
+                true => in_time(table, &row, &spent),
+                false => table.note(&row, format!("{:.3} s", spent.seconds())),
             }
         }
         target.verify(&after.root)
     }
+}
+
+/// A row of what one changed file may take.
+fn in_time(table: &mut Table, row: &str, spent: &Spent) {
+    let seconds = spent.seconds();
+    table.limit(row, format!("{seconds:.3} s"), seconds, ONE_FILE_MOST.as_secs_f64(), "s");
 }
 
 /// The index of local chunks as it was once.

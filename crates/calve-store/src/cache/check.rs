@@ -239,7 +239,7 @@ impl Hashing {
 }
 
 impl Cache {
-    /// The plain bytes of chunks, in order, of which each was checked when it came: whoever hashes the archive learns of
+    /// The plain bytes of chunks, in order, of which each was checked when it came, or cut here: whoever hashes the archive learns of
     /// those that have changed since.
     async fn plain(&self, group: &[Piece]) -> Result<Vec<Bytes>, CacheError> {
         let recent: Vec<_> = group.iter().map(|piece| self.0.recent.take(&piece.id)).collect();

@@ -50,6 +50,7 @@ struct State {
     swept: bool,
 }
 
+/// A chunk.
 struct Kept {
     plain: Bytes,
     /// The number of its last coming.

@@ -80,6 +80,11 @@ impl Client {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Its address.
+    pub fn address(&self) -> &Address {
+        &self.inner.address
+    }
+
     /// Its address, for people.
     pub fn shown(&self) -> &str {
         &self.inner.shown

@@ -30,15 +30,12 @@ const AHEAD_PARTS: usize = 1;
 #[derive(Debug, Clone)]
 pub struct HttpRemote {
     client: Client,
-    /// Whether its address is one of this host.
-    local: bool,
 }
 
 impl HttpRemote {
     /// The cache at `address`, asked with `token`. Connects with the first request.
     pub fn new(address: Address, token: Option<&str>) -> Result<Self, RemoteError> {
-        let local = address.is_local();
-        Ok(Self { client: Client::new(address, token)?, local })
+        Ok(Self { client: Client::new(address, token)? })
     }
 
     /// Its address, for people.
@@ -48,7 +45,7 @@ impl HttpRemote {
 
     /// Where it lies, if it says so and is at an address of this host.
     pub async fn directory(&self) -> Option<Directory> {
-        if !self.local {
+        if !self.client.address().is_local() {
             return None;
         }
         // Older caches do not know the question, and it is the push that tells who may not push.

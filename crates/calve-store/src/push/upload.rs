@@ -61,16 +61,12 @@ async fn ask_all(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let compressors = Arc::new(Semaphore::new(cores));
     let mut asking = JoinSet::new();
-    let (in_process, mut first_ever) = (shared.remote.in_process().is_some(), true);
+    // At first nobody has anything to compress, and in one process a question costs little.
+    let gather_for = if shared.remote.in_process().is_some() { LOOK_EVERY } else { ASK_GATHER };
+    let mut wait = Duration::ZERO;
     while let Some(first) = found.recv().await {
-        // At first nobody has anything to compress, and in one process a question costs little.
-        let wait = match first_ever {
-            true => Duration::ZERO,
-            false if in_process => LOOK_EVERY,
-            false => ASK_GATHER,
-        };
-        first_ever = false;
         let chunks = gather(first, &mut found, wait).await;
+        wait = gather_for;
         while asking.len() >= ASKING_MAX {
             joined(asking.join_next().await.expect("some are asking"))?;
         }
