@@ -8,19 +8,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use calve_nix::StorePath;
+use calve_server::memory;
 use calve_store::index::LocalIndex;
 use calve_store::progress::Progress;
 use calve_store::pull::{PullOptions, Source, pull};
 use calve_store::push::{PushOptions, push};
 use calve_store::remote::Remote;
-use calve_store::{Address, Destination, HttpRemote, at_hand};
+use calve_store::{Address, Destination, HttpRemote, at_hand_to_pull, at_hand_to_push};
 use serde_json::{Value, json};
 
 use super::nix::{self, NixRoot};
 use super::server::{Server, peak_kib};
 
-/// The verb of a push that does not leave the cache's process aside, as to a cache on another host.
+/// Verbs of pushes and pulls that do not leave the cache's process aside, as of a cache on another host.
 pub const PUSH_HTTP: &str = "push-http";
+pub const PULL_HTTP: &str = "pull-http";
 /// The word in front of the arguments of such a process.
 pub const WORD: &str = "engine";
 
@@ -32,7 +34,7 @@ pub struct Cost {
     pub peak_kib: u64,
 }
 
-/// One call: `verb` is push, push-http (which never leaves the cache's process aside), pull or metadata.
+/// One call: `verb` is push, pull, one of those above, or metadata.
 pub fn call(
     verb: &str,
     nix: &NixRoot,
@@ -56,6 +58,7 @@ pub fn call(
 pub async fn run(words: &[String]) -> anyhow::Result<()> {
     let [verb, dir, url, token, key, root, level] = words else { anyhow::bail!("wrong arguments") };
     let (dir, root) = (PathBuf::from(dir), root.parse::<StorePath>()?);
+    memory::keep();
     let remote = HttpRemote::new(url.parse::<Address>()?, Some(token))?;
     let progress = Arc::new(Progress::default());
     let begun = Instant::now();
@@ -63,20 +66,24 @@ pub async fn run(words: &[String]) -> anyhow::Result<()> {
         "push" | PUSH_HTTP => {
             let remote: Arc<dyn Remote> = match verb.as_str() {
                 PUSH_HTTP => Arc::new(remote),
-                _ => at_hand(remote).await,
+                _ => at_hand_to_push(remote).await,
             };
             let options =
                 PushOptions { index: index(&dir)?, level: level.parse()?, ..PushOptions::default() };
             push(Arc::new(nix::open(&dir)?), &[root], remote, options, progress.clone()).await?;
         }
-        "pull" => {
+        "pull" | PULL_HTTP => {
+            let remote: Arc<dyn Remote> = match verb.as_str() {
+                PULL_HTTP => Arc::new(remote),
+                _ => at_hand_to_pull(remote).await,
+            };
             let options = PullOptions {
                 trusted: key.parse()?,
                 index: index(&dir)?,
                 destination: Some(Destination::Nix),
                 ..PullOptions::default()
             };
-            let sources = [Source { name: url.clone(), remote: Arc::new(remote) }];
+            let sources = [Source { name: url.clone(), remote }];
             pull(Arc::new(nix::open(&dir)?), &sources, &[root], options, progress.clone()).await?;
         }
         _ => {

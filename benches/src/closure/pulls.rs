@@ -5,6 +5,7 @@ use std::time::Duration;
 use calve_store::push::DEFAULT_LEVEL;
 
 use super::bound::Bound;
+use super::engine::PULL_HTTP;
 use super::make::{Made, Maker};
 use super::nix::NixRoot;
 use super::proxy::Proxy;
@@ -35,34 +36,41 @@ impl Bench {
         let files = tempfile::tempdir()?;
         let cache = format!("file://{}", files.path().display());
         self.nix.copy_to(&cache, &made.root, DEFAULT_LEVEL)?;
-        let [mut ours, mut from_files, mut from_server, mut least] = [const { Spent::new() }; 4];
+        let [mut ours, mut by_http, mut from_files, mut from_server, mut least] = [const { Spent::new() }; 5];
         let is_kept = made.files(&self.nix).len() >= FILES_KEPT_MIN;
-        // In turns, each of the four in every place: what a file system has to do depends on what was done to it before.
-        for turn in 0..self.size.pull_runs * 4 {
+        // In turns, each of the five in every place: what a file system has to do depends on what was done to it before.
+        for turn in 0..self.size.pull_runs * 5 {
             let target = NixRoot::new()?;
             let server = &self.server;
-            match (turn / 4 + turn) % 4 {
+            let mut pull = |verb: &str, spent: &mut Spent| -> anyhow::Result<()> {
+                let cost = spent
+                    .on(Some(server), || super::call(verb, &target, (server, &server.url), &made.root, 0))?;
+                self.peak_kib = self.peak_kib.max(cost.peak_kib);
+                target.verify(&made.root)
+            };
+            match (turn / 5 + turn) % 5 {
                 0 => {
                     let dir = tempfile::Builder::new().prefix("calve-bench-bound-").tempdir()?;
                     least.by(bound.measure(dir.path())?);
                     self.kept.0.extend(is_kept.then_some(dir));
                 }
-                1 => {
-                    let pull = || super::call("pull", &target, (server, &server.url), &made.root, 0);
-                    let cost = ours.on(Some(server), pull)?;
-                    self.peak_kib = self.peak_kib.max(cost.peak_kib);
-                    target.verify(&made.root)?;
-                }
-                2 => from_files.on(None, || target.copy_from(&cache, &made.root))?,
+                1 => pull("pull", &mut ours)?,
+                2 => pull(PULL_HTTP, &mut by_http)?,
+                3 => from_files.on(None, || target.copy_from(&cache, &made.root))?,
                 _ => from_server.on(Some(server), || target.copy_from(&server.url, &made.root))?,
             }
             self.kept.1.extend(is_kept.then_some(target));
         }
-        let row = |from: &str| format!("pull, {what}, loopback; Nix from {from}");
-        faster(table, &row("the same cache"), &ours, "nix copy", &from_server, Some(NEAR_LEAST));
-        faster(table, &row("files"), &ours, "nix copy", &from_files, Some(NEAR_LEAST));
-        let row = format!("pull, {what}, loopback; of the machine's bound");
-        faster(table, &row, &ours, "decompress, hash, write", &least, Some(BOUND_LEAST));
+        // Over HTTP: as a cache on another host is pulled from, though both share one here.
+        for (how, times, nearest, of_bound) in
+            [("pull", &ours, Some(NEAR_LEAST), Some(BOUND_LEAST)), ("pull over HTTP", &by_http, None, None)]
+        {
+            let row = |beside: &str| format!("{how}, {what}, loopback; {beside}");
+            faster(table, &row("Nix from the same cache"), times, "nix copy", &from_server, nearest);
+            faster(table, &row("Nix from files"), times, "nix copy", &from_files, nearest);
+            let beside = "decompress, hash, write";
+            faster(table, &row("of the machine's bound"), times, beside, &least, of_bound);
+        }
         Ok(())
     }
 
@@ -74,8 +82,8 @@ impl Bench {
                 tokio::task::block_in_place(|| -> anyhow::Result<()> {
                     let (url, server) = (proxy.url.as_str(), &self.server);
                     let target = NixRoot::new()?;
-                    let cost =
-                        ours.on(Some(server), || super::call("pull", &target, (server, url), &made.root, 0))?;
+                    let cost = ours
+                        .on(Some(server), || super::call(PULL_HTTP, &target, (server, url), &made.root, 0))?;
                     self.peak_kib = self.peak_kib.max(cost.peak_kib);
                     let target = NixRoot::new()?;
                     copied.on(Some(server), || target.copy_from(url, &made.root))?;

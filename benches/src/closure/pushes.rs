@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use calve_store::push::DEFAULT_LEVEL;
 
-use super::engine::PUSH_HTTP;
+use super::engine::{PULL_HTTP, PUSH_HTTP};
 use super::make::{Made, Maker};
 use super::nix::NixRoot;
 use super::proxy::Proxy;
@@ -104,7 +104,8 @@ impl Bench {
             let most = (after.archive_bytes as f64 * ONE_FILE_SHARE) as u64 + file;
             let what = format!("one file of {what}");
             self.push_in_time(&what, before, &after, table)?;
-            self.change(&what, before, &after, most, true, table).await?;
+            self.change(&what, before, &after, most, table).await?;
+            self.pull_in_time(&what, before, &after, table)?;
         }
         Ok(())
     }
@@ -133,12 +134,30 @@ impl Bench {
         Ok(())
     }
 
+    /// The pull of a change as a user does it, from a cache on his host.
+    fn pull_in_time(
+        &mut self,
+        what: &str,
+        before: &Made,
+        after: &Made,
+        table: &mut Table,
+    ) -> anyhow::Result<()> {
+        let (target, server) = (NixRoot::new()?, &self.server);
+        let pull = |made: &Made| super::call("pull", &target, (server, &server.url), &made.root, 0);
+        pull(before)?;
+        let mut spent = Spent::new();
+        let cost = spent.on(Some(server), || pull(after))?;
+        self.peak_kib = self.peak_kib.max(cost.peak_kib);
+        in_time(table, &format!("pull, {what}, time"), &spent);
+        target.verify(&after.root)
+    }
+
     /// All path hashes new, as after a change at the bottom.
     pub(super) async fn rebuilt(&mut self, before: &Made, table: &mut Table) -> anyhow::Result<()> {
         let (paths, bytes) = (self.size.paths, self.size.path_bytes);
         let after = Maker::new(&self.nix)?.many_paths("many", paths, bytes, 1)?;
         let most = (after.archive_bytes as f64 * REBUILT_SHARE) as u64;
-        self.change("a rebuild of many paths", before, &after, most, false, table).await
+        self.change("a rebuild of many paths", before, &after, most, table).await
     }
 
     async fn change(
@@ -147,14 +166,13 @@ impl Bench {
         before: &Made,
         after: &Made,
         most: u64,
-        pulled_in_time: bool,
         table: &mut Table,
     ) -> anyhow::Result<()> {
         let target = NixRoot::new()?;
         let pulled = super::call("pull", &target, (&self.server, &self.server.url), &before.root, 0)?;
         self.peak_kib = self.peak_kib.max(pulled.peak_kib);
-        // What moves is counted on a line that a push on one host would leave aside.
-        for (verb, how) in [(PUSH_HTTP, "push over HTTP"), ("pull", "pull")] {
+        // What moves is counted on a line that is left aside on one host.
+        for (verb, how) in [(PUSH_HTTP, "push over HTTP"), (PULL_HTTP, "pull over HTTP")] {
             let proxy = Proxy::start(self.server.port(), Duration::ZERO).await?;
             let nix = if verb == PUSH_HTTP { &self.nix } else { &target };
             let server = (&self.server, proxy.url.as_str());
@@ -172,11 +190,7 @@ impl Bench {
                 ratio,
                 Some(1.0),
             );
-            let row = format!("{how}, {what}, time");
-            match pulled_in_time && verb == "pull" {
-                true => in_time(table, &row, &spent),
-                false => table.note(&row, format!("{:.3} s", spent.seconds())),
-            }
+            table.note(&format!("{how}, {what}, time"), format!("{:.3} s", spent.seconds()));
         }
         target.verify(&after.root)
     }

@@ -23,7 +23,7 @@ pub mod events;
 mod http1;
 pub mod joins;
 pub mod logs;
-mod memory;
+pub mod memory;
 pub mod ports;
 pub mod random;
 pub mod reconcile;

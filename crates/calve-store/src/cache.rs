@@ -73,6 +73,7 @@ use index::Index;
 use objects::Objects;
 use recent::Recent;
 
+use crate::processors::processors;
 use crate::remote::Directory;
 
 pub use ahead::Ahead;
@@ -122,7 +123,8 @@ impl CacheOptions {
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    name: String,
+    /// How messages call it.
+    called: String,
     dir: PathBuf,
     priority: u32,
     grace: Duration,
@@ -145,26 +147,27 @@ impl Cache {
     /// anew from the packs.
     pub async fn open(options: CacheOptions) -> Result<Self, CacheError> {
         let dir = options.dir.clone();
-        let cache = Self::open_as_it_is(options).await?;
+        let cache = Self::open_as_it_is(options, None).await?;
         blocking(move || reserve::keep(&dir)).await;
         Ok(cache)
     }
 
     /// As [`Self::open`], without the room that a collection gives back: one that is under way elsewhere may just need it.
-    async fn open_as_it_is(options: CacheOptions) -> Result<Self, CacheError> {
+    /// Messages call the cache by its directory, or as it is `called`.
+    async fn open_as_it_is(options: CacheOptions, called: Option<&str>) -> Result<Self, CacheError> {
         let CacheOptions { dir, storage, name, priority, grace } = options;
+        let called = called.map_or_else(|| dir.display().to_string(), str::to_owned);
         let opened = blocking(move || {
             std::fs::create_dir_all(&dir).map_err(CacheError::io("create", &dir))?;
             let key = keys::open(&dir, name.as_deref())?;
             let (index, made) = Index::open(&index::file(&dir))?;
             let objects = Objects::open(&storage, &dir)?;
-            let cpus = Semaphore::new(cpus());
-            let name = dir.display().to_string();
+            let cpus = Semaphore::new(processors());
             let eager = Arc::new(Semaphore::new(read::EAGER_STREAMS_MAX));
             let (recent, aheads, beginnings) = Default::default();
             let directory = directory::of(&dir, &objects, &key);
             let inner = Inner {
-                name,
+                called,
                 dir,
                 priority,
                 grace,
@@ -221,10 +224,6 @@ impl Cache {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Runs blocking work; a panic in it is passed on.

@@ -32,6 +32,7 @@ mod order;
 mod partial;
 mod path_info;
 mod place;
+mod processors;
 pub mod program;
 pub mod progress;
 pub mod prune;
@@ -61,6 +62,6 @@ pub use path_info::PathInfo;
 pub use place::Destination;
 pub use program::{ProgramError, check_program, is_program_format};
 #[cfg(all(feature = "cache", feature = "http"))]
-pub use same_host::at_hand;
+pub use same_host::{at_hand_to_pull, at_hand_to_push};
 pub use store::{Store, StoreOptions};
 pub use transfer::TransferError;

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::index::LocalIndex;
 use crate::place::Landing;
+use crate::processors::processors;
 use crate::progress::Progress;
 use crate::remote::Remote;
 use crate::{Destination, Store, TransferError};
@@ -119,8 +120,7 @@ pub async fn pull(
         progress: Arc::clone(&progress),
         next: AtomicUsize::new(0),
     });
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for _ in 0..cores.clamp(WORKERS_MIN, WORKERS_MAX).min(plan.paths.len()) {
+    for _ in 0..processors().clamp(WORKERS_MIN, WORKERS_MAX).min(plan.paths.len()) {
         let (work, demand, done) = (Arc::clone(&work), demand.clone(), done.clone());
         tokio::task::spawn_blocking(move || work.run(&demand, &done));
     }

@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use crate::chunk::ChunkId;
 use crate::index::LocalIndex;
 use crate::order::references_first;
+use crate::processors::processors;
 use crate::progress::Progress;
 use crate::pull::blocking;
 use crate::remote::{ITEMS_MAX, Manifest, Remote};
@@ -134,7 +135,7 @@ fn start_cutters(
     cut: &mpsc::UnboundedSender<commit::Cut>,
 ) -> JoinSet<Result<(), TransferError>> {
     let mut cutters = JoinSet::new();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = processors();
     let count = missing.len().min(cores + CUTTERS_EXTRA);
     // Few paths do not keep all cores busy, if each is cut and hashed by one thread. One thread more hashes faster than
     // the other cuts, and hands on chunks in their order.

@@ -72,6 +72,15 @@ pub struct CacheInfo {
     pub priority: u32,
 }
 
+/// Who asks where a cache lies on its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// What only a process of the same user on the same host, and of the same version, works out.
+    pub mark: [u8; 32],
+    /// Whether he is going to push.
+    pub pushes: bool,
+}
+
 /// Where a cache lies on its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {

@@ -9,7 +9,7 @@ use calve_store::cache::{Cache, CacheError, CacheOptions};
 use calve_store::index::LocalIndex;
 use calve_store::pull::Source;
 use calve_store::remote::{Remote, RemoteError};
-use calve_store::{Address, HttpRemote, StoreError, TransferError, at_hand};
+use calve_store::{Address, HttpRemote, StoreError, TransferError, at_hand_to_pull, at_hand_to_push};
 
 use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
@@ -63,9 +63,9 @@ pub struct TrustArgs {
 }
 
 impl TrustArgs {
-    /// Opens caches for a pull; gives them, and the keys that count.
-    pub async fn open(&self, places: &[Place]) -> Outcome<(Vec<Source>, TrustedKeys)> {
-        let opened = open_all(places, &self.token).await?;
+    /// Opens caches; gives them, and the keys that count.
+    pub async fn open(&self, places: &[Place], purpose: Purpose) -> Outcome<(Vec<Source>, TrustedKeys)> {
+        let opened = open_all(places, &self.token, purpose).await?;
         let trusted = trusted_keys(&self.trusted_key, &opened)?;
         let sources = opened.into_iter().map(|cache| Source { name: cache.name, remote: cache.remote });
         Ok((sources.collect(), trusted))
@@ -82,12 +82,38 @@ pub struct Opened {
     pub own_keys: Vec<PublicKey>,
 }
 
+/// What a cache is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To look something up, or to read it for as long as somebody likes: through its process, which may be replaced by one of
+    /// another version meanwhile.
+    Read,
+    /// For one pull: where it lies in this user's own directory, its process is left aside.
+    Pull,
+    /// For one push, likewise.
+    Push,
+}
+
+/// Opens caches, one after the other.
+pub async fn open_all(places: &[Place], token: &TokenArgs, purpose: Purpose) -> Outcome<Vec<Opened>> {
+    let mut opened = Vec::with_capacity(places.len());
+    for place in places {
+        opened.push(open(place, token, purpose).await?);
+    }
+    Ok(opened)
+}
+
 /// Opens a cache.
-pub async fn open(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
+pub async fn open(place: &Place, token: &TokenArgs, purpose: Purpose) -> Outcome<Opened> {
     match place {
         Place::Http(address) => {
             let remote = behind_http(address, token)?;
-            Ok(Opened { name: address.to_string(), remote: Arc::new(remote), own_keys: Vec::new() })
+            let remote = match purpose {
+                Purpose::Read => Arc::new(remote),
+                Purpose::Pull => at_hand_to_pull(remote).await,
+                Purpose::Push => at_hand_to_push(remote).await,
+            };
+            Ok(Opened { name: address.to_string(), remote, own_keys: Vec::new() })
         }
         Place::Directory(dir) => {
             if !dir.is_dir() {
@@ -101,28 +127,12 @@ pub async fn open(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
     }
 }
 
-/// Opens a cache that is pushed to: where it lies in this user's own directory, its process is left aside.
-pub async fn open_to_push(place: &Place, token: &TokenArgs) -> Outcome<Opened> {
-    let Place::Http(address) = place else { return open(place, token).await };
-    let remote = at_hand(behind_http(address, token)?).await;
-    Ok(Opened { name: address.to_string(), remote, own_keys: Vec::new() })
-}
-
 fn behind_http(address: &Address, token: &TokenArgs) -> Outcome<HttpRemote> {
     let token = token.read()?;
     if token.is_some() && address.is_open_to_readers() {
         ui::note(&format!("the token goes to {address} in the clear; https would hide it"));
     }
     HttpRemote::new(address.clone(), token.as_deref()).map_err(refused)
-}
-
-/// Opens caches, one after the other.
-pub async fn open_all(places: &[Place], token: &TokenArgs) -> Outcome<Vec<Opened>> {
-    let mut opened = Vec::with_capacity(places.len());
-    for place in places {
-        opened.push(open(place, token).await?);
-    }
-    Ok(opened)
 }
 
 impl TokenArgs {

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use calve_server::memory;
 use calve_server::world::roots;
 use calve_store::index::LocalIndex;
 use calve_store::progress::Progress;
 use calve_store::push::{PushOptions, push};
 use calve_store::remote::RemoteError;
-use calve_store::{StoreError, TransferError, at_hand};
+use calve_store::{StoreError, TransferError, at_hand_to_push};
 use calve_wire::api::CreateMachine;
 use calve_wire::machine::StoreDelivery;
 
@@ -36,7 +37,8 @@ pub fn may_help(refusal: &Failure, request: &CreateMachine) -> bool {
 /// Pushes what the machine runs to the server's cache: only what it lacks moves. `refusal` is what the server said of the
 /// closure; it is the better answer where it is not here either.
 pub async fn ship(client: &Client, request: &CreateMachine, refusal: Option<Failure>) -> Outcome<()> {
-    let remote = at_hand(client.cache()?).await;
+    memory::keep();
+    let remote = at_hand_to_push(client.cache()?).await;
     let store = Arc::new(resolve::store()?);
     let index: Option<Arc<LocalIndex>> = caches::chunk_index()?;
     let progress = Arc::new(Progress::default());
@@ -44,6 +46,8 @@ pub async fn ship(client: &Client, request: &CreateMachine, refusal: Option<Fail
     let roots = roots(&request.spec);
     let pushing = push(store, &roots, remote, options, progress.clone());
     let pushed = Transfer::show(&format!("sending to {}", client.server()), &progress, pushing).await;
+    // What follows may wait for hours.
+    memory::trim();
     match (pushed, refusal) {
         (Ok(pushed), _) => {
             if !pushed.is_empty() {

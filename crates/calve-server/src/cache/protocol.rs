@@ -22,7 +22,7 @@ use calve_store::http::{
     MESSAGE_MAX_BYTES, PREFIX, Problem, RECIPE_FRAME_MAX_BYTES, unpack_recipe,
 };
 use calve_store::recipe::Recipe;
-use calve_store::remote::{ITEMS_MAX, Manifest, Remote, RemoteError, UPLOAD_BYTES_MAX};
+use calve_store::remote::{Asker, ITEMS_MAX, Manifest, Remote, RemoteError, UPLOAD_BYTES_MAX};
 use futures_util::{Stream, StreamExt, stream};
 
 use super::Context;
@@ -58,11 +58,16 @@ async fn info((State(context), headers, _): Asked) -> Answered {
     Ok(message(&context.cache.info().await?))
 }
 
-/// Only for those who may push: who finds himself there as the cache's own user could do it by hand as well.
-async fn directory((State(context), headers, _): Asked) -> Answered {
-    context.gate.push(&headers)?;
-    let directory = context.cache.directory().ok_or_else(|| Refusal::missing("directory"))?;
-    Ok(message(directory))
+/// Only for those who may do over HTTP what they want to do past it, and are the cache's own user on its own host: they could do
+/// it by hand as well.
+async fn directory((State(context), headers, body): Asked) -> Answered {
+    let sight = context.gate.pull(&headers, &context.cache).await?;
+    let asker: Asker = read(&context, &headers, body).await?;
+    if asker.pushes {
+        context.gate.push(&headers)?;
+    }
+    let directory = context.cache.directory(&asker).filter(|_| sight.is_all());
+    Ok(message(directory.ok_or_else(|| Refusal::missing("directory"))?))
 }
 
 async fn missing_paths((State(context), headers, body): Asked) -> Answered {

@@ -8,7 +8,7 @@ use calve_nix::Sha256Hash;
 use calve_server::cache::Visibility;
 use calve_server::cache::tokens::Right;
 use calve_store::cache::{GcPolicy, release_reserve};
-use calve_store::remote::{Manifest, Remote, RemoteError};
+use calve_store::remote::{Remote, RemoteError};
 
 use crate::small_disk::SmallDisk;
 use crate::support::{Served, made, noise, push};
@@ -35,7 +35,7 @@ async fn a_push_to_a_full_disk_is_refused_in_a_sentence_and_goes_on_once_there_i
         "{refused}"
     );
     // Without its chunks it is no path.
-    let manifest = Manifest { recipe: big.recipe.id(), info: big.info.clone(), lazy: None };
+    let manifest = big.manifest();
     assert!(remote.commit(vec![manifest], vec![big.recipe.clone()]).await.is_err());
     let missing = remote.missing_paths(&[before.info.path.clone(), big.info.path.clone()]).await.unwrap();
     assert_eq!(missing.iter().collect::<Vec<_>>(), [&big.info.path]);

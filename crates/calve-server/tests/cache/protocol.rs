@@ -118,7 +118,7 @@ async fn an_archive_is_hashed_while_it_is_pushed() {
         };
         let (hashed, ()) = tokio::join!(remote.hash_ahead(made.info.clone(), take), telling);
         hashed.unwrap();
-        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id(), lazy: None };
+        let manifest = made.manifest();
         remote.commit(vec![manifest], vec![made.recipe.clone()]).await.unwrap();
     }
     assert!(!above.recipe.positions.is_empty());

@@ -52,7 +52,8 @@ impl Served {
         Self::open(dir, visibility, &[], "").await
     }
 
-    async fn open(dir: &Path, visibility: Visibility, upstreams: &[&str], trusted: &str) -> Self {
+    /// With all that may be said.
+    pub async fn open(dir: &Path, visibility: Visibility, upstreams: &[&str], trusted: &str) -> Self {
         let cache = Cache::open(CacheOptions::local(dir)).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
@@ -128,6 +129,12 @@ pub struct Made {
     pub chunks: Vec<StoredChunk>,
 }
 
+impl Made {
+    pub fn manifest(&self) -> Manifest {
+        Manifest { info: self.info.clone(), recipe: self.recipe.id(), lazy: None }
+    }
+}
+
 pub fn path(name: &str) -> StorePath {
     StorePath::from_source(name, &Sha256Hash::of(name.as_bytes())).unwrap()
 }
@@ -172,7 +179,6 @@ pub fn noise(len: usize) -> Vec<u8> {
 pub async fn push(remote: &dyn Remote, made: &[&Made]) {
     for made in made {
         remote.put_chunks(made.chunks.clone()).await.unwrap();
-        let manifest = Manifest { info: made.info.clone(), recipe: made.recipe.id(), lazy: None };
-        remote.commit(vec![manifest], vec![made.recipe.clone()]).await.unwrap();
+        remote.commit(vec![made.manifest()], vec![made.recipe.clone()]).await.unwrap();
     }
 }

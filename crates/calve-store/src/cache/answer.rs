@@ -146,7 +146,7 @@ impl Cache {
 
     fn told(&self) -> impl Fn(CacheError) -> RemoteError + Clone + Send + Sync + use<> {
         let this = self.clone();
-        move |error| error.into_remote(&this.0.name)
+        move |error| error.into_remote(&this.0.called)
     }
 }
 

@@ -19,11 +19,12 @@ use super::listing::Listing;
 use super::nar::Assembly;
 use super::pack::{Kind, PackWriter};
 use super::write::Written;
-use super::{Cache, CacheError, blocking, cpus, manifest, now_ms};
+use super::{Cache, CacheError, blocking, manifest, now_ms};
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
 use crate::cut::CHUNK_LEVEL;
 use crate::lazy::Tree;
+use crate::processors::processors;
 use crate::recipe::{Recipe, RecipeId};
 use crate::remote::Manifest;
 
@@ -125,7 +126,7 @@ impl Cache {
             Check::Archives => {
                 stream::iter(assemblies)
                     .map(|(info, assembly)| async move { self.check_archive(&info, &assembly).await })
-                    .buffered(cpus().min(CHECKED_AT_ONCE_MAX))
+                    .buffered(processors().min(CHECKED_AT_ONCE_MAX))
                     .try_collect()
                     .await?
             }

@@ -22,12 +22,13 @@ use super::commit::Check;
 use super::index::chunks;
 use super::listing::read_listing;
 use super::pack::{Kind, PackWriter};
-use super::{Cache, CacheError, NarEncoding, blocking, cpus, now_ms};
+use super::{Cache, CacheError, NarEncoding, blocking, now_ms};
 use crate::PathInfo;
 use crate::chunk::{ChunkId, StoredChunk};
 
 use crate::cut::{CHUNK_LEVEL, cut};
 use crate::lazy::Tree;
+use crate::processors::processors;
 use crate::recipe::{RECIPE_CHUNKS_MAX, Recipe};
 use crate::remote::Manifest;
 
@@ -184,7 +185,7 @@ impl Cache {
         source: Box<dyn Read + Send>,
         runtime: &Handle,
     ) -> Result<(Recipe, Option<Tree>), CacheError> {
-        let threads = NonZeroUsize::new(cpus()).filter(|_| info.nar_size >= PARALLEL_BYTES);
+        let threads = NonZeroUsize::new(processors()).filter(|_| info.nar_size >= PARALLEL_BYTES);
         let references = info.counted_references();
         let store =
             Incoming { cache: self, runtime, pack: Mutex::new(PackWriter::new()), seen: Mutex::default() };

@@ -20,7 +20,7 @@ use super::MESSAGE_PLAIN_MAX_BYTES;
 use crate::PathInfo;
 use crate::chunk::ChunkId;
 use crate::lazy::Proof;
-use crate::remote::{CacheInfo, Directory, ITEMS_MAX, Manifest};
+use crate::remote::{Asker, CacheInfo, Directory, ITEMS_MAX, Manifest};
 
 /// Level at which messages are compressed: they are small, and waited for.
 const ZSTD_LEVEL: i32 = 1;
@@ -52,6 +52,13 @@ struct Info {
     #[serde(deserialize_with = "counted::counted")]
     keys: Vec<String>,
     priority: u32,
+}
+
+/// What `/directory` is asked with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Asking {
+    mark: [u8; 32],
+    pushes: bool,
 }
 
 /// What `/directory` answers: a path's bytes, which need not be text.
@@ -128,6 +135,18 @@ impl Message for CacheInfo {
     fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let Info { keys, priority } = unpack(bytes)?;
         Ok(Self { keys, priority })
+    }
+}
+
+impl Message for Asker {
+    fn encode(&self) -> Vec<u8> {
+        let Self { mark, pushes } = *self;
+        pack(&Asking { mark, pushes })
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let Asking { mark, pushes } = unpack(bytes)?;
+        Ok(Self { mark, pushes })
     }
 }
 
@@ -409,6 +428,7 @@ mod tests {
 
     #[test]
     fn examples_are_read_and_cut_ones_refused() {
+        check("asker.1.bin", Asker { mark: [8; 32], pushes: true });
         check("directory.1.bin", Directory { path: "/var/cache/calve".into(), mark: [7; 32] });
         check("info.1.bin", CacheInfo { keys: vec!["a:b".to_owned()], priority: 30 });
         check("paths.1.bin", vec![path('0', "a"), path('1', "b-2.0")]);

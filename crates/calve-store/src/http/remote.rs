@@ -19,7 +19,7 @@ use super::{
 use crate::PathInfo;
 use crate::chunk::{CHUNK_MAX, CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use crate::recipe::{Recipe, RecipeId};
-use crate::remote::{ArchivePart, CacheInfo, Directory, Manifest, Remote, RemoteError};
+use crate::remote::{ArchivePart, Asker, CacheInfo, Directory, Manifest, Remote, RemoteError};
 
 /// Level at which recipes are compressed: hashes, which nothing compresses, and lengths.
 const RECIPE_ZSTD_LEVEL: i32 = 1;
@@ -43,13 +43,13 @@ impl HttpRemote {
         self.client.shown()
     }
 
-    /// Where it lies, if it says so and is at an address of this host.
-    pub async fn directory(&self) -> Option<Directory> {
+    /// Where it lies, if it says so to this asker and is at an address of this host.
+    pub async fn directory(&self, asker: &Asker) -> Option<Directory> {
         if !self.client.address().is_local() {
             return None;
         }
-        // Older caches do not know the question, and it is the push that tells who may not push.
-        self.ask("/directory", Vec::new()).await.ok()
+        // Older caches do not know the question, and who may not push or pull is told so by his pushes and pulls.
+        self.ask("/directory", asker.encode()).await.ok()
     }
 
     async fn post(&self, what: &str, body: Vec<Bytes>) -> Result<Answer, RemoteError> {

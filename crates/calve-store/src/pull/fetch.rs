@@ -17,6 +17,7 @@ use super::{Source, blocking};
 use crate::TransferError;
 use crate::chunk::{CHUNK_STORED_MAX, ChunkId, StoredChunk};
 use crate::decode;
+use crate::processors::processors;
 use crate::progress::Progress;
 use crate::remote::RemoteError;
 
@@ -61,8 +62,7 @@ impl Fetcher {
             in_flight: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
         };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let decoders = Arc::new(Semaphore::new(cores));
+        let decoders = Arc::new(Semaphore::new(processors()));
         Arc::new(Self {
             caches: sources.iter().map(cache).collect(),
             slots,

@@ -15,6 +15,7 @@ use super::cut_path::{Found, Plain};
 use super::{ANSWER_TIMEOUT, LOOK_EVERY, Shared, joined};
 use crate::TransferError;
 use crate::chunk::{ChunkId, StoredChunk};
+use crate::processors::processors;
 use crate::pull::blocking;
 use crate::recipe::Piece;
 use crate::remote::UPLOAD_BYTES_MAX;
@@ -58,8 +59,7 @@ async fn ask_all(
     mut found: UnboundedReceiver<Found>,
     compressed: UnboundedSender<Compressed>,
 ) -> Result<(), TransferError> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let compressors = Arc::new(Semaphore::new(cores));
+    let compressors = Arc::new(Semaphore::new(processors()));
     let mut asking = JoinSet::new();
     // At first nobody has anything to compress, and in one process a question costs little.
     let gather_for = if shared.remote.in_process().is_some() { LOOK_EVERY } else { ASK_GATHER };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::file::Job;
+use crate::processors::processors;
 
 /// Jobs that a tree does by itself before it looks for help: most trees have fewer files.
 const ALONE_JOBS: usize = 32;
@@ -62,9 +63,9 @@ impl Helpers {
 
     /// Begins a helper, if there may be one more.
     fn hire(&mut self) -> bool {
-        let most = thread::available_parallelism().map_or(1, usize::from);
-        let hired =
-            HELPERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < most).then_some(now + 1));
+        let hired = HELPERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            (now < processors()).then_some(now + 1)
+        });
         if hired.is_err() {
             return false;
         }

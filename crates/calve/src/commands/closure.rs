@@ -5,7 +5,7 @@ use calve_store::PathInfo;
 
 use super::pull::parse_path;
 use crate::args::show_size;
-use crate::caches::{self, Opened, Place, TokenArgs, parse_place};
+use crate::caches::{self, Opened, Place, Purpose, TokenArgs, parse_place};
 use crate::failure::{ExitStatus, Outcome};
 use crate::resolve;
 use crate::ui::{self, Colour};
@@ -39,7 +39,7 @@ struct Shown {
 }
 
 pub async fn run(args: Args) -> Outcome {
-    let opened = caches::open_all(&args.cache, &args.token).await?;
+    let opened = caches::open_all(&args.cache, &args.token, Purpose::Read).await?;
     let shown = gather(&args.what, &opened).await?;
     if args.json {
         shown.json()?

@@ -16,7 +16,7 @@ use calve_store::{Closure, ClosurePath, Destination, Store, TransferError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::pull::parse_path;
-use crate::caches::{self, Place, TrustArgs, parse_place};
+use crate::caches::{self, Place, Purpose, TrustArgs, parse_place};
 use crate::dirs;
 use crate::failure::{ExitStatus, Failure, Outcome};
 use crate::resolve;
@@ -94,7 +94,7 @@ impl Mounted {
         Mount::check().map_err(refused)?;
         let dirs = dirs::find()?;
         let store = Arc::new(resolve::store()?);
-        let (sources, trusted) = args.trust.open(&args.from).await?;
+        let (sources, trusted) = args.trust.open(&args.from, Purpose::Read).await?;
         let options = ChunksOptions { dir: Some(dirs.store()), ..ChunksOptions::new(sources.clone()) };
         let chunks = Chunks::new(options);
         // Machines use what is on this host from there.

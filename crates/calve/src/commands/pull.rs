@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
 use calve_nix::StorePath;
+use calve_server::memory;
 use calve_store::Destination;
 use calve_store::progress::Progress;
 use calve_store::pull::{PullOptions, pull};
 
 use crate::args::show_size;
-use crate::caches::{self, Place, TrustArgs, parse_place};
+use crate::caches::{self, Place, Purpose, TrustArgs, parse_place};
 use crate::failure::{ExitStatus, Outcome};
 use crate::resolve;
 use crate::ui::{self, Transfer};
@@ -40,7 +41,8 @@ pub fn parse_path(text: &str) -> Result<StorePath, String> {
 }
 
 pub async fn run(args: Args) -> Outcome {
-    let (sources, trusted) = args.trust.open(&args.from).await?;
+    memory::keep();
+    let (sources, trusted) = args.trust.open(&args.from, Purpose::Pull).await?;
     let store = Arc::new(resolve::store()?);
     let index = caches::chunk_index()?;
     let progress = Arc::new(Progress::default());

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
+use calve_server::memory;
 use calve_store::progress::Progress;
 use calve_store::push::{PushOptions, push};
 
 use crate::args::show_size;
-use crate::caches::{self, Place, TokenArgs, parse_place};
+use crate::caches::{self, Place, Purpose, TokenArgs, parse_place};
 use crate::failure::{ExitStatus, Outcome};
 use crate::resolve;
 use crate::ui::{self, Transfer};
@@ -26,7 +27,8 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Outcome {
-    let cache = caches::open_to_push(&args.to, &args.token).await?;
+    memory::keep();
+    let cache = caches::open(&args.to, &args.token, Purpose::Push).await?;
     let mut roots = Vec::with_capacity(args.what.len());
     for what in &args.what {
         roots.push(resolve::root(what)?);

@@ -3,7 +3,7 @@ use calve_store::remote::Remote;
 
 use super::CacheArgs;
 use crate::args::show_size;
-use crate::caches::{self, Place, TokenArgs, parse_place};
+use crate::caches::{self, Place, Purpose, TokenArgs, parse_place};
 use crate::failure::{ExitStatus, Outcome};
 use crate::ui::{self, Cell, Colour, Table};
 
@@ -26,7 +26,7 @@ pub async fn run(args: Args) -> Outcome {
     let mut lines: Vec<(&str, serde_json::Value)> = Vec::new();
     let info = match &args.place {
         Some(place) => {
-            let opened = caches::open(place, &args.token).await?;
+            let opened = caches::open(place, &args.token, Purpose::Read).await?;
             lines.push(("cache", opened.name.into()));
             opened.remote.info().await.map_err(caches::refused)?
         }

@@ -1,5 +1,5 @@
 use super::CacheArgs;
-use crate::caches::{self, Place, TokenArgs, parse_place};
+use crate::caches::{self, Place, Purpose, TokenArgs, parse_place};
 use crate::failure::{ExitStatus, Outcome};
 use crate::ui::{self, Progress};
 
@@ -21,7 +21,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Outcome {
     let cache = args.cache.open().await?;
     let other = match &args.repair_from {
-        Some(place) => Some(caches::open(place, &args.token).await?),
+        Some(place) => Some(caches::open(place, &args.token, Purpose::Read).await?),
         None => None,
     };
     let progress = Progress::new("verifying");
