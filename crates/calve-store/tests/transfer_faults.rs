@@ -5,16 +5,17 @@ mod support;
 use std::collections::{BTreeSet, HashSet};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use calve_nix::{ContentAddress, Sha256Hash, StorePath};
 use calve_store::TransferError;
 use calve_store::chunk::ChunkId;
-use calve_store::pull::PullOptions;
+use calve_store::pull::{PullOptions, pull};
 use calve_store::push::{PushOptions, push};
-use support::closures::Chain;
+use support::closures::{Chain, path, text};
 use support::memory::{Faults, Memory};
-use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
+use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, source, trusting};
 use support::{Host, file, names};
 
 /// How long the test waits for what must happen at some time.
@@ -62,6 +63,35 @@ fn one_flipped_bit_in_a_chunk_is_named() {
 fn a_stalled_cache_is_given_up() {
     let error = faulty(Faults { stall: true, ..Faults::default() });
     assert!(error.to_string().contains("sent nothing"), "{error}");
+}
+
+/// Nothing comes: then more is asked for at once than of a cache that is near.
+#[test]
+fn a_far_cache_is_asked_for_more_at_once() {
+    let from = Host::new();
+    let app = path(1, "app-1.0");
+    from.package(&app, &[], |root| file(&root.join("lib/large.so"), &text(1, 40 << 20, &[]), 0o444));
+    let cache = Arc::new(Memory::new("cache"));
+    push_to(&from, &cache, &app, PushOptions::default());
+    *cache.faults.lock().unwrap() = Faults { stall: true, ..Faults::default() };
+    let before = cache.requests.load(Ordering::Relaxed);
+    let (to, sources) = (Host::new(), [source(&cache)]);
+    // For manifests, recipes, and at least 2 MiB each: of these, 16 MiB hold 8.
+    let enough = before + 2 + 8;
+    runtime().block_on(async {
+        let options = PullOptions { stall_timeout: 2 * DEADLINE, ..trusting(&[&cache]) };
+        let pulled =
+            pull(Arc::clone(&to.store), &sources, std::slice::from_ref(&app), options, Arc::default());
+        let asked = async {
+            while cache.requests.load(Ordering::Relaxed) <= enough {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            pulled = pulled => panic!("nothing came, and the pull ended: {pulled:?}"),
+            asked = tokio::time::timeout(DEADLINE, asked) => asked.expect("more is asked for"),
+        }
+    });
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinError, JoinSet};
 
 use super::plan::{Wanted, stalled, timely};
-use super::slots::{IN_FLIGHT_KIB, Slots, room_of};
+use super::slots::{IN_FLIGHT_FIRST_KIB, IN_FLIGHT_KIB, Slots, room_of};
 use super::{Source, blocking};
 use crate::TransferError;
 use crate::chunk::{CHUNK_STORED_MAX, ChunkId, StoredChunk};
@@ -26,6 +26,9 @@ const BATCH_KIB: usize = 2048;
 /// Requests for chunks at once: as much as is in flight. A request takes the round trip and the time to make its chunks
 /// plain, so that on a far line half of that is half the speed.
 const REQUESTS_MAX: usize = IN_FLIGHT_KIB / BATCH_KIB;
+/// How long nothing happens, with all that may be in flight asked for and nothing of it there, until twice as much may be:
+/// the line is far. At 50 ms of round-trip time that is [`IN_FLIGHT_KIB`] before the first answer.
+const FAR_AFTER: Duration = Duration::from_millis(20);
 /// Chunks that are decoded by one job: about half a mebibyte.
 const DECODE_CHUNKS: usize = 8;
 /// How often all caches are asked again for what none of them gave.
@@ -82,6 +85,7 @@ impl Fetcher {
         let mut next = batches.next();
         let mut tasks = JoinSet::new();
         let mut demanders = true;
+        let mut in_flight = IN_FLIGHT_FIRST_KIB;
         while next.is_some() || demanders || !tasks.is_empty() {
             let room = next.as_ref().map_or(0, |range| room(&wanted[range.clone()]));
             let may_ask = next.is_some() && tasks.len() < REQUESTS_MAX;
@@ -98,6 +102,13 @@ impl Fetcher {
                     let range = next.take().expect("asked for it");
                     drop(tasks.spawn(Arc::clone(&self).batch(wanted[range].to_vec())));
                     next = batches.next();
+                }
+                () = tokio::time::sleep(FAR_AFTER), if next.is_some() && in_flight < IN_FLIGHT_KIB => {
+                    if self.slots.is_empty() {
+                        let more = in_flight.min(IN_FLIGHT_KIB - in_flight);
+                        self.slots.room.add_permits(more);
+                        in_flight += more;
+                    }
                 }
             }
         }
