@@ -12,7 +12,7 @@ use calve_store::http::message::Message;
 use calve_store::http::{Problem, pack_recipe, unpack_recipe};
 use calve_store::normal::Restorer;
 use calve_store::recipe::Recipe;
-use calve_store::remote::{CacheInfo, Manifest};
+use calve_store::remote::{Asker, CacheInfo, Directory, Manifest};
 
 /// A target: its name, which is that of its corpus below `corpus/`, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -91,6 +91,8 @@ fn frames(bytes: &[u8]) {
 /// As every kind of message; packed too, because nearly no change of packed bytes gets as far as a list.
 fn message(bytes: &[u8]) {
     each::<CacheInfo>(bytes);
+    each::<Asker>(bytes);
+    each::<Directory>(bytes);
     each::<Vec<ChunkId>>(bytes);
     each::<Vec<StorePath>>(bytes);
     each::<Vec<Manifest>>(bytes);

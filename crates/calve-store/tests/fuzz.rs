@@ -61,6 +61,8 @@ fn first_inputs() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("address", "unix", b"unix:/run/c.sock:/cache".to_vec()),
         ("frames", "two", [&[200][..], &frames].concat()),
         ("frames", "problem", ended),
+        ("message", "asker", unpacked("asker.1.bin")),
+        ("message", "directory", unpacked("directory.1.bin")),
         ("message", "ids", unpacked("ids.1.bin")),
         ("message", "info", unpacked("info.1.bin")),
         ("message", "manifests", unpacked("manifests.1.bin")),
