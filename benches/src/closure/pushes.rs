@@ -149,7 +149,9 @@ impl Bench {
         let cost = spent.on(Some(server), || pull(after))?;
         self.peak_kib = self.peak_kib.max(cost.peak_kib);
         in_time(table, &format!("pull, {what}, time"), &spent);
-        target.verify(&after.root)
+        target.verify(&after.root)?;
+        self.leave(after, target);
+        Ok(())
     }
 
     /// All path hashes new, as after a change at the bottom.
@@ -192,7 +194,9 @@ impl Bench {
             );
             table.note(&format!("{how}, {what}, time"), format!("{:.3} s", spent.seconds()));
         }
-        target.verify(&after.root)
+        target.verify(&after.root)?;
+        self.leave(after, target);
+        Ok(())
     }
 }
 

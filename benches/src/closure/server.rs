@@ -13,6 +13,8 @@ use crate::home::Home;
 
 /// How long it may take until it listens.
 const START_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked whether it listens: a start takes little more than 2 ms.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
 
 /// Caches that were started so far.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
@@ -63,7 +65,7 @@ impl Server {
             }
             ensure!(self.child.try_wait()?.is_none(), "calve cache serve ended");
             ensure!(begun.elapsed() < START_MAX, "calve cache serve does not listen");
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 
