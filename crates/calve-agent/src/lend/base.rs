@@ -1,6 +1,7 @@
 //! The directory of lent machines: who uses what of it, and what nobody uses any more.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -13,6 +14,9 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{end, failed};
+
+/// Begins the names of agents there.
+const AGENT_PREFIX: &str = "agent-";
 
 /// The directory.
 #[derive(Debug)]
@@ -76,6 +80,20 @@ impl Base {
         lock().map(Counting).map_err(failed(format!("{} cannot be used", self.0.display())))
     }
 
+    /// Puts this program back where it was called, if it went with the last machine while this process began: who wants to
+    /// reach a machine calls it there. For whoever holds a machine, so that it stays.
+    pub fn keep_agent(&self) -> Result<(), SandboxFailure> {
+        let called = env::args_os().next().map(PathBuf::from);
+        let Some(agent) = called.filter(|agent| agent.parent() == Some(&self.0) && !agent.exists()) else {
+            return Ok(());
+        };
+        // Whole or not at all; a half one goes with the others of such names.
+        let new = self.0.join(format!("{AGENT_PREFIX}new-{}", std::process::id()));
+        fs::copy("/proc/self/exe", &new)
+            .and_then(|_| fs::rename(&new, &agent))
+            .map_err(failed(format!("{} cannot be kept", agent.display())))
+    }
+
     /// Every machine that has a directory.
     fn all(&self) -> Vec<Machine> {
         let entries = fs::read_dir(self.0.join("m")).into_iter().flatten().flatten();
@@ -89,7 +107,7 @@ impl Base {
             for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let ours = ["m", "store", "lock"].iter().any(|ours| name == *ours);
-                if ours || name.as_encoded_bytes().starts_with(b"agent-") {
+                if ours || name.as_encoded_bytes().starts_with(AGENT_PREFIX.as_bytes()) {
                     // What cannot be removed is found by the next one.
                     let _ = seed::remove(&entry.path());
                 }

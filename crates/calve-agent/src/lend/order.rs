@@ -19,7 +19,7 @@ pub fn lend(base: &Base) -> Result<(), SandboxFailure> {
     order.spec.written_unix_ms = unix_ms();
     let machine = base.machine(&order.spec.machine_id)?;
     let Some(lock) = claim(base, &machine, &order)? else { return Ok(()) };
-    let made = bring(base, &order, &mut input).and_then(|spec_order| {
+    let made = base.keep_agent().and_then(|()| bring(base, &order, &mut input)).and_then(|spec_order| {
         let json = serde_json::to_vec(&spec_order.spec).expect("names and numbers");
         fs::write(machine.dir.join("sandbox.json"), json)
             .map_err(failed("the machine's directory cannot be written"))?;
