@@ -177,9 +177,9 @@ impl Lender {
         if let Some(known) = known {
             return Ok(known);
         }
-        let facts = Arc::new(self.ask(host).await?);
-        self.facts().insert(host.target().clone(), facts.clone());
-        Ok(facts)
+        let asked = Arc::new(self.ask(host).await?);
+        // Who asked meanwhile may have brought the agent since.
+        Ok(self.facts().entry(host.target().clone()).or_insert(asked).clone())
     }
 
     /// What the host is, asked now.
