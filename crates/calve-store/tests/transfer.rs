@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -76,6 +77,34 @@ fn a_rebuild_moves_next_to_nothing_either_way() {
     assert!(progress.bytes_moved.get() > 0);
 }
 
+/// The hash of the whole archive tells, and then each chunk that lies here is looked at.
+#[test]
+fn what_lies_here_and_was_changed_is_fetched() {
+    let (from, chain, cache) = pushed();
+    let to = Host::new();
+    let index = Arc::new(LocalIndex::open(&to.path("chunks.sqlite")).unwrap());
+    let options = PullOptions { index: Some(index), ..trusting(&[&cache]) };
+    pull_from(&to, &[&cache], &chain.program, options.clone()).0.unwrap();
+    spoil(&to.path("store").join(chain.middle.base_name()).join("lib/middle.so"), 500_000);
+    let rebuilt = Chain::new(&from, 2);
+    push_to(&from, &cache, &rebuilt.program, PushOptions::default());
+    let (pulled, progress) = pull_from(&to, &[&cache], &rebuilt.program, options);
+    pulled.unwrap();
+    assert_equal(&from, &to, &rebuilt);
+    // One chunk, and what is unpacked twice is counted once.
+    assert_eq!(progress.chunks_moved.get(), 1);
+    assert_eq!(progress.archive_bytes.get(), progress.archive_bytes_done.get());
+}
+
+/// Changes one byte of a file.
+fn spoil(file: &Path, at: usize) {
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[at] ^= 1;
+    let mode = std::fs::metadata(file).unwrap().permissions().mode();
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode | 0o200)).unwrap();
+    std::fs::write(file, bytes).unwrap();
+}
+
 #[test]
 fn the_real_cache_takes_and_gives_a_closure() {
     let (from, to) = (Host::new(), Host::new());
@@ -135,12 +164,8 @@ fn a_change_in_one_file_moves_that_file() {
     for moved in moved(&changed) {
         assert!(moved > 0 && moved < first / 8, "{moved} of {first}");
     }
-    // What lies here is not what it was: one chunk more.
-    let spoilt = to.path("store").join(changed.base_name()).join("lib/large.so");
-    let mut bytes = std::fs::read(&spoilt).unwrap();
-    bytes[3_000_000] ^= 1;
-    std::fs::set_permissions(&spoilt, std::fs::Permissions::from_mode(0o644)).unwrap();
-    std::fs::write(&spoilt, bytes).unwrap();
+    // What lies here is not what it was: one chunk more, and those again that came beside the wrong one.
+    spoil(&to.path("store").join(changed.base_name()).join("lib/large.so"), 3_000_000);
     let [pushed, pulled] = moved(&app(3, &text(7, 5000, &[])));
     assert!(pulled > pushed && pulled < first / 4, "{pulled} and {pushed} of {first}");
 }

@@ -1,6 +1,7 @@
 //! Workers: each puts the archives of paths together from their chunks and unpacks them on the way.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use calve_nix::content_address::FileCheck;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::local_chunks::{LocalChunks, with_local_chunks};
+use super::local_chunks::{LocalChunks, Trust, with_local_chunks};
 use super::plan::{Origin, Plan, PlannedPath, Wanted};
 use super::slots::Slots;
 use crate::index::LocalIndex;
@@ -16,6 +17,7 @@ use crate::normal::Restorer;
 use crate::place::Landing;
 use crate::progress::Progress;
 use crate::recipe::Piece;
+use crate::scratch::remove_tree;
 use crate::unpack::{Blocks, UnpackError, unpack};
 use crate::{Store, TransferError};
 
@@ -52,12 +54,34 @@ impl Work {
     }
 
     fn unpack(&self, n: usize, demand: &UnboundedSender<Wanted>) -> Result<(), TransferError> {
-        let path = &self.plan.paths[n];
-        let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
+        let (path, tree) = (&self.plan.paths[n], self.landing.tree(n));
         self.landing.begin(n, &path.info);
+        let mut taken = 0;
+        let mut unpacked = self.put_together(path, &tree, Trust::Whole, demand, &mut taken);
+        let is_local = |origin: &Origin| matches!(origin, Origin::Local(_));
+        if let Err(TransferError::Archive { .. } | TransferError::WrongHash { .. }) = unpacked
+            && path.origins.iter().any(is_local)
+        {
+            // It may be what lies here that is wrong: then it is fetched.
+            remove_tree(&tree)?;
+            unpacked = self.put_together(path, &tree, Trust::Each, demand, &mut taken);
+        }
+        unpacked
+    }
+
+    /// Unpacks a path once; `taken` says how many pieces were taken in earlier tries, and in this one.
+    fn put_together(
+        &self,
+        path: &PlannedPath,
+        tree: &Path,
+        trust: Trust,
+        demand: &UnboundedSender<Wanted>,
+        taken: &mut usize,
+    ) -> Result<(), TransferError> {
+        let restorer = Restorer::new(&path.recipe.positions, &path.info.counted_references());
         let mut check = path.info.file_check();
         let info = &path.info;
-        let unpacked = with_local_chunks(&self.store, self.index.as_ref(), path, |local| {
+        let unpacked = with_local_chunks(&self.store, self.index.as_ref(), path, trust, |local| {
             let pieces = Pieces {
                 work: self,
                 path,
@@ -65,10 +89,11 @@ impl Work {
                 local,
                 check: check.as_mut(),
                 demand,
+                taken,
                 next: 0,
                 at: 0,
             };
-            unpack(pieces, &self.landing.tree(n), &info.nar_hash, info.nar_size)
+            unpack(pieces, tree, &info.nar_hash, info.nar_size)
         });
         unpacked.map_err(|error| {
             let path = info.path.clone();
@@ -99,6 +124,8 @@ struct Pieces<'a> {
     /// Where the path's name follows from its bytes.
     check: Option<&'a mut FileCheck>,
     demand: &'a UnboundedSender<Wanted>,
+    /// Pieces before it were taken, perhaps in an earlier try.
+    taken: &'a mut usize,
     next: usize,
     at: u64,
 }
@@ -108,6 +135,7 @@ impl Pieces<'_> {
         let piece = self.path.recipe.pieces[n];
         let slots = &self.work.slots;
         match self.path.origins[n] {
+            Origin::Fetched if n < *self.taken => self.found_or_fetched(None, piece),
             Origin::Fetched => slots.take(&piece.id),
             Origin::FetchedBefore => slots.copy(&piece.id),
             Origin::Partial => {
@@ -143,7 +171,10 @@ impl Blocks for Pieces<'_> {
         }
         self.next += 1;
         self.at += bytes.len() as u64;
-        self.work.progress.archive_bytes_done.add(bytes.len() as u64);
+        if self.next > *self.taken {
+            *self.taken = self.next;
+            self.work.progress.archive_bytes_done.add(bytes.len() as u64);
+        }
         Ok(Some(bytes.into()))
     }
 }

@@ -19,18 +19,28 @@ const AHEAD_BYTES_MIN: u64 = 4 << 20;
 /// Chunks that wait to be unpacked then: usually 1 MiB, 4 at most.
 const AHEAD_CHUNKS: usize = 16;
 
+/// When it is found out that what lies here is not what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// By the hash of the whole archive: store paths do not change, and to hash them twice takes longer.
+    Whole,
+    /// Chunk by chunk.
+    Each,
+}
+
 /// The local chunks of a path, one after the other. Whatever is wrong with one is no error: then it is fetched.
 pub(super) enum LocalChunks<'a> {
     Here(Views<'a>),
     Ahead(Receiver<Option<Vec<u8>>>),
 }
 
-/// Works with the local chunks of `path`: where they are many, on two threads, so that reading and checking them goes on while
-/// what they were read for is hashed.
+/// Works with the local chunks of `path`: where they are many, on two threads, so that reading them goes on while what they
+/// were read for is hashed.
 pub(super) fn with_local_chunks<T>(
     store: &Store,
     index: Option<&Arc<LocalIndex>>,
     path: &PlannedPath,
+    trust: Trust,
     work: impl FnOnce(LocalChunks<'_>) -> T,
 ) -> T {
     let places = || {
@@ -40,7 +50,7 @@ pub(super) fn with_local_chunks<T>(
             _ => None,
         })
     };
-    let mut views = Views { store, index, views: VecDeque::new() };
+    let mut views = Views { store, index, trust, views: VecDeque::new() };
     if places().map(|(_, place)| u64::from(place.len)).sum::<u64>() < AHEAD_BYTES_MIN {
         return work(LocalChunks::Here(views));
     }
@@ -72,6 +82,7 @@ impl LocalChunks<'_> {
 pub(super) struct Views<'a> {
     store: &'a Store,
     index: Option<&'a Arc<LocalIndex>>,
+    trust: Trust,
     /// Those that were used last, by number of recipe; none where no path can be viewed.
     views: VecDeque<(i64, Option<ChunkView>)>,
 }
@@ -90,7 +101,11 @@ impl Views<'_> {
             }
         };
         let (_, view) = &self.views[at];
-        view.as_ref()?.chunk(Piece { id, len: place.len }, place.at)
+        let view = view.as_ref()?;
+        match self.trust {
+            Trust::Whole => view.unchecked(place.len, place.at),
+            Trust::Each => view.chunk(Piece { id, len: place.len }, place.at),
+        }
     }
 
     fn open(&self, number: i64) -> Option<ChunkView> {
