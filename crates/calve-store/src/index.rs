@@ -21,7 +21,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Level of zstd for recipes: they are ids for the most part, which do not compress.
 const RECIPE_LEVEL: i32 = 1;
 
-/// One chunk's place: eight bytes of its id suffice as key, because whoever reads a chunk checks it.
+/// One chunk's place: eight bytes of its id suffice as key, because whoever reads a chunk checks it, or what
+/// he made of it.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS recipe (n INTEGER PRIMARY KEY, id BLOB UNIQUE NOT NULL, body BLOB NOT NULL);
     CREATE TABLE IF NOT EXISTS holder (
