@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, Remaining, SandboxSpec};
-use calve_wire::lend::{LEND_VERSION, LendOrder, Lent};
+use calve_wire::lend::{LEND_VERSION, LendOrder, Lent, LentMachine};
 use calve_wire::machine::{Limits, Network};
 
 fn order() -> LendOrder {
@@ -35,6 +35,15 @@ fn lend(agent: &Path, base: &Path) -> Command {
     command
 }
 
+/// The machines that an agent finds there.
+fn list(agent: &Path, base: &Path) -> Vec<LentMachine> {
+    let listed = lend(agent, base).args(["--list", "yes"]).output().unwrap();
+    match Lent::parse_line(&String::from_utf8(listed.stdout).unwrap()) {
+        Some(Lent::Machines { machines }) => machines,
+        said => panic!("no list: {said:?}"),
+    }
+}
+
 #[test]
 fn an_agent_that_goes_with_the_last_machine_stays_for_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,9 +53,7 @@ fn an_agent_that_goes_with_the_last_machine_stays_for_the_next_one() {
     fs::copy(env!("CARGO_BIN_EXE_calve-agent"), &agent).unwrap();
     // It waits for its order, while another one finds that nobody uses the host.
     let mut waiting = lend(&agent, &base).spawn().unwrap();
-    let listed = lend(&agent, &base).args(["--list", "yes"]).output().unwrap();
-    let line = String::from_utf8(listed.stdout).unwrap();
-    assert_eq!(Lent::parse_line(&line), Some(Lent::Machines { machines: Vec::new() }));
+    assert_eq!(list(&agent, &base), Vec::new());
     assert!(!base.exists());
     let mut stdin = waiting.stdin.take().unwrap();
     stdin.write_all(format!("{}\n", serde_json::to_string(&order()).unwrap()).as_bytes()).unwrap();
@@ -55,12 +62,7 @@ fn an_agent_that_goes_with_the_last_machine_stays_for_the_next_one() {
     assert_eq!(said.next(), Some(Some(Lent::Missing { paths: Vec::new() })));
     let same = fs::read(env!("CARGO_BIN_EXE_calve-agent")).unwrap() == fs::read(&agent).unwrap();
     assert!(same, "another agent is there");
-    let listed = lend(&agent, &base).args(["--list", "yes"]).output().unwrap();
-    let Some(Lent::Machines { machines }) = Lent::parse_line(&String::from_utf8(listed.stdout).unwrap())
-    else {
-        panic!("no list");
-    };
-    assert_eq!(machines.len(), 1);
+    assert_eq!(list(&agent, &base).len(), 1);
     // No closure comes: nothing is left of the machine, and nothing of the agent.
     drop(stdin);
     assert!(matches!(said.next(), Some(Some(Lent::Failed(_)))));

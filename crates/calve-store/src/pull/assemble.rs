@@ -57,16 +57,17 @@ impl Work {
         let (path, tree) = (&self.plan.paths[n], self.landing.tree(n));
         self.landing.begin(n, &path.info);
         let mut taken = 0;
-        let mut unpacked = self.put_together(path, &tree, Trust::Whole, demand, &mut taken);
         let is_local = |origin: &Origin| matches!(origin, Origin::Local(_));
-        if let Err(TransferError::Archive { .. } | TransferError::WrongHash { .. }) = unpacked
-            && path.origins.iter().any(is_local)
-        {
+        match self.put_together(path, &tree, Trust::Whole, demand, &mut taken) {
             // It may be what lies here that is wrong: then it is fetched.
-            remove_tree(&tree)?;
-            unpacked = self.put_together(path, &tree, Trust::Each, demand, &mut taken);
+            Err(TransferError::Archive { .. } | TransferError::WrongHash { .. })
+                if path.origins.iter().any(is_local) =>
+            {
+                remove_tree(&tree)?;
+                self.put_together(path, &tree, Trust::Each, demand, &mut taken)
+            }
+            unpacked => unpacked,
         }
-        unpacked
     }
 
     /// Unpacks a path once; `taken` says how many pieces were taken in earlier tries, and in this one.
