@@ -1,6 +1,6 @@
 //! Chunks read from the files of a path that is there: so they need not be fetched.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use calve_nix::store_path::HASH_CHARS;
 use calve_tree::NarView;
@@ -9,6 +9,9 @@ use crate::StoreError;
 use crate::chunk::ChunkId;
 use crate::normal::{PLACEHOLDER, overlap};
 use crate::recipe::{Piece, Position, Recipe};
+
+/// Hash parts in one file that are compared with others one by one.
+const HASHES_MAX: usize = 1024;
 
 /// The normalised chunks of a tree on disk whose recipe is known.
 pub struct ChunkView {
@@ -46,16 +49,45 @@ impl ChunkView {
 
     /// The plain bytes of a chunk that begins at byte `at` of the archive; none where they are no longer there.
     pub fn chunk(&self, piece: Piece, at: u64) -> Option<Vec<u8>> {
-        self.unchecked(piece.len, at).filter(|bytes| ChunkId::of(bytes) == piece.id)
+        self.unchecked(piece.len, at).ok().filter(|bytes| ChunkId::of(bytes) == piece.id)
     }
 
     /// What lies where a chunk of so many bytes was, for whoever finds out whether it is that still.
-    pub(crate) fn unchecked(&self, len: u32, at: u64) -> Option<Vec<u8>> {
+    pub(crate) fn unchecked(&self, len: u32, at: u64) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; len as usize];
-        self.nar.read_at(&mut bytes, at).ok()?;
+        self.nar.read_at(&mut bytes, at)?;
         blank(&mut bytes, at, &self.places);
-        Some(bytes)
+        Ok(bytes)
     }
+
+    /// The file whose contents were the `size` bytes from byte `at` of the archive, if these hash parts lie in it, each at
+    /// its place, and no others that are not in its chunks.
+    pub(crate) fn file<'a>(
+        &self,
+        at: u64,
+        size: u64,
+        hashes: impl Iterator<Item = (usize, &'a [u8])>,
+    ) -> Option<PathBuf> {
+        let file = self.nar.file(at, size)?;
+        let mut places = places_in(&self.places, at, at + size);
+        for (n, (place, part)) in hashes.enumerate() {
+            let (place, mut here) = (at + place as u64, [0; HASH_CHARS]);
+            let is_same = n < HASHES_MAX
+                && places.next() == Some(place)
+                && self.nar.read_at(&mut here, place).is_ok()
+                && here == part;
+            if !is_same {
+                return None;
+            }
+        }
+        places.next().is_none().then_some(file)
+    }
+}
+
+/// Those of `places` whose hash parts lie, also in part, between two bytes of the archive.
+fn places_in(places: &[u64], at: u64, end: u64) -> impl Iterator<Item = u64> {
+    let first = places.partition_point(|place| place + HASH_CHARS as u64 <= at);
+    places[first..].iter().copied().take_while(move |place| *place < end)
 }
 
 /// Where hash parts begin in an archive with these positions.
@@ -72,8 +104,7 @@ fn places(positions: &[Position]) -> Vec<u64> {
 /// Replaces the hash parts in `bytes`, which begin at byte `at` of the archive.
 fn blank(bytes: &mut [u8], at: u64, places: &[u64]) {
     let end = at + bytes.len() as u64;
-    let first = places.partition_point(|place| place + HASH_CHARS as u64 <= at);
-    for &place in places[first..].iter().take_while(|place| **place < end) {
+    for place in places_in(places, at, end) {
         let (from, part) = overlap(place, at, end);
         bytes[from..from + part.len()].copy_from_slice(&PLACEHOLDER[part]);
     }

@@ -43,7 +43,8 @@ pub enum UnpackError {
 }
 
 /// Unpacks the archive that `blocks` give into `place`, which must not exist, in a directory that nobody else writes to.
-/// Nothing outside of `place` is touched, whatever the archive says. It must have exactly `nar_size` bytes and the hash
+/// Nothing outside of `place` is touched, whatever the archive says; a file whose twin ([`Blocks::twin`]) is sealed already
+/// is a second name of that one (`link(2)`). It must have exactly `nar_size` bytes and the hash
 /// `nar_hash`; after an error what was written is the caller's to remove.
 ///
 /// A directory at the root is left writable, with a time of its own: it has yet to be moved to where it belongs
@@ -72,10 +73,11 @@ fn write_tree<B: Blocks>(input: &mut BlockReader<B>, place: &Path, nar_size: u64
             NarEvent::Enter { name } => tree.enter(&name),
             NarEvent::Leave => tree.leave(),
             NarEvent::Symlink { name, target } => tree.symlink(&name, &target),
-            NarEvent::File { name, executable, size, .. } => {
+            NarEvent::File { name, executable, size, offset } => {
+                let twin = nar.get_ref().twin(offset, size);
                 let mut contents = nar.contents();
                 let next = |most| contents.take_with(most, |input, most| input.part(most), Bytes::len);
-                tree.file(&name, executable, size, next)?;
+                tree.file(&name, executable, size, twin, next)?;
                 continue;
             }
         }

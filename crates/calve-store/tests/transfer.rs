@@ -3,8 +3,6 @@
 mod support;
 
 use std::collections::HashSet;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,7 +17,7 @@ use calve_store::push::{PushOptions, push};
 use calve_store::remote::Remote;
 use support::closures::{Chain, path, text};
 use support::memory::Memory;
-use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, trusting};
+use support::transfers::{assert_equal, pull_from, push_to, pushed, runtime, spoil, trusting};
 use support::{Host, file, listing};
 
 #[test]
@@ -94,15 +92,6 @@ fn what_lies_here_and_was_changed_is_fetched() {
     // One chunk, and what is unpacked twice is counted once.
     assert_eq!(progress.chunks_moved.get(), 1);
     assert_eq!(progress.archive_bytes.get(), progress.archive_bytes_done.get());
-}
-
-/// Changes one byte of a file.
-fn spoil(file: &Path, at: usize) {
-    let mut bytes = std::fs::read(file).unwrap();
-    bytes[at] ^= 1;
-    let mode = std::fs::metadata(file).unwrap().permissions().mode();
-    std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode | 0o200)).unwrap();
-    std::fs::write(file, bytes).unwrap();
 }
 
 #[test]

@@ -89,6 +89,12 @@ impl NarView {
         self.files.last().map_or(0, |file| file.at + file.size)
     }
 
+    /// The file whose contents are the `size` bytes from byte `at` of the archive, if they are all of one.
+    pub fn file(&self, at: u64, size: u64) -> Option<PathBuf> {
+        let n = self.files.binary_search_by_key(&at, |file| file.at).ok()?;
+        (self.files[n].size == size).then(|| self.path(n))
+    }
+
     /// Fills `buffer` with the archive's bytes from byte `at`.
     pub fn read_at(&self, buffer: &mut [u8], mut at: u64) -> Result<(), WalkError> {
         let end = at.checked_add(buffer.len() as u64).filter(|end| *end <= self.size);
@@ -135,16 +141,21 @@ impl NarView {
 
     fn read_file(&self, n: usize, buffer: &mut [u8], at: u64) -> Result<(), WalkError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (begin, end) = self.files[n].name;
-        let path = match begin == end {
-            true => self.root.clone(),
-            false => self.root.join(OsStr::from_bytes(&self.names[begin..end])),
-        };
+        let path = self.path(n);
         if last.as_ref().is_none_or(|(open, _)| *open != n) {
             *last = Some((n, open_file(&path)?.0));
         }
         let (_, file) = last.as_ref().expect("opened above");
         file.read_exact_at(buffer, at).map_err(WalkError::read(&path))
+    }
+
+    /// Where a file lies.
+    fn path(&self, n: usize) -> PathBuf {
+        let (begin, end) = self.files[n].name;
+        match begin == end {
+            true => self.root.clone(),
+            false => self.root.join(OsStr::from_bytes(&self.names[begin..end])),
+        }
     }
 }
 
@@ -195,6 +206,13 @@ mod tests {
                 }
             }
             assert!(view.read_at(&mut [0; 2], whole.len() as u64 - 1).is_err());
+        }
+        let view = NarView::open(&root).unwrap().unwrap();
+        let whole = archive(&root);
+        let page = whole.windows(4096).position(|part| part == [b'x'; 4096]).unwrap() as u64;
+        assert_eq!(view.file(page, 4096), Some(root.join("a/b/page")));
+        for (at, size) in [(page, 4095), (page, 4097), (page - 1, 4097), (page + 1, 4095), (0, 1)] {
+            assert_eq!(view.file(at, size), None);
         }
     }
 }

@@ -141,6 +141,11 @@ impl<R: Read> NarReader<R> {
         }
     }
 
+    /// The stream.
+    pub fn get_ref(&self) -> &R {
+        &self.input
+    }
+
     /// Gives back the stream; after the last event it stands right behind the archive.
     pub fn into_inner(self) -> R {
         self.input

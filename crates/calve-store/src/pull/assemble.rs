@@ -1,7 +1,7 @@
 //! Workers: each puts the archives of paths together from their chunks and unpacks them on the way.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ use crate::index::LocalIndex;
 use crate::normal::Restorer;
 use crate::place::Landing;
 use crate::progress::Progress;
-use crate::recipe::Piece;
+use crate::recipe::{Piece, Recipe};
 use crate::scratch::remove_tree;
 use crate::unpack::{Blocks, UnpackError, unpack};
 use crate::{Store, TransferError};
@@ -60,9 +60,9 @@ impl Work {
         let is_local = |origin: &Origin| matches!(origin, Origin::Local(_));
         match self.put_together(path, &tree, Trust::Whole, demand, &mut taken) {
             // It may be what lies here that is wrong: then it is fetched.
-            Err(TransferError::Archive { .. } | TransferError::WrongHash { .. })
-                if path.origins.iter().any(is_local) =>
-            {
+            Err(
+                TransferError::Archive { .. } | TransferError::WrongHash { .. } | TransferError::Read { .. },
+            ) if path.origins.iter().any(is_local) => {
                 remove_tree(&tree)?;
                 self.put_together(path, &tree, Trust::Each, demand, &mut taken)
             }
@@ -144,7 +144,10 @@ impl Pieces<'_> {
                 self.found_or_fetched(partial.and_then(|partial| partial.chunk(piece, self.at)), piece)
             }
             Origin::Local(place) => {
-                let found = self.local.next(piece.id, place);
+                let found = self.local.next(piece.id, place).map_err(|error| TransferError::Read {
+                    path: self.path.info.path.clone(),
+                    source: io::Error::other(error),
+                })?;
                 self.found_or_fetched(found, piece)
             }
         }
@@ -177,5 +180,27 @@ impl Blocks for Pieces<'_> {
             self.work.progress.archive_bytes_done.add(bytes.len() as u64);
         }
         Ok(Some(bytes.into()))
+    }
+
+    fn twin(&self, at: u64, size: u64) -> Option<PathBuf> {
+        let Recipe { pieces, .. } = &*self.path.recipe;
+        let (mut n, mut begin) = (self.next, self.at);
+        if at < begin {
+            n -= 1;
+            begin -= u64::from(pieces[n].len);
+        }
+        // All of it lies in one archive, as far from where this one would begin there.
+        let mut found = None;
+        while begin < at + size {
+            let Origin::Local(place) = self.path.origins.get(n)? else { return None };
+            let shift = place.at.wrapping_sub(begin);
+            if *found.get_or_insert((place.recipe, shift)) != (place.recipe, shift) {
+                return None;
+            }
+            begin += u64::from(pieces[n].len);
+            n += 1;
+        }
+        let (recipe, shift) = found?;
+        self.local.file(recipe, at.wrapping_add(shift), size, self.restorer.hashes_in(at, size))
     }
 }

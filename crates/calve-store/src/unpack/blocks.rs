@@ -1,6 +1,7 @@
 //! Where an archive's bytes come from.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
 use bytes::{Buf, Bytes};
 use calve_nix::{HashWriter, Sha256Hash};
@@ -12,6 +13,12 @@ const READ_BYTES: usize = 256 * 1024;
 pub trait Blocks {
     /// The next block; none behind the last. It may wait.
     fn next_block(&mut self) -> io::Result<Option<Bytes>>;
+
+    /// A file on this host whose contents the blocks give as the `size` bytes from byte `at` of the archive, which are the
+    /// next that are read of it. Whatever it is, the blocks are hashed.
+    fn twin(&self, _at: u64, _size: u64) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// The blocks of a stream.
@@ -59,6 +66,11 @@ impl<B: Blocks> BlockReader<B> {
     /// The hash of all that was read.
     pub fn finish(self) -> io::Result<Sha256Hash> {
         Ok(self.hash.finish().0)
+    }
+
+    /// As [`Blocks::twin`].
+    pub fn twin(&self, at: u64, size: u64) -> Option<PathBuf> {
+        self.blocks.twin(at, size)
     }
 
     /// Some of the next bytes without a copy, at most so many; none at the end.

@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps};
 
 use crate::StoreError;
 use crate::add::MTIME_SECONDS;
@@ -54,7 +54,7 @@ pub(super) struct OpenFile {
 /// What may be done by another thread.
 pub(super) enum Job {
     /// A whole file.
-    File { dir: Arc<Dir>, name: Vec<u8>, executable: bool, parts: Vec<Bytes> },
+    File { dir: Arc<Dir>, name: Vec<u8>, executable: bool, twin: Option<PathBuf>, parts: Vec<Bytes> },
     /// A part of a file at a place of it.
     Part { file: Arc<OpenFile>, at: u64, part: Bytes },
 }
@@ -117,8 +117,12 @@ impl Job {
     /// Does it; a failure is kept for who waits for the whole tree.
     pub fn run(self) {
         match self {
-            Self::File { dir, name, executable, parts } => {
+            Self::File { dir, name, executable, twin, parts } => {
                 let write = || {
+                    let size = parts.iter().map(|part| part.len() as u64).sum();
+                    if twin.is_some_and(|twin| link(&twin, &dir, &name, executable, size)) {
+                        return Ok(());
+                    }
                     let fd = make(&dir, &name, executable)?;
                     let mut at = 0;
                     for part in &parts {
@@ -144,6 +148,26 @@ fn mode(executable: bool) -> Mode {
 fn make(dir: &Dir, name: &[u8], executable: bool) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(&dir.fd, name, flags, mode(executable))
+}
+
+/// Gives `twin` another name, if it is this user's own and sealed as the file of that name would be. What another user
+/// owns, he may change; a file may have so many names and no more, all on one file system.
+pub(super) fn link(twin: &Path, dir: &Dir, name: &[u8], executable: bool, size: u64) -> bool {
+    if rustix::fs::linkat(CWD, twin, &dir.fd, name, AtFlags::empty()).is_err() {
+        return false;
+    }
+    let sealed = FileType::RegularFile.as_raw_mode() | mode(executable).as_raw_mode();
+    let linked = rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+    let is_sealed = linked.is_ok_and(|file| {
+        (file.st_mode, file.st_size as u64) == (sealed, size)
+            && (file.st_mtime, file.st_mtime_nsec) == (MTIME_SECONDS as i64, 0)
+            && file.st_uid == rustix::process::geteuid().as_raw()
+    });
+    if !is_sealed {
+        // Where it stays, the file cannot be made, which is said.
+        let _ = rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty());
+    }
+    is_sealed
 }
 
 fn seal(file: &OwnedFd, executable: bool, shared: &Shared) -> rustix::io::Result<()> {

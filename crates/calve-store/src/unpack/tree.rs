@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::UnpackError;
-use super::file::{Dir, Job, OpenFile, Shared, times};
+use super::file::{Dir, Job, OpenFile, Shared, link, times};
 use super::helpers::Helpers;
 use crate::StoreError;
 
@@ -92,16 +92,20 @@ impl TreeWriter {
         made.map_err(|error| dir.error(&name, error.into()))
     }
 
-    /// A file of `size` bytes, which `next` gives part by part, each with at most so many bytes as it is told.
+    /// A file of `size` bytes, which `next` gives part by part, each with at most so many bytes as it is told; they are
+    /// not written where they lie here in a `twin` that can have another name.
     pub fn file(
         &mut self,
         name: &[u8],
         executable: bool,
         size: u64,
+        twin: Option<PathBuf>,
         mut next: impl FnMut(usize) -> io::Result<Bytes>,
     ) -> Result<(), UnpackError> {
         self.shared.check().map_err(UnpackError::Store)?;
         let (dir, name) = self.at(name);
+        // Where the root is a file, what is done with it in its place is done with all its names.
+        let twin = twin.filter(|_| !self.open.is_empty());
         let mut left = size;
         if size <= WHOLE_BYTES_MAX {
             let mut parts = Vec::new();
@@ -110,15 +114,20 @@ impl TreeWriter {
                 left -= part.len() as u64;
                 parts.push(part);
             }
-            self.helpers.run(Job::File { dir, name: name.to_vec(), executable, parts }, false);
+            self.helpers.run(Job::File { dir, name: name.to_vec(), executable, twin, parts }, false);
             return Ok(());
         }
-        let file = OpenFile::make(&dir, &name, executable).map_err(UnpackError::Store)?;
+        let file = match twin.is_some_and(|twin| link(&twin, &dir, &name, executable, size)) {
+            true => None,
+            false => Some(OpenFile::make(&dir, &name, executable).map_err(UnpackError::Store)?),
+        };
         while left > 0 {
             let part = next(usize::try_from(left).unwrap_or(usize::MAX)).map_err(cut_off)?;
             let at = size - left;
             left -= part.len() as u64;
-            self.helpers.run(Job::Part { file: Arc::clone(&file), at, part }, true);
+            if let Some(file) = &file {
+                self.helpers.run(Job::Part { file: Arc::clone(file), at, part }, true);
+            }
         }
         Ok(())
     }

@@ -1,5 +1,8 @@
 //! Pushing and pulling made-up closures.
 
+use std::fs::{self, FileTimes, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use calve_nix::StorePath;
@@ -80,4 +83,16 @@ pub fn assert_equal(from: &Host, to: &Host, chain: &Chain) {
         assert_eq!(info.signatures.len(), 1);
     }
     assert!(names(&to.path("store/.tmp")).is_empty());
+}
+
+/// Changes one byte of a file, and nothing else that can be seen of it.
+pub fn spoil(file: &Path, at: usize) {
+    let mut bytes = fs::read(file).unwrap();
+    bytes[at] ^= 1;
+    let metadata = fs::metadata(file).unwrap();
+    fs::set_permissions(file, Permissions::from_mode(metadata.mode() | 0o200)).unwrap();
+    fs::write(file, bytes).unwrap();
+    let times = FileTimes::new().set_modified(metadata.modified().unwrap());
+    fs::File::options().write(true).open(file).unwrap().set_times(times).unwrap();
+    fs::set_permissions(file, metadata.permissions()).unwrap();
 }
