@@ -14,6 +14,7 @@ mod fetch;
 mod land;
 mod local_chunks;
 mod plan;
+mod runs;
 mod slots;
 
 use std::sync::Arc;

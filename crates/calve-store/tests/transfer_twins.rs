@@ -41,6 +41,7 @@ impl Hosts {
         self.from.package(&app, &[&app, &self.library], |root| {
             file(&root.join("bin/tool"), &text(4, 200_000, &[&self.library]), 0o555);
             file(&root.join("lib/large.so"), &text(5, 3_000_000, &[]), 0o444);
+            file(&root.join("lib/twice.so"), &text(8, 1_000_000, &[]).repeat(2), 0o444);
             file(&root.join("share/self"), &text(6, 600_000, &[&app]), 0o444);
             file(&root.join("share/text"), &text(7, 600_000, &[]), 0o444);
             file(&root.join("zz/notes"), &text(100 + version, 5000, &[]), 0o444);
@@ -66,7 +67,7 @@ impl Hosts {
 
     /// Which files of an app are those of another one.
     fn twins(&self, one: &StorePath, other: &StorePath) -> Vec<&'static str> {
-        let names = ["bin/tool", "lib/large.so", "share/self", "share/text", "zz/notes"];
+        let names = ["bin/tool", "lib/large.so", "lib/twice.so", "share/self", "share/text", "zz/notes"];
         let is_twin = |name: &&str| self.file(one, name).ino() == self.file(other, name).ino();
         names.into_iter().filter(is_twin).collect()
     }
@@ -79,7 +80,7 @@ fn equal_files_are_one_file() {
     hosts.pull(&one);
     hosts.pull(&two);
     // What names the app itself has another name in it, and the notes share a chunk with the text before them.
-    assert_eq!(hosts.twins(&one, &two), ["bin/tool", "lib/large.so"]);
+    assert_eq!(hosts.twins(&one, &two), ["bin/tool", "lib/large.so", "lib/twice.so"]);
     let tool = hosts.file(&two, "bin/tool");
     assert_eq!((tool.mode() & 0o7777, tool.mtime(), tool.nlink()), (0o555, 1, 2));
     // It stays when the other one goes.
@@ -108,7 +109,7 @@ fn a_file_that_is_not_sealed_gets_no_second_name() {
     hosts.pull(&one);
     fs::set_permissions(hosts.here(&one).join("lib/large.so"), Permissions::from_mode(0o644)).unwrap();
     hosts.pull(&two);
-    assert_eq!(hosts.twins(&one, &two), ["bin/tool"]);
+    assert_eq!(hosts.twins(&one, &two), ["bin/tool", "lib/twice.so"]);
     assert_eq!(hosts.file(&two, "lib/large.so").mode() & 0o7777, 0o444);
     assert_eq!(hosts.file(&one, "lib/large.so").nlink(), 1);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use calve_nix::StorePath;
 use calve_nix::sign::{Signature, TrustedKeys, VerifyError, fingerprint};
 
+use super::runs::join_runs;
 use super::{PullOptions, Source, blocking};
 use crate::chunk::ChunkId;
 use crate::chunk_view::ChunkView;
@@ -278,6 +279,11 @@ fn with_recipes(
     };
     let local = held(store, index, local)?;
     let wanted = assign_origins(&mut paths, &local);
+    if let Some(index) = index {
+        for path in &mut paths {
+            join_runs(&path.recipe, &mut path.origins, index)?;
+        }
+    }
     let fetched = wanted.len() as u64;
     progress.chunks_present.add(paths.iter().map(|path| path.origins.len() as u64).sum::<u64>() - fetched);
     Ok(Plan { paths, wanted: wanted.into() })
