@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::realisation::RealisationId;
-use crate::store_path::{BASE32_ALPHABET, HASH_CHARS};
+use crate::store_path::is_hash_part;
 use crate::{Compression, Sha256Hash, StorePath, base32};
 
 /// A file of a binary cache, by its path below the cache's root, without a slash before it. Parsed, no path is left that
@@ -79,8 +79,7 @@ fn parse(path: &str) -> Option<CacheFile> {
 }
 
 fn hash_part(text: &str) -> Option<String> {
-    let whole = text.len() == HASH_CHARS && text.bytes().all(|byte| BASE32_ALPHABET.contains(&byte));
-    whole.then(|| text.to_owned())
+    is_hash_part(text).then(|| text.to_owned())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub use scanner::Scanner;
 
 use std::collections::HashMap;
 
+use crate::base32::in_alphabet;
 use crate::store_path::{HASH_CHARS, StorePath};
 
 /// A hash part, as it stands in files.
@@ -131,25 +132,4 @@ fn candidate(bytes: &[u8], from: usize) -> Option<usize> {
         base += blocks.len() * BLOCK_BYTES;
     }
     None
-}
-
-/// Whether a byte is a character of Nix base32. Comparisons, not a table: they can be done for many bytes at once.
-#[inline(always)]
-fn in_alphabet(byte: u8) -> bool {
-    let digit = byte.wrapping_sub(b'0') < 10;
-    let letter = byte.wrapping_sub(b'a') < 26;
-    digit | (letter & (byte != b'e') & (byte != b'o') & (byte != b't') & (byte != b'u'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store_path::BASE32_ALPHABET;
-
-    #[test]
-    fn the_alphabet_is_that_of_store_paths() {
-        for byte in 0..=255 {
-            assert_eq!(in_alphabet(byte), BASE32_ALPHABET.contains(&byte), "{byte}");
-        }
-    }
 }

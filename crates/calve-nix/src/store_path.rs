@@ -37,9 +37,8 @@ impl StorePath {
     /// Parses a base name, `<hash>-<name>`.
     pub fn from_base_name(base: &str) -> Result<Self, StorePathError> {
         let bytes = base.as_bytes();
-        let hash_ok = bytes.len() > HASH_CHARS
-            && bytes[HASH_CHARS] == b'-'
-            && bytes[..HASH_CHARS].iter().all(|c| BASE32_ALPHABET.contains(c));
+        let hash_ok =
+            bytes.len() > HASH_CHARS && bytes[HASH_CHARS] == b'-' && is_hash_part(&base[..HASH_CHARS]);
         if !hash_ok {
             return Err(StorePathError::BadHash(base.to_owned()));
         }
@@ -94,9 +93,14 @@ impl StorePath {
     }
 }
 
+/// Whether this could be the hash part of a store path.
+pub fn is_hash_part(text: &str) -> bool {
+    text.len() == HASH_CHARS && text.bytes().all(base32::in_alphabet)
+}
+
 /// Whether Nix allows this as the name part of a store path.
 pub fn is_name(name: &[u8]) -> bool {
-    let allowed = |c: &u8| c.is_ascii_alphanumeric() || b"+-._?=".contains(c);
+    let allowed = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'-' | b'.' | b'_' | b'?' | b'=');
     let dots = name == b"." || name == b".." || name.starts_with(b".-") || name.starts_with(b"..-");
     !name.is_empty() && name.len() <= NAME_MAX_CHARS && name.iter().all(allowed) && !dots
 }

@@ -13,8 +13,8 @@
 
 use std::fmt;
 
-use calve_nix::StorePath;
-use calve_nix::store_path::{BASE32_ALPHABET, HASH_CHARS};
+use calve_nix::store_path::HASH_CHARS;
+use calve_nix::{StorePath, base32};
 
 /// Longest line in bytes, with its line feed.
 pub const LINE_MAX_BYTES: usize = 512;
@@ -112,8 +112,7 @@ impl HashAt {
     /// Reads one; none where the line is none.
     pub fn parse(line: &str) -> Option<Self> {
         let [at, hash] = words(line)?;
-        let is_one = (1..=HASH_CHARS).contains(&hash.len())
-            && hash.bytes().all(|byte| BASE32_ALPHABET.contains(&byte));
+        let is_one = (1..=HASH_CHARS).contains(&hash.len()) && hash.bytes().all(base32::in_alphabet);
         Some(Self { at: at.parse().ok().filter(|_| is_one)?, hash: hash.to_owned() })
     }
 }

@@ -22,7 +22,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::get;
 use calve_nix::cache_info::{CACHE_INFO_MAX_BYTES, CacheInfo};
-use calve_nix::store_path::{BASE32_ALPHABET, HASH_CHARS};
+use calve_nix::store_path::is_hash_part;
 use calve_nix::{Compression, NarInfo};
 use calve_store::http::ProblemKind;
 use calve_store::remote::{Manifest, Remote};
@@ -65,10 +65,6 @@ fn named(file: &str) -> Answered<Named<'_>> {
         "ls" => Ok(Named::Listing(hash_part)),
         _ => Err(Refusal::missing(file)),
     }
-}
-
-fn is_hash_part(text: &str) -> bool {
-    text.len() == HASH_CHARS && text.bytes().all(|c| BASE32_ALPHABET.contains(&c))
 }
 
 async fn cache_info(State(context): State<Arc<Context>>, headers: HeaderMap) -> Answered {

@@ -31,6 +31,8 @@ use super::body::Incoming;
 
 /// Most bytes of one upload: its chunks and what stands before each.
 const UPLOAD_BODY_MAX_BYTES: usize = UPLOAD_BYTES_MAX + ITEMS_MAX * frame::HEAD_BYTES;
+/// Chunks and recipes of an answer that are sent at once where they are there: 2 MiB of chunks, usually.
+const FRAMES_READY_MAX: usize = 32;
 /// Time between two signs of life while a commit is being checked; clients give up after 30 s without one.
 const BEAT: Duration = Duration::from_secs(5);
 
@@ -250,15 +252,15 @@ fn binary(body: Body) -> Response {
 
 /// An error in the middle is the last frame: the status has long been sent.
 fn frames(chunks: impl Stream<Item = Result<StoredChunk, RemoteError>> + Send + 'static) -> Response {
-    let parts = chunks.flat_map(|chunk| {
-        let parts = match chunk {
-            Ok(chunk) => frame::encode(chunk),
-            Err(error) => {
-                tracing::warn!("an answer was cut off: {}", crate::chain(&error));
-                frame::encode_problem(&Problem::of(&error))
-            }
-        };
-        stream::iter(parts.map(Ok::<_, Infallible>))
+    let parts = |chunk: Result<StoredChunk, RemoteError>| match chunk {
+        Ok(chunk) => frame::encode(chunk),
+        Err(error) => {
+            tracing::warn!("an answer was cut off: {}", crate::chain(&error));
+            frame::encode_problem(&Problem::of(&error))
+        }
+    };
+    let sent = chunks.ready_chunks(FRAMES_READY_MAX).flat_map(move |ready| {
+        stream::iter(frame::joined(ready.into_iter().flat_map(parts)).into_iter().map(Ok::<_, Infallible>))
     });
-    binary(Body::from_stream(parts))
+    binary(Body::from_stream(sent))
 }

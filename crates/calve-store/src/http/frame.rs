@@ -9,6 +9,10 @@ use crate::chunk::{ChunkId, StoredChunk};
 
 /// Bytes before each frame's content.
 pub const HEAD_BYTES: usize = 40;
+/// Parts of up to so many bytes are copied rather than sent by themselves: a recipe, a small chunk.
+const JOINED_PART_BYTES: usize = 4 << 10;
+/// Bytes of such parts that become one.
+const JOINED_BYTES: usize = 64 << 10;
 /// Most bytes of a problem in a frame.
 const PROBLEM_MAX_BYTES: u32 = 16 * 1024;
 
@@ -60,6 +64,26 @@ pub fn encode_problem(problem: &Problem) -> [Bytes; 2] {
         json = Problem::new(problem.kind, "its description is too long to be sent").to_json();
     }
     [head(&ChunkId([0; 32]), 0, json.len() as u32), json.into()]
+}
+
+/// The same bytes in fewer parts: each that is sent by itself wakes whoever waits for it, at both ends.
+pub fn joined(parts: impl Iterator<Item = Bytes>) -> Vec<Bytes> {
+    let (mut all, mut small) = (Vec::new(), BytesMut::new());
+    for part in parts {
+        let is_small = part.len() <= JOINED_PART_BYTES;
+        if !small.is_empty() && (!is_small || small.len() + part.len() > JOINED_BYTES) {
+            all.push(small.split().freeze());
+        }
+        if is_small {
+            small.extend_from_slice(&part);
+        } else {
+            all.push(part);
+        }
+    }
+    if !small.is_empty() {
+        all.push(small.freeze());
+    }
+    all
 }
 
 /// Takes bytes as they come and gives frames.
@@ -149,6 +173,19 @@ mod tests {
             prop_assert_eq!(decoder.finish(), Ok(()));
             prop_assert_eq!(found.as_slice(), &chunks);
         }
+    }
+
+    #[test]
+    fn small_parts_are_joined_and_large_ones_are_not_copied() {
+        let part = |byte, len| Bytes::from(vec![byte; len]);
+        let large = part(3, JOINED_PART_BYTES + 1);
+        let parts = [part(1, 40), part(2, 100), large.clone(), part(4, 40), large.clone()];
+        let sent = joined(parts.iter().cloned());
+        assert_eq!(sent.concat(), parts.concat());
+        assert_eq!(sent.iter().map(Bytes::len).collect::<Vec<_>>(), [140, large.len(), 40, large.len()]);
+        assert_eq!(sent[1].as_ptr(), large.as_ptr());
+        let sent = joined(std::iter::repeat_n(part(5, 4000), 20));
+        assert_eq!(sent.iter().map(Bytes::len).collect::<Vec<_>>(), [64_000, 16_000]);
     }
 
     #[test]

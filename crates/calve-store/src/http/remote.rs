@@ -152,7 +152,7 @@ impl Remote for HttpRemote {
     }
 
     async fn put_chunks(&self, chunks: Vec<StoredChunk>) -> Result<(), RemoteError> {
-        let body = chunks.into_iter().flat_map(frame::encode).collect();
+        let body = frame::joined(chunks.into_iter().flat_map(frame::encode));
         self.post("/upload", body).await?.body.collect(MESSAGE_MAX_BYTES).await.map(drop)
     }
 
@@ -161,7 +161,7 @@ impl Remote for HttpRemote {
         let mut head = BytesMut::with_capacity(4);
         head.put_u32_le(u32::try_from(manifests.len()).expect("manifests have fewer than 4 GiB"));
         let mut body = vec![head.freeze(), manifests.into()];
-        body.extend(recipes.iter().flat_map(|recipe| frame::encode(pack_recipe(recipe))));
+        body.extend(frame::joined(recipes.iter().flat_map(|recipe| frame::encode(pack_recipe(recipe)))));
         drop(recipes);
         let answer = self.post("/commit", body).await?.body;
         self.commit_answer(answer).await
