@@ -71,6 +71,10 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        // A server that only stops would still ask what it may use here, while the next measurement runs.
+        if !self.dirs().data.exists() {
+            return;
+        }
         let _ = self.calve(&["rm", "--all"]);
         let _ = self.calve(&["server", "stop"]);
     }
