@@ -21,7 +21,8 @@ pub(super) fn join_runs(recipe: &Recipe, origins: &mut [Origin], index: &LocalIn
             begin = n;
             continue;
         };
-        let end = before.at + u64::from(before.len);
+        // An index that is damaged may say anything.
+        let end = before.at.wrapping_add(u64::from(before.len));
         if (place.recipe, place.at) == (before.recipe, end) {
             continue;
         }
