@@ -11,7 +11,7 @@ use calve_node::run_dir::RunDirs;
 use calve_node::{Driver, Found, Order};
 use calve_store::ClosurePath;
 use calve_wire::machine::Exit;
-use support::{Client, agent_program, new_id, order, processes_with, wait_for};
+use support::{Client, agent_program, copy_program, new_id, order, processes_with, wait_for};
 
 const BASE_NAME: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 
@@ -26,7 +26,7 @@ impl Bench {
         let dir = tempfile::tempdir().expect("a directory");
         let bin = dir.path().join(BASE_NAME).join("bin");
         fs::create_dir_all(&bin).expect("made");
-        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+        copy_program(Path::new("/bin/busybox"), &bin.join("busybox"));
         Self { driver: SandboxDriver::new(&dir.path().join("run"), agent_program()), dir }
     }
 
@@ -231,7 +231,7 @@ async fn a_file_alone_is_called_by_its_name() {
     let mut order = bench.order();
     let name = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-echo";
     let file = bench.dir.path().join(name);
-    fs::copy("/bin/busybox", &file).expect("busybox-static is installed");
+    copy_program(Path::new("/bin/busybox"), &file);
     let path = format!("/nix/store/{name}");
     order.closure.paths = vec![ClosurePath { path: path.parse().expect("a store path"), host_path: file }];
     let mut client = bench.create(&order).await;

@@ -11,7 +11,7 @@ use calve_node::{Driver, Found, Order};
 use calve_store::ClosurePath;
 use calve_wire::machine::Network;
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Client, agent_program, cgroups_named, new_id, order, processes_with, wait_for};
+use support::{Client, agent_program, cgroups_named, copy_program, new_id, order, processes_with, wait_for};
 
 const BASE_NAME: &str = "0c0bcb7wpc9kyvnmw8f1x0jyb9y0z8kq-busybox";
 
@@ -28,9 +28,9 @@ impl Bench {
         let dir = tempfile::tempdir().expect("a directory");
         let bin = dir.path().join(BASE_NAME).join("bin");
         fs::create_dir_all(&bin).expect("made");
-        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+        copy_program(Path::new("/bin/busybox"), &bin.join("busybox"));
         let agent = dir.path().join("calve-agent");
-        fs::copy(agent_program(), &agent).expect("copied");
+        copy_program(&agent_program(), &agent);
         let driver = SandboxDriver::new(&dir.path().join("run"), agent.clone());
         let bench = Self { dir, agent, driver };
         let first = bench.order();
@@ -171,7 +171,7 @@ async fn one_of_another_program_is_not_used() {
     let bench = Bench::new().await;
     let standby = bench.standby().await;
     let new = bench.dir.path().join("new");
-    fs::copy(agent_program(), &new).expect("copied");
+    copy_program(&agent_program(), &new);
     fs::rename(new, &bench.agent).expect("replaced");
     let (supervisor, _) = bench.run(&bench.order(), "echo up").await;
     assert_ne!(supervisor, standby);

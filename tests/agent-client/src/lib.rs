@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use calve_wire::agent::{AGENT_PROTOCOL_VERSION, FromAgent, Phase, Remaining, Status, Target, ToAgent};
@@ -29,6 +30,13 @@ pub fn agent_program() -> PathBuf {
     let program = std::env::var_os("CALVE_AGENT").map_or_else(|| dir.join("calve-agent"), PathBuf::from);
     assert!(program.exists(), "{} is missing: `cargo build -p calve-agent` makes it", program.display());
     program
+}
+
+/// Copies a program that is about to be run. A process of its own does: what another test starts meanwhile would hold a file
+/// that is being written here until it runs a program itself, and until then nobody can run the copy (`ETXTBSY`, execve(2)).
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("cp(1) is there");
+    assert!(copied.success(), "{} is installed", from.display());
 }
 
 /// What came on one stream.

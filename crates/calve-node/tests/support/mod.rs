@@ -11,7 +11,7 @@ use calve_node::Order;
 use calve_store::Closure;
 use calve_wire::machine::{Limits, MachineSpec, Network, Restart, Source, Workload};
 
-pub use agent_client::{Client, HOUR, TOKEN, agent_program, wait_for};
+pub use agent_client::{Client, HOUR, TOKEN, agent_program, copy_program, wait_for};
 
 /// An id that no other test has.
 pub fn new_id() -> MachineId {
